@@ -1,0 +1,1 @@
+"""From fundus photographs to batches of tiles. Knows nothing of the models."""

@@ -1,0 +1,23 @@
+"""Errors a person can act on: one line, shown without a traceback."""
+
+
+class FundusError(Exception):
+    """A mistake in the input or the command line, told in one line with the way out.
+
+    Attributes:
+      exit_code: What a command that meets it exits with.
+    """
+
+    exit_code = 1
+
+
+class UsageError(FundusError):
+    """The command, an option or a config value is wrong."""
+
+    exit_code = 2
+
+
+class DataError(FundusError):
+    """A file is missing, unreadable or not what it should be."""
+
+    exit_code = 1

@@ -1,0 +1,228 @@
+"""Finding the tiles of a tree, with or without a manifest, and what is known of each."""
+
+import array
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from data import manifest
+from data.errors import DataError
+from data.images import IMAGE_SUFFIXES
+from data.splits import SPLITS, assign_splits, shorten
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Origin:
+    """What the tiles of one photograph have in common; columns of the manifest, -1 if unknown."""
+
+    photograph: str
+    patient: str
+    label: str
+    split: str
+    scale: float = -1.0
+    photo_height: int = -1
+    photo_width: int = -1
+    fov_x: float = -1.0
+    fov_y: float = -1.0
+    fov_radius: float = -1.0
+    fov_top: float = -1.0
+    fov_bottom: float = -1.0
+
+
+_ORIGIN_COLUMNS = tuple(field.name for field in dataclasses.fields(Origin))
+
+
+class TileList:
+    """Tiles to build a dataset from, about 150 bytes each: millions fit in memory.
+
+    Attributes:
+      root: The directory the paths are relative to.
+      paths: Relative path of each tile, with forward slashes.
+      sizes: int64 [tiles] of bytes; -1 where a manifest names a file that is not there.
+      patients_known: Whether anybody said whose tiles they are.
+      photographs: The table of photographs beside the manifest, or None.
+      unlisted: Images below `root` that the manifest does not name.
+    """
+
+    def __init__(
+        self, root: Path, *, patients_known: bool = False, photographs: Path | None = None
+    ):
+        self.root = root
+        self.paths: list[str] = []
+        self.sizes = np.empty(0, np.int64)
+        self.patients_known = patients_known
+        self.photographs = photographs
+        self.unlisted: list[str] = []
+        self._origins: dict[Origin, int] = {}
+        self._origin_list: list[Origin] = []
+        self._rows = tuple(array.array("i") for _ in ("origin", "y", "x"))
+
+    def add(self, path: str, origin: Origin, y: int = -1, x: int = -1) -> None:
+        """Appends a tile at row `y`, column `x` of its photograph."""
+        number = self._origins.setdefault(origin, len(self._origins))
+        if number == len(self._origin_list):
+            self._origin_list.append(origin)
+        self.paths.append(path)
+        for column, value in zip(self._rows, (number, y, x), strict=True):
+            column.append(value)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def example(self, number: int) -> dict[str, str | int | float]:
+        """All features of a tile but its image."""
+        origin, y, x = (column[number] for column in self._rows)
+        known = {name: getattr(self._origin_list[origin], name) for name in _ORIGIN_COLUMNS}
+        del known["split"]
+        return known | {"tile_id": tile_id(self.paths[number]), "y": y, "x": x}
+
+    def order(self) -> dict[str, np.ndarray]:
+        """The numbers of each split's tiles, shuffled by a hash of their ids; no empty splits.
+
+        So files are a fair mix wherever one starts to read, and adding tiles keeps the order.
+        """
+        keys = np.fromiter((_hash(tile_id(path)) for path in self.paths), np.uint64, len(self))
+        order = np.argsort(keys, kind="stable")
+        splits = np.array([SPLITS.index(origin.split) for origin in self._origin_list])
+        of_tile = splits[np.frombuffer(self._rows[0], np.int32)][order]
+        numbers = {name: order[of_tile == code] for code, name in enumerate(SPLITS)}
+        return {name: of_split for name, of_split in numbers.items() if len(of_split)}
+
+    def fingerprint(self) -> str:
+        """A digest of paths, sizes and everything known of the tiles, whatever their order."""
+        total = 0
+        for number, path in enumerate(self.paths):
+            origin, y, x = (column[number] for column in self._rows)
+            row = f"{path}\n{self.sizes[number]}\n{self._origin_list[origin]}\n{y}\n{x}"
+            total ^= int.from_bytes(hashlib.blake2b(row.encode(), digest_size=16).digest(), "big")
+        return f"{total:032x}"
+
+
+def tile_id(path: str) -> str:
+    """A tile's relative path without its suffix."""
+    return path.rpartition(".")[0]
+
+
+def collect(
+    root: str | os.PathLike,
+    *,
+    patient_regex: str | None = None,
+    patients_unknown: bool = False,
+    val: float = 0.1,
+    test: float = 0.1,
+    report: Callable[[str], None] = print,
+) -> TileList:
+    """Lists the tiles below a directory.
+
+    With a `manifest.csv` the manifest says everything. Without one, a tile's folder is its
+    photograph, the folder above that its label, and the splits follow from the options.
+
+    Args:
+      root: Directory of tiles.
+      patient_regex: Searched in the names of the photographs' folders; names the patient.
+      patients_unknown: Accepts that nothing tells patients apart.
+      val: Share of the patients for validation.
+      test: Share of the patients for the test.
+      report: Receives a line on what looks wrong but is no error.
+
+    Raises:
+      UsageError: Nothing tells patients apart.
+      DataError: No tiles, a bad manifest, two tiles of one name, or an empty split.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such directory; expected a folder of tiles")
+    if (root / manifest.MANIFEST).is_file():
+        return _from_manifest(root, report)
+    return _from_tree(root, patient_regex, patients_unknown, val, test, report)
+
+
+def _from_manifest(root: Path, report: Callable[[str], None]) -> TileList:
+    photographs = root / manifest.PHOTOGRAPHS
+    tiles = TileList(root, photographs=photographs if photographs.is_file() else None)
+    for row in manifest.iterate_manifest(root / manifest.MANIFEST):
+        origin = Origin(**{name: getattr(row, name) for name in _ORIGIN_COLUMNS})
+        tiles.add(row.tile, origin, row.y, row.x)
+        # make-tiles that was told nothing of patients names each after its photograph.
+        tiles.patients_known |= row.patient != row.photograph
+
+    sizes = dict.fromkeys(tiles.paths, -1)
+    for path, size in _files(root):
+        if path in sizes:
+            sizes[path] = size
+        else:
+            tiles.unlisted.append(path)
+    tiles.sizes = np.fromiter(sizes.values(), np.int64, len(tiles))
+    if tiles.unlisted:
+        report(
+            f"{root / manifest.MANIFEST} does not name {len(tiles.unlisted)} images, which are "
+            f"left out: {shorten(tiles.unlisted)}"
+        )
+    return tiles
+
+
+def _from_tree(
+    root: Path,
+    patient_regex: str | None,
+    patients_unknown: bool,
+    val: float,
+    test: float,
+    report: Callable[[str], None],
+) -> TileList:
+    files = dict(_files(root))
+    if not files:
+        raise DataError(f"{root}: no tiles; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
+    photographs = {folder: _photograph(root, folder) for folder in map(_folder, files)}
+    assigned = assign_splits(
+        sorted(set(photographs.values())),
+        patient_regex=patient_regex,
+        val=val,
+        test=test,
+        photograph_is_patient=patients_unknown,
+        report=report,
+    )
+    origins = {
+        folder: Origin(id, assigned[id].patient, assigned[id].label, assigned[id].split)
+        for folder, id in photographs.items()
+    }
+    tiles = TileList(root, patients_known=patient_regex is not None)
+    seen: dict[str, str] = {}
+    for path in files:
+        if (other := seen.setdefault(tile_id(path), path)) != path:
+            raise DataError(f"{root}: {other} and {path} would be one tile; rename one")
+        tiles.add(path, origins[_folder(path)])
+    tiles.sizes = np.fromiter(files.values(), np.int64, len(files))
+    return tiles
+
+
+def _files(root: Path, folder: str = "") -> Iterator[tuple[str, int]]:
+    """Relative path and size in bytes of every image below `root`, sorted; no hidden ones.
+
+    Not `list_images`: a list of millions of `Path`s would take more memory than all the rest.
+    """
+    with os.scandir(root / folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _files(root, f"{folder}{entry.name}/")
+            elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+                yield f"{folder}{entry.name}", entry.stat().st_size
+
+
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _photograph(root: Path, folder: str) -> str:
+    """The id "<label>/<photograph>" of the tiles in a folder: its name and the one above it."""
+    folders = (*root.resolve().parts, *PurePosixPath(folder).parts)
+    return "/".join(folders[-2:])
+
+
+def _hash(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")

@@ -1,0 +1,160 @@
+"""Encoded tiles: which bytes may stay as they are, without metadata, and whether they are whole.
+
+8-bit RGB JPEG and PNG files keep their pixels bit for bit: only segments that could tell about
+people, cameras or software are cut out. Everything else is decoded and encoded again as PNG.
+"""
+
+import dataclasses
+import re
+import struct
+import zlib
+
+import cv2
+import numpy as np
+
+from data.errors import DataError
+from data.images import decode_image, encode_image
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_KEPT = {b"IHDR", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"sBIT"}
+_PNG_RECODED = {b"iCCP", b"tRNS", b"eXIf", b"cICP", b"acTL"}  # Profile, alpha, turn, animation.
+
+# In entropy-coded data 0xFF is followed by 0x00 (stuffing) or a restart marker, else data end.
+_JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)
+_SOI, _EOI, _SOS, _COM, _APP0, _APP1, _APP2, _APP14 = 0xD8, 0xD9, 0xDA, 0xFE, 0xE0, 0xE1, 0xE2, 0xEE
+_SOF = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_APPS = set(range(0xE0, 0xF0)) | {_COM}
+
+
+class _Recode(Exception):  # noqa: N818  Not an error: the picture needs another form.
+    """The picture is not 8-bit RGB as it stands."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A tile ready to be stored: `data` is a JPEG or PNG file of 8-bit RGB without metadata."""
+
+    data: bytes
+    height: int
+    width: int
+
+
+def prepare(encoded: bytes, name: str) -> Encoded:
+    """Validates a tile by decoding it, and frees it of metadata.
+
+    OpenCV pads a truncated JPEG with grey and only warns, so the structure is checked first: a
+    JPEG must reach its end marker, the chunks of a PNG must match their checksums.
+
+    Args:
+      encoded: The bytes of an image file.
+      name: What to call it in an error.
+
+    Raises:
+      DataError: The bytes are empty, truncated, damaged or no image.
+    """
+    try:
+        if encoded.startswith(b"\xff\xd8"):
+            kept = _strip_jpeg(encoded)
+        elif encoded.startswith(_PNG_SIGNATURE):
+            kept = _strip_png(encoded)
+        else:
+            raise _Recode
+    except _Recode:
+        image = decode_image(encoded, name)
+        return Encoded(encode_image(image, ".png"), *image.shape[:2])
+    except (ValueError, struct.error, IndexError) as error:
+        reason = str(error) if isinstance(error, ValueError) else "truncated"
+        raise DataError(f"{name}: damaged: {reason}") from error
+    try:
+        image = cv2.imdecode(np.frombuffer(kept, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise DataError(f"{name}: damaged: {error.err}") from error
+    if image is None:
+        raise DataError(f"{name}: damaged: cannot be decoded")
+    return Encoded(kept, *image.shape[:2])
+
+
+def _strip_jpeg(encoded: bytes) -> bytes:
+    """The same JPEG with no segments but those that decoding needs."""
+    kept = [encoded[:2]]
+    at, end = 2, 0
+    while not end:
+        if encoded[at] != 0xFF:
+            raise ValueError("not a JPEG segment where one should begin")
+        while encoded[at + 1] == 0xFF:  # Fill bytes.
+            at += 1
+        marker = encoded[at + 1]
+        if marker == _EOI:
+            end = at + 2
+            kept.append(encoded[at:end])
+            continue
+        (length,) = struct.unpack_from(">H", encoded, at + 2)
+        body, after = at + 4, at + 2 + length
+        if after > len(encoded):
+            raise ValueError("truncated")
+        if marker in _SOF and (encoded[body] != 8 or encoded[body + 5] != 3):
+            raise _Recode  # Grey, CMYK or 12 bits.
+        if marker == _APP1 and _turned(encoded[body:after]):
+            raise _Recode
+        if marker == _APP2 and encoded.startswith(b"ICC_PROFILE", body):
+            raise _Recode
+        if marker == _SOS:
+            found = _JPEG_MARKER.search(encoded, after)
+            if not found:
+                raise ValueError("truncated: no end-of-image marker")
+            after = found.end() - 2
+        # JFIF states the density, Adobe's segment the colour transform.
+        needed = (marker == _APP0 and encoded.startswith(b"JFIF", body)) or (
+            marker == _APP14 and encoded.startswith(b"Adobe", body)
+        )
+        if marker not in _APPS or needed:
+            kept.append(encoded[at:after])
+        at = after
+    stripped = b"".join(kept)
+    return encoded if len(stripped) == len(encoded) else stripped
+
+
+def _turned(app1: bytes) -> bool:
+    """Whether an EXIF segment asks for the picture to be turned or mirrored."""
+    if not app1.startswith(b"Exif\0\0"):
+        return False
+    tiff = app1[6:]
+    order = "<" if tiff[:2] == b"II" else ">"
+    try:
+        (directory,) = struct.unpack_from(order + "I", tiff, 4)
+        (count,) = struct.unpack_from(order + "H", tiff, directory)
+        for entry in range(count):
+            tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, directory + 2 + 12 * entry)
+            if tag == 0x0112:
+                return value not in (0, 1)
+    except struct.error:  # As viewers do, take a damaged EXIF for none.
+        pass
+    return False
+
+
+def _strip_png(encoded: bytes) -> bytes:
+    """The same PNG with no chunks but those that decoding needs."""
+    kept = [_PNG_SIGNATURE]
+    at, kind = len(_PNG_SIGNATURE), b""
+    view = memoryview(encoded)
+    while kind != b"IEND":
+        if at + 12 > len(encoded):
+            raise ValueError("truncated: no IEND chunk")
+        length, kind = struct.unpack_from(">I4s", encoded, at)
+        after = at + 12 + length
+        if after > len(encoded):
+            raise ValueError("truncated")
+        (crc,) = struct.unpack_from(">I", encoded, after - 4)
+        if zlib.crc32(view[at + 4 : after - 4]) != crc:
+            raise ValueError(f"checksum of its {kind.decode('latin-1')} chunk is wrong")
+        if kind == b"IHDR":
+            depth, colour = struct.unpack_from("BB", encoded, at + 16)
+            if (depth, colour) != (8, 2):
+                raise _Recode  # Grey, palette, alpha or 16 bits.
+        if kind in _PNG_RECODED:
+            raise _Recode
+        if kind in _PNG_KEPT:
+            kept.append(encoded[at:after])
+        at = after
+    stripped = b"".join(kept)
+    return encoded if len(stripped) == len(encoded) else stripped

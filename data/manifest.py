@@ -1,0 +1,210 @@
+"""The two tables beside a tree of tiles: `manifest.csv` and `photographs.csv`.
+
+Lengths are pixels of the photograph after scaling; a field of view that is unknown is -1.
+"""
+
+import csv
+import dataclasses
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from data.errors import DataError
+from data.fov import FieldOfView
+from data.images import replacing
+from data.splits import SPLITS
+
+MANIFEST = "manifest.csv"
+PHOTOGRAPHS = "photographs.csv"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TileRow:
+    """One tile of `manifest.csv`.
+
+    Attributes:
+      tile: Path of the file relative to the manifest, with forward slashes.
+      photograph: "<label>/<stem of the photograph's file>".
+      patient: Photographs of one patient are in one split.
+      label: The photograph's folder, or the patients file's word.
+      split: "train", "val" or "test".
+      y: Top row of the tile in the photograph.
+      x: Left column of the tile in the photograph.
+      scale: Pixels here per pixel of the original photograph.
+      photo_height: Height of the photograph.
+      photo_width: Width of the photograph.
+      fov_x: Column of the field of view's centre.
+      fov_y: Row of the field of view's centre.
+      fov_radius: Radius of the field of view.
+      fov_top: Its first lit row.
+      fov_bottom: Its last lit row.
+      fov_share: Share of the tile inside the field of view, 0 to 1.
+    """
+
+    tile: str
+    photograph: str
+    patient: str
+    label: str
+    split: str
+    y: int
+    x: int
+    scale: float
+    photo_height: int
+    photo_width: int
+    fov_x: float
+    fov_y: float
+    fov_radius: float
+    fov_top: float
+    fov_bottom: float
+    fov_share: float
+
+    @property
+    def tile_id(self) -> str:
+        """The tile's path without its suffix."""
+        return str(PurePosixPath(self.tile).with_suffix(""))
+
+    @property
+    def fov(self) -> FieldOfView:
+        """The field of view of the tile's photograph."""
+        return FieldOfView(self.fov_x, self.fov_y, self.fov_radius, self.fov_top, self.fov_bottom)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PhotographRow:
+    """One photograph of `photographs.csv`; `path` is the original file, else as in `TileRow`."""
+
+    photograph: str
+    patient: str
+    label: str
+    split: str
+    path: str
+    height: int
+    width: int
+    scale: float
+    fov_x: float
+    fov_y: float
+    fov_radius: float
+    fov_top: float
+    fov_bottom: float
+
+    @property
+    def fov(self) -> FieldOfView:
+        """The photograph's field of view."""
+        return FieldOfView(self.fov_x, self.fov_y, self.fov_radius, self.fov_top, self.fov_bottom)
+
+
+Row = TypeVar("Row", TileRow, PhotographRow)
+
+
+def write_manifest(path: str | os.PathLike, rows: Iterable[TileRow]) -> None:
+    """Writes `manifest.csv`, beside its place and then renamed into it."""
+    _write(path, TileRow, rows)
+
+
+def write_photographs(path: str | os.PathLike, rows: Iterable[PhotographRow]) -> None:
+    """Writes `photographs.csv`, beside its place and then renamed into it."""
+    _write(path, PhotographRow, rows)
+
+
+def read_manifest(path: str | os.PathLike) -> list[TileRow]:
+    """Reads and checks a whole `manifest.csv`; see `iterate_manifest` for what is refused."""
+    return list(iterate_manifest(path))
+
+
+def iterate_manifest(path: str | os.PathLike) -> Iterator[TileRow]:
+    """Reads and checks `manifest.csv` row by row: millions of tiles need not fit in memory.
+
+    Raises:
+      DataError: The file is missing or empty, a column is missing, a value has the wrong type, a
+        split is unknown, two rows give one tile, a path leaves the folder, or a patient is in two
+        splits. The message names the file and the line.
+    """
+    seen: set[str] = set()
+    split_of: dict[str, str] = {}
+    for line, row in _read(path, TileRow):
+        if PurePosixPath(row.tile).is_absolute() or ".." in PurePosixPath(row.tile).parts:
+            raise DataError(f"{path} line {line}: tile {row.tile!r} is outside the folder")
+        if row.tile_id in seen:
+            raise DataError(f"{path} line {line}: a second row for tile {row.tile_id!r}")
+        seen.add(row.tile_id)
+        if split_of.setdefault(row.patient, row.split) != row.split:
+            raise DataError(
+                f"{path} line {line}: patient {row.patient!r} is in {split_of[row.patient]} and in"
+                f" {row.split}; a patient belongs to one split"
+            )
+        yield row
+    if not seen:
+        raise DataError(f"{path}: no rows; expected one a tile")
+
+
+def read_photographs(path: str | os.PathLike) -> list[PhotographRow]:
+    """Reads and checks `photographs.csv`.
+
+    Raises:
+      DataError: As `iterate_manifest`, for photographs.
+    """
+    rows: dict[str, PhotographRow] = {}
+    for line, row in _read(path, PhotographRow):
+        if row.photograph in rows:
+            raise DataError(f"{path} line {line}: a second row for {row.photograph!r}")
+        rows[row.photograph] = row
+    return list(rows.values())
+
+
+def _columns(kind: type) -> dict[str, Any]:
+    return {field.name: field.type for field in dataclasses.fields(kind)}
+
+
+def _write(path: str | os.PathLike, kind: type, rows: Iterable[TileRow | PhotographRow]) -> None:
+    columns = _columns(kind)
+    with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        for row in rows:
+            values = (getattr(row, column) for column in columns)
+            writer.writerow(f"{v:.6g}" if isinstance(v, float) else v for v in values)
+
+
+def _read(path: str | os.PathLike, kind: type[Row]) -> Iterator[tuple[int, Row]]:
+    """Yields (line number, row) with every value converted to its column's type."""
+    columns = _columns(kind)
+    try:
+        # utf-8-sig: spreadsheets put a byte-order mark before the first column's name.
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in columns if name not in (reader.fieldnames or ())]
+            if missing:
+                raise DataError(
+                    f"{path}: lacks the column(s) {', '.join(missing)};"
+                    f" expected {','.join(columns)}"
+                )
+            for record in reader:
+                yield reader.line_num, _convert(record, kind, columns, path, reader.line_num)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: is no UTF-8 CSV file: {error}") from error
+
+
+def _convert(
+    record: dict[str, str], kind: type[Row], columns: dict[str, Any], path: Any, line: int
+) -> Row:
+    values = {}
+    for name, of in columns.items():
+        text = record[name]
+        if text is None or (of is str and not text):
+            raise DataError(f"{path} line {line}: no {name}")
+        try:
+            # Labels and photographs repeat on every row: one copy of each is enough.
+            values[name] = sys.intern(text) if of is str and name != "tile" else of(text)
+        except ValueError:
+            raise DataError(
+                f"{path} line {line}: {name} is {text!r}, expected {of.__name__}"
+            ) from None
+    if values["split"] not in SPLITS:
+        raise DataError(
+            f"{path} line {line}: split is {values['split']!r}, expected one of {', '.join(SPLITS)}"
+        )
+    return kind(**values)

@@ -1,0 +1,1 @@
+"""A variational autoencoder for retinal fundus photographs."""

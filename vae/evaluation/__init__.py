@@ -1,0 +1,26 @@
+"""What a model is worth: figures, tables and pictures of a split."""
+
+from vae.evaluation.evaluate import Evaluation, evaluate
+from vae.evaluation.figures import (
+    pick_examples,
+    reconstruct_examples,
+    reconstruction_figure,
+    write_figure,
+)
+from vae.evaluation.photographs import PhotographEvaluation, whole_photographs
+from vae.evaluation.table import format_table, results, write_results, write_tiles
+
+__all__ = [
+    "Evaluation",
+    "PhotographEvaluation",
+    "evaluate",
+    "format_table",
+    "pick_examples",
+    "reconstruct_examples",
+    "reconstruction_figure",
+    "results",
+    "whole_photographs",
+    "write_figure",
+    "write_results",
+    "write_tiles",
+]

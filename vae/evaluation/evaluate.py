@@ -1,0 +1,252 @@
+"""What a model is worth on a split, beside rows that everyone can check."""
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from data.errors import DataError
+from vae.evaluation.aggregate import by_label, patient_intervals
+from vae.evaluation.baselines import BICUBIC_FACTOR
+from vae.evaluation.jpeg import SAMPLE_TILES, TileSample, jpeg_figures, match_quality
+from vae.evaluation.passes import Split, over_tiles
+from vae.evaluation.placement import local_positions, replicate
+from vae.evaluation.scoring import baseline_step, latent_size, model_step
+from vae.models.pca import PCA
+
+RATE_NOTE = (
+    "bytes is what an ideal coder needs for posterior samples (KL/8), so it belongs to the quality "
+    "of the *_sampled row: a posterior mean has no finite rate. JPEG: size of the files; "
+    "mean_colour and bicubic_x4: one byte a value"
+)
+PATIENTS_NOTE = (
+    "patients are unknown: photographs of one person may be on both sides of the split, and "
+    "intervals are over the groups that stand for patients"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The figures of one split. Tiles without an SSIM window inside the field of view are left out.
+
+    Attributes:
+      rows: The table, one dict a codec: name, ssim, psnr (dB), latents (values a tile, None for
+        JPEG), ratio (input values / latents), bytes, bytes_fp16 (None where latents are not stored
+        as such), interval ({"ssim": [low, high], "psnr": ...}, 95% over patients; None with one
+        patient). `bytes` belongs to the quality of the sampled row.
+      labels: Per label: tiles, patients, and ssim, psnr of the model (and of PCA).
+      counts: tiles, left_out, patients, photographs.
+      means: The model's means over tiles, for logs: ssim, psnr, ssim_sample, psnr_sample,
+        psnr_unrounded, kl (nats), kl_bits.
+      tiles: Columns [N] of every tile, those left out included with NaN: tile_id, photograph,
+        patient, label, ssim, psnr, ssim_sample, psnr_sample, kl_bits, windows.
+      size: Height and width of a tile in pixels.
+      scale: Pixels per pixel of the photographs as taken; None where unknown or mixed.
+      patients_known: False where the split may not be by patient.
+      notes: What has to be said beside the table.
+    """
+
+    rows: list[dict[str, Any]]
+    labels: list[dict[str, Any]]
+    counts: dict[str, int]
+    means: dict[str, float]
+    tiles: dict[str, np.ndarray]
+    size: tuple[int, int]
+    scale: float | None
+    patients_known: bool
+    notes: list[str]
+
+
+def evaluate(
+    module: nn.Module,
+    variables: Any,
+    split: Split,
+    *,
+    mesh: Mesh,
+    pca: PCA | None = None,
+    seed: int = 0,
+    baselines: bool = True,
+    jpeg: bool = True,
+    scale: float | None = None,
+    patients_known: bool = True,
+) -> Evaluation:
+    """Evaluates a model on every tile of a split, each exactly once.
+
+    SSIM and PSNR are those of the reconstruction from the posterior mean, rounded to 8 bits
+    (row `model`), and from a posterior sample (row `model_sampled`), averaged over tiles. All hosts
+    of the mesh call it together and all return the same.
+
+    Args:
+      module: Offers `encode` and `decode`.
+      variables: Its variables, on the mesh in any sharding.
+      split: Starts a pass over this host's rows, as `lambda: eval_batches(...)`; called once, and
+        once more for the JPEG row.
+      mesh: Mesh with the axes data and fsdp, which together divide the global batch.
+      pca: Linear codec of the same latent size, for the rows `pca` and `pca_sampled`.
+      seed: Of the posterior samples, the bootstrap and the tiles that choose the JPEG quality.
+      baselines: Whether to compute the rows mean_colour, bicubic_x4 and PCA's; they never change.
+      jpeg: Whether to compute the row jpeg, at the quality whose mean bytes match the model's.
+      scale: Passed on to the result.
+      patients_known: Passed on to the result.
+
+    Returns:
+      The figures.
+
+    Raises:
+      DataError: The split is empty, or no tile has an SSIM window inside its field of view.
+    """
+    figures, names, sample, size = _model_pass(
+        module, variables, split, mesh=mesh, pca=pca, seed=seed, baselines=baselines, sample=jpeg
+    )
+    counted = figures["windows"] > 0
+    if not counted.any():
+        raise DataError(
+            f"none of {len(counted)} tiles holds an 11 x 11 window inside its field of view, so "
+            "there is nothing to measure; look at the tiles' FOV"
+        )
+    notes = [RATE_NOTE]
+    model_bytes = _kl_bytes(figures["model.kl"])
+    if jpeg:
+        quality = match_quality(sample, np.where(counted, model_bytes, np.nan))
+        figures |= jpeg_figures(split(), mesh, quality)
+        notes.append(f"jpeg: quality {quality} (Pillow, 4:2:0, optimised tables)")
+    counts = {
+        "tiles": int(counted.sum()),
+        "left_out": int((~counted).sum()),
+        "patients": len(np.unique(names["patient"][counted])),
+        "photographs": len(np.unique(names["photograph"][counted])),
+    }
+    if counts["left_out"]:
+        notes.append(f"{counts['left_out']} tiles without an SSIM window inside the FOV left out")
+    if counts["patients"] == 1:
+        notes.append("one patient: no interval can be given")
+    if not patients_known:
+        notes.append(PATIENTS_NOTE)
+    kept = {key: values[counted] for key, values in figures.items()}
+    patients = names["patient"][counted]
+    latents = latent_size(module, variables, (*size, 3))
+    pca_latents = math.prod(size) // pca.downsample**2 * pca.sd.size if pca is not None else 0
+    return Evaluation(
+        rows=_rows(kept, patients, size, latents, pca_latents, seed),
+        labels=by_label(names["label"][counted], patients, _label_figures(kept)),
+        counts=counts,
+        means=_means(kept),
+        tiles=_tile_columns(names, figures, counted),
+        size=size,
+        scale=scale,
+        patients_known=patients_known,
+        notes=notes,
+    )
+
+
+def _model_pass(module, variables, split: Split, *, mesh, pca, seed, baselines, sample):
+    """-> (figures [N] by name, names, sample of tiles, (H, W))."""
+    seed_on_mesh = replicate(np.uint32(seed), mesh)
+    pca_on_mesh = jax.tree.map(lambda leaf: replicate(leaf, mesh), pca)
+    drawn = TileSample(max(SAMPLE_TILES // jax.process_count(), 1) if sample else 0, seed)
+    size = None
+
+    def step(batch, placed, first_row):
+        nonlocal size
+        images, fov = placed["image"], placed["fov"]
+        size = images.shape[1:3]
+        if sample:
+            valid = batch["valid"]
+            rows = first_row + local_positions(images)
+            drawn.add(batch["image"][valid], batch["tile_id"][valid], rows[valid])
+        row = replicate(np.int32(first_row), mesh)
+        figures = model_step(module, mesh)(variables, images, fov, row, seed_on_mesh)
+        if baselines:
+            figures |= baseline_step(mesh)(pca_on_mesh, images, fov, row, seed_on_mesh)
+        return figures
+
+    figures, names = over_tiles(split(), mesh, step)
+    if not names or not len(names["tile_id"]):
+        raise DataError("the split holds no tiles; evaluate another one, or build it with more")
+    return figures, names, drawn, size
+
+
+def _kl_bytes(nats: np.ndarray) -> np.ndarray:
+    return nats / math.log(2) / 8
+
+
+def _rows(
+    figures: dict[str, np.ndarray],
+    patients: np.ndarray,
+    size: tuple[int, int],
+    latents: int,
+    pca_latents: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """The table's rows, for those codecs of which there are figures."""
+    values = math.prod(size) * 3
+    reduced = values // BICUBIC_FACTOR**2
+    # name: (latents, mean bytes, bytes as float16)
+    codecs = {"mean_colour": (3, 3.0, None), "bicubic_x4": (reduced, float(reduced), None)}
+    for name, count in (("pca", pca_latents), ("model", latents)):
+        if name == "model" and "jpeg.bytes" in figures:
+            codecs["jpeg"] = (None, float(figures["jpeg.bytes"].mean()), None)
+        if f"{name}.kl" in figures:
+            rate = float(_kl_bytes(figures[f"{name}.kl"]).mean())
+            codecs |= {row: (count, rate, 2 * count) for row in (name, f"{name}_sampled")}
+    codecs = {name: sizes for name, sizes in codecs.items() if f"{name}.ssim" in figures}
+
+    columns = [figures[f"{name}.{kind}"] for name in codecs for kind in ("ssim", "psnr")]
+    intervals = patient_intervals(np.stack(columns, axis=1), patients, seed=seed)
+    rows = []
+    for i, (name, (count, mean_bytes, bytes_fp16)) in enumerate(codecs.items()):
+        interval = None
+        if intervals is not None:
+            ssim, psnr = intervals[:, 2 * i].tolist(), intervals[:, 2 * i + 1].tolist()
+            interval = {"ssim": ssim, "psnr": psnr}
+        rows.append(
+            {
+                "name": name,
+                "ssim": float(columns[2 * i].mean()),
+                "psnr": float(columns[2 * i + 1].mean()),
+                "latents": count,
+                "ratio": values / count if count else None,
+                "bytes": mean_bytes,
+                "bytes_fp16": bytes_fp16,
+                "interval": interval,
+            }
+        )
+    return rows
+
+
+def _label_figures(figures: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    columns = {"ssim": figures["model.ssim"], "psnr": figures["model.psnr"]}
+    if "pca.ssim" in figures:
+        columns |= {"pca_ssim": figures["pca.ssim"], "pca_psnr": figures["pca.psnr"]}
+    return columns
+
+
+def _tile_figures(figures: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {
+        "ssim": figures["model.ssim"],
+        "psnr": figures["model.psnr"],
+        "ssim_sample": figures["model_sampled.ssim"],
+        "psnr_sample": figures["model_sampled.psnr"],
+        "kl_bits": figures["model.kl"] / math.log(2),
+    }
+
+
+def _means(figures: dict[str, np.ndarray]) -> dict[str, float]:
+    columns = _tile_figures(figures) | {
+        "psnr_unrounded": figures["model.psnr_unrounded"],
+        "kl": figures["model.kl"],
+    }
+    return {name: float(values.mean()) for name, values in columns.items()}
+
+
+def _tile_columns(
+    names: dict[str, np.ndarray], figures: dict[str, np.ndarray], counted: np.ndarray
+) -> dict[str, np.ndarray]:
+    left_out = {
+        name: np.where(counted, values, np.nan) for name, values in _tile_figures(figures).items()
+    }
+    return {**names, **left_out, "windows": figures["windows"].astype(np.int64)}

@@ -1,0 +1,129 @@
+"""The JPEG row: what the format everyone has makes of as many bytes."""
+
+import functools
+import heapq
+import io
+import os
+import zlib
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from jax.sharding import Mesh
+from PIL import Image
+
+from vae.evaluation.passes import Batch, over_tiles
+from vae.evaluation.placement import place_rows, sum_over_hosts
+from vae.evaluation.scoring import jpeg_step
+
+# Tiles the quality is searched on; their mean size is within about 2% of a large split's.
+SAMPLE_TILES = 512
+
+
+def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
+    """uint8 [H, W, 3] -> a JPEG file: 4:2:0, optimised Huffman tables, quality 1 to 100."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=quality, subsampling="4:2:0", optimize=True)
+    return file.getvalue()
+
+
+def decode_jpeg(encoded: bytes) -> np.ndarray:
+    """A JPEG file -> uint8 [H, W, 3]."""
+    with Image.open(io.BytesIO(encoded)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+class TileSample:
+    """A random sample of tiles, drawn while a pass goes by; the same for the same split and seed.
+
+    Attributes:
+      limit: Most tiles it holds.
+      seed: Of the draw.
+    """
+
+    def __init__(self, limit: int, seed: int):
+        self.limit = limit
+        self.seed = seed
+        self._heap: list[tuple[int, int, np.ndarray]] = []
+
+    def add(self, images: np.ndarray, tile_ids: np.ndarray, rows: np.ndarray) -> None:
+        """Offers tiles: uint8 [n, H, W, 3], str [n], int [n] (places in the split)."""
+        for image, tile_id, row in zip(images, tile_ids, rows, strict=True):
+            # The tiles of smallest hash stay: no random state, no need to know how many will come.
+            entry = (-zlib.crc32(f"{self.seed}/{tile_id}".encode()), int(row), image)
+            if len(self._heap) < self.limit:
+                heapq.heappush(self._heap, (*entry[:2], image.copy()))
+            elif entry[:2] > self._heap[0][:2]:
+                heapq.heapreplace(self._heap, (*entry[:2], image.copy()))
+
+    def tiles(self) -> list[tuple[int, np.ndarray]]:
+        """(row, image) of each tile in it."""
+        return [(row, image) for _, row, image in sorted(self._heap, key=lambda entry: entry[1])]
+
+
+def nearest_quality(mean_bytes: Callable[[int], float], target: float) -> int:
+    """The JPEG quality whose size comes nearest a target, by bisection.
+
+    Args:
+      mean_bytes: Size at a quality of 1 to 100; grows with the quality.
+      target: The size wanted; outside the range, the nearer end is taken.
+
+    Returns:
+      Quality, 1 to 100.
+    """
+    low, high = 1, 100  # The answer is in low..high.
+    while high - low > 1:
+        middle = (low + high) // 2
+        if mean_bytes(middle) < target:
+            low = middle
+        else:
+            high = middle
+    return min((low, high), key=lambda quality: abs(mean_bytes(quality) - target))
+
+
+def match_quality(sample: TileSample, target_bytes: np.ndarray) -> int:
+    """The quality at which the sample's tiles take as many bytes as they should, in the mean.
+
+    Compared on the same tiles on both sides, so that a sample of smooth tiles does no harm.
+
+    Args:
+      sample: This host's part of the sample.
+      target_bytes: float [N], of each tile of the split; NaN for tiles that do not count.
+
+    Returns:
+      Quality, 1 to 100; the same on every host.
+    """
+    tiles = [(image, target_bytes[row]) for row, image in sample.tiles()]
+    tiles = [(image, target) for image, target in tiles if not np.isnan(target)]
+    images = [image for image, _ in tiles]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+
+        @functools.cache
+        def total_bytes(quality: int) -> float:
+            sizes = pool.map(lambda image: len(encode_jpeg(image, quality)), images)
+            return float(sum_over_hosts(np.array([sum(sizes)], np.float64))[0])
+
+        target = np.array([sum(target for _, target in tiles)], np.float64)
+        return nearest_quality(total_bytes, float(sum_over_hosts(target)[0]))
+
+
+def jpeg_figures(batches: Iterable[Batch], mesh: Mesh, quality: int) -> dict[str, np.ndarray]:
+    """A pass over the split at one quality: `jpeg.ssim`, `jpeg.psnr`, `jpeg.bytes`, each [N].
+
+    Bytes are those of the files, headers and tables (about 600) included.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+
+        def step(batch, placed, first_row):
+            files = list(pool.map(lambda image: encode_jpeg(image, quality), batch["image"]))
+            decoded = np.stack(list(pool.map(decode_jpeg, files)))
+            sizes = np.array([len(file) for file in files], np.int32)
+            return jpeg_step(mesh)(
+                placed["image"],
+                place_rows(decoded, mesh),
+                placed["fov"],
+                place_rows(sizes, mesh),
+            )
+
+        figures, _ = over_tiles(batches, mesh, step)
+    return figures

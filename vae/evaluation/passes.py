@@ -1,0 +1,69 @@
+"""One pass over a split: every tile once, whatever the number of hosts and the padding."""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vae.evaluation.placement import gather_names, local_positions, place_rows
+
+# As `data.pipeline.eval_batches` gives it.
+Batch = Mapping[str, np.ndarray]
+# A split that can be read more than once: each call starts a new pass.
+Split = Callable[[], Iterable[Batch]]
+
+NAMES = ("tile_id", "photograph", "patient", "label")
+
+
+def over_tiles(
+    batches: Iterable[Batch],
+    mesh: Mesh,
+    step: Callable[[Batch, Mapping[str, jax.Array], int], Mapping[str, jax.Array]],
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Applies a device step to each batch and collects what it says of each tile.
+
+    Args:
+      batches: This host's rows of the global batches.
+      mesh: Mesh with the axes data and fsdp.
+      step: (batch of this host, its `image`, `fov`, `valid` on the mesh, place of the batch's first
+        row in the split) -> arrays [B], whole on every device.
+
+    Returns:
+      Columns of figures, float64 [N], and of names, str [N], of the split's N tiles in its order;
+      the same on every host. Rows that fill up the last batch are dropped.
+    """
+    figures, names, positions = [], [], []
+    pending: Mapping[str, jax.Array] = {}
+    first_row = 0
+    for batch in batches:
+        placed = {key: place_rows(batch[key], mesh) for key in ("image", "fov", "valid")}
+        current = {**step(batch, placed, first_row), "valid": _whole(mesh)(placed["valid"])}
+        # Read a batch late: the next one is decoded and sent while the devices compute.
+        if pending:
+            figures.append(jax.device_get(pending))
+        pending = current
+        names.append({key: batch[key] for key in NAMES})
+        positions.append(first_row + local_positions(placed["valid"]))
+        first_row += placed["valid"].shape[0]
+    if not pending:
+        return {}, {}
+    figures.append(jax.device_get(pending))
+    columns = _concatenate(figures)
+    named = gather_names(_concatenate(names), np.concatenate(positions))
+    valid = columns.pop("valid")
+    return (
+        {key: values[valid].astype(np.float64) for key, values in columns.items()},
+        {key: values[valid] for key, values in named.items()},
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _whole(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def _concatenate(parts: list[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}

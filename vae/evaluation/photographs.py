@@ -1,0 +1,248 @@
+"""Whole photographs, encoded and decoded in windows, beside the tiles cut from them.
+
+In a training crop most pixels feel the border's padding, in a photograph almost none do; so a model
+that is good on tiles has yet to show that it is good on photographs.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from data.errors import DataError
+from data.fov import fov_mask
+from data.images import read_image
+from data.manifest import PhotographRow
+from vae import metrics
+from vae.evaluation.evaluate import Evaluation
+from vae.evaluation.placement import BATCH, sum_over_hosts
+from vae.inference.windows import reconstruct_windows
+
+# SSIM is computed in blocks of this many positions a side: memory stays the same for any size.
+BLOCK = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class PhotographEvaluation:
+    """The figures of whole photographs.
+
+    Attributes:
+      rows: One dict a photograph: photograph, patient, label, height, width (pixels, as tiled),
+        ssim, psnr (dB, inside the field of view), tile_ssim, tile_psnr (means over its tiles),
+        tiles (number of them).
+      notes: Which photographs are missing here, why, and what to do.
+    """
+
+    rows: list[dict[str, Any]]
+    notes: list[str]
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Mean over photographs of ssim, psnr, tile_ssim and tile_psnr; {} without any."""
+        if not self.rows:
+            return {}
+        names = ("ssim", "psnr", "tile_ssim", "tile_psnr")
+        return {name: float(np.mean([row[name] for row in self.rows])) for name in names}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"means": self.means, "rows": self.rows, "notes": self.notes}
+
+
+def whole_photographs(
+    module: nn.Module,
+    variables: Any,
+    photographs: Sequence[PhotographRow],
+    evaluation: Evaluation,
+    *,
+    mesh: Mesh,
+    factor: int,
+    encoder_halo: int,
+    decoder_halo: int,
+    window: int = 512,
+) -> PhotographEvaluation:
+    """Reconstructs whole photographs and measures them inside their fields of view.
+
+    All hosts of the mesh call it together, and each reads the files.
+
+    Args:
+      module: Offers `encode` and `decode`.
+      variables: Its variables, on the mesh.
+      photographs: Those to measure, for example all of the split.
+      evaluation: Of the tiles; photographs none of whose tiles count are passed over.
+      mesh: Mesh with the axes data and fsdp.
+      factor: Pixels per latent position and axis.
+      encoder_halo: In pixels.
+      decoder_halo: In latent positions.
+      window: Side of a window in pixels, divisible by `factor`.
+
+    Returns:
+      The figures; files that cannot be read are named in the notes.
+    """
+    encode, decode = _halves(module, mesh)
+    of_tiles = _tile_means(evaluation)
+    rows, problems = [], []
+    for photograph in photographs:
+        if photograph.photograph not in of_tiles:
+            continue
+        try:
+            image, problem = read_as_tiled(photograph), None
+        except DataError as error:
+            image, problem = None, str(error)
+        # Hosts compute together, so a file that one of them lacks is left out by all.
+        if sum_over_hosts(np.array([image is None], np.float64))[0]:
+            problems.append(problem or f"{photograph.path}: cannot be read on another host")
+            continue
+        mask = fov_mask(photograph.fov, image)
+        image[~mask] = 0
+        output = reconstruct_windows(
+            functools.partial(encode, variables),
+            functools.partial(decode, variables),
+            image,
+            factor=factor,
+            encoder_halo=encoder_halo,
+            decoder_halo=decoder_halo,
+            window=window,
+            batch=mesh.size,
+        )
+        ssim, psnr = compare(image, output, mask)
+        rows.append(
+            {
+                "photograph": photograph.photograph,
+                "patient": photograph.patient,
+                "label": photograph.label,
+                "height": image.shape[0],
+                "width": image.shape[1],
+                "ssim": ssim,
+                "psnr": psnr,
+                **of_tiles[photograph.photograph],
+            }
+        )
+    return PhotographEvaluation(rows, _notes(problems, len(photographs)))
+
+
+def read_as_tiled(photograph: PhotographRow) -> np.ndarray:
+    """Reads a photograph and resizes it as it was when its tiles were cut.
+
+    Returns:
+      uint8 [height, width, 3].
+
+    Raises:
+      DataError: The file is missing, damaged, or no longer of the size it had.
+    """
+    image = read_image(photograph.path)
+    if photograph.scale != 1:
+        size = (photograph.width, photograph.height)
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    if image.shape[:2] != (photograph.height, photograph.width):
+        raise DataError(
+            f"{photograph.path} is {image.shape[0]} x {image.shape[1]} and was "
+            f"{photograph.height} x {photograph.width} when its tiles were cut"
+        )
+    return image
+
+
+def compare(image: np.ndarray, output: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
+    """SSIM and PSNR of whole photographs, in blocks of bounded memory.
+
+    Args:
+      image: uint8 [H, W, 3].
+      output: Like `image`.
+      mask: bool [H, W], the field of view.
+
+    Returns:
+      Mean SSIM over the windows wholly inside the mask and PSNR in dB over its pixels; NaN where
+      there are none.
+    """
+    overlap = metrics.SSIM_WINDOW - 1
+    total = np.zeros(4)
+    for y in range(0, image.shape[0], BLOCK):
+        for x in range(0, image.shape[1], BLOCK):
+            block = np.s_[y : y + BLOCK + overlap, x : x + BLOCK + overlap]
+            if not mask[block].any():
+                continue
+            # Filled up to one shape; what is outside the mask counts for nothing.
+            missing = [BLOCK + overlap - side for side in mask[block].shape]
+            pad = ((0, missing[0]), (0, missing[1]))
+            arrays = [np.pad(a[block], (*pad, (0, 0))) for a in (image, output)]
+            arrays = jax.device_put((*arrays, np.pad(mask[block], pad)))
+            total += np.asarray(jax.device_get(_block_sums(*arrays)), np.float64)
+    ssim_sum, windows, squares, pixels = total
+    mse = squares / pixels if pixels else np.nan
+    psnr = 20 * np.log10(255.0) - 10 * np.log10(np.maximum(mse, metrics.MIN_MSE))
+    return float(ssim_sum / windows) if windows else float("nan"), float(psnr)
+
+
+@jax.jit
+def _block_sums(image: jax.Array, output: jax.Array, mask: jax.Array) -> jax.Array:
+    """-> [sum of SSIM, windows, sum of squared errors, pixels] of one block, float32."""
+    inside = metrics.window_inside(mask[None])[0]
+    a, b = (x[None].astype(jnp.float32) for x in (image, output))
+    ssim = metrics.ssim_map(a / 255.0, b / 255.0)[0].mean(axis=-1)
+    core = mask[:BLOCK, :BLOCK]
+    squares = jnp.square(a - b)[0, :BLOCK, :BLOCK].mean(axis=-1)
+    return jnp.stack(
+        [
+            jnp.sum(jnp.where(inside, ssim, 0.0)),
+            jnp.sum(inside).astype(jnp.float32),
+            jnp.sum(jnp.where(core, squares, 0.0)),
+            jnp.sum(core).astype(jnp.float32),
+        ]
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _halves(module: nn.Module, mesh: Mesh):
+    """Encoder (variables, uint8 windows) -> posterior mean and decoder (variables, z) -> uint8.
+
+    They take what every host has, spread the windows over the devices and return them whole.
+    """
+    split, whole = NamedSharding(mesh, BATCH), NamedSharding(mesh, PartitionSpec())
+
+    def encode(variables, images):
+        return module.apply(variables, metrics.to_float(images), method="encode").mean
+
+    def decode(variables, latents):
+        return metrics.to_uint8(module.apply(variables, latents, method="decode"))
+
+    def spread(step):
+        step = jax.jit(step, out_shardings=whole)
+
+        def apply(variables, windows):
+            placed = jax.make_array_from_callback(windows.shape, split, lambda i: windows[i])
+            return step(variables, placed)
+
+        return apply
+
+    return spread(encode), spread(decode)
+
+
+def _tile_means(evaluation: Evaluation) -> dict[str, dict[str, float | int]]:
+    tiles = evaluation.tiles
+    counted = tiles["windows"] > 0
+    names, index = np.unique(tiles["photograph"][counted], return_inverse=True)
+    count = np.bincount(index)
+    ssim, psnr = (np.bincount(index, tiles[k][counted]) / count for k in ("ssim", "psnr"))
+    return {
+        str(name): {"tile_ssim": float(s), "tile_psnr": float(p), "tiles": int(n)}
+        for name, s, p, n in zip(names, ssim, psnr, count, strict=True)
+    }
+
+
+def _notes(problems: list[str], count: int) -> list[str]:
+    if not count:
+        return ["no whole photographs: the tiles were built without a photographs.csv"]
+    if not problems:
+        return []
+    return [
+        f"{len(problems)} of {count} whole photographs are not measured, the first because "
+        f"{problems[0]}; run where the files are, or repeat make-tiles and build with their new "
+        "place"
+    ]

@@ -1,0 +1,132 @@
+"""Device steps of the evaluation: a batch of tiles in, figures per tile out.
+
+Every step takes a batch split over the mesh and returns [B] arrays whole on every device, so every
+host sees all tiles. Steps are cached by what they are made of: an evaluation on a schedule compiles
+at its first call only.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vae import metrics
+from vae.evaluation import baselines
+from vae.models.pca import PCA
+from vae.models.posterior import Posterior
+
+Figures = dict[str, jax.Array]
+
+# Same module, same mesh, same step; a process evaluates a handful of each.
+_cached = functools.lru_cache(maxsize=16)
+
+
+@_cached
+def model_step(module: nn.Module, mesh: Mesh) -> Callable[..., Figures]:
+    """Step (variables, images, fov, first_row, seed) -> figures of a model.
+
+    `images` uint8 [B, H, W, 3], `fov` bool [B, H, W], `first_row` int [] (place of the batch in
+    the split), `seed` uint32 [] (of the posterior samples). The figures are float32 [B]: `model.`
+    and `model_sampled.` `ssim` and `psnr` (dB) from the posterior's mean and from a sample of it;
+    `model.kl` (nats); `model.psnr_unrounded`; `windows`, SSIM positions inside the field of view.
+    """
+
+    def step(variables, images, fov, first_row, seed):
+        def encode(x):
+            return module.apply(variables, x, method="encode")
+
+        def decode(z):
+            return module.apply(variables, z, method="decode")
+
+        windows = jnp.sum(metrics.window_inside(fov), axis=(1, 2))
+        return {"windows": windows} | _codec(
+            "model", encode, decode, images, fov, first_row, seed, unrounded=True
+        )
+
+    return _jit(step, mesh)
+
+
+@_cached
+def baseline_step(mesh: Mesh) -> Callable[..., Figures]:
+    """Step (pca or None, images, fov, first_row, seed) -> `NAME.ssim`, `NAME.psnr` per baseline.
+
+    Names are `mean_colour`, `bicubic_x4`, and with a PCA `pca` and `pca_sampled`, and `pca.kl`.
+    """
+
+    def step(pca: PCA | None, images, fov, first_row, seed):
+        figures = _score("mean_colour", images, baselines.mean_colour(images, fov), fov)
+        figures |= _score("bicubic_x4", images, baselines.bicubic(images), fov)
+        if pca is not None:
+            figures |= _codec("pca", pca.encode, pca.decode, images, fov, first_row, seed)
+        return figures
+
+    return _jit(step, mesh)
+
+
+@_cached
+def jpeg_step(mesh: Mesh) -> Callable[..., Figures]:
+    """Step (images, decoded, fov, sizes) -> `jpeg.ssim`, `jpeg.psnr` and `jpeg.bytes`."""
+
+    def step(images, decoded, fov, sizes):
+        return _score("jpeg", images, decoded, fov) | {"jpeg.bytes": sizes}
+
+    return _jit(step, mesh)
+
+
+@_cached
+def reconstruct_step(module: nn.Module, mesh: Mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Step (variables, images) -> (images, their reconstructions), uint8, whole on every host."""
+
+    def step(variables, images):
+        posterior = module.apply(variables, metrics.to_float(images), method="encode")
+        output = module.apply(variables, posterior.mean, method="decode")
+        return images, metrics.to_uint8(output)
+
+    return _jit(step, mesh)
+
+
+def latent_size(module: nn.Module, variables: Any, shape: tuple[int, ...]) -> int:
+    """Latent values of one image of a shape [H, W, 3]; nothing is computed."""
+    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    posterior = jax.eval_shape(lambda v, x: module.apply(v, x, method="encode"), variables, image)
+    return posterior.mean.size
+
+
+def _jit(step: Callable, mesh: Mesh) -> Callable:
+    return jax.jit(step, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def _codec(
+    name: str,
+    encode: Callable[[jax.Array], Posterior],
+    decode: Callable[[jax.Array], jax.Array],
+    images: jax.Array,
+    fov: jax.Array,
+    first_row: jax.Array,
+    seed: jax.Array,
+    unrounded: bool = False,
+) -> Figures:
+    posterior = encode(metrics.to_float(images))
+    rows = first_row + jnp.arange(images.shape[0])
+    output = decode(posterior.mean)
+    sampled = decode(posterior.sample_rows(jax.random.key(seed), rows))
+    figures = _score(name, images, metrics.to_uint8(output), fov)
+    figures |= _score(f"{name}_sampled", images, metrics.to_uint8(sampled), fov)
+    figures[f"{name}.kl"] = posterior.kl()
+    if unrounded:
+        levels = (jnp.clip(output, -1.0, 1.0) + 1.0) * 127.5
+        figures[f"{name}.psnr_unrounded"] = metrics.masked_psnr(images, levels, fov)
+    return figures
+
+
+def _score(name: str, images: jax.Array, outputs: jax.Array, fov: jax.Array) -> Figures:
+    """SSIM and PSNR of 8-bit outputs."""
+    scaled = (x.astype(jnp.float32) / 255.0 for x in (images, outputs))
+    return {
+        f"{name}.ssim": metrics.masked_ssim(*scaled, fov),
+        f"{name}.psnr": metrics.masked_psnr(images, outputs, fov),
+    }

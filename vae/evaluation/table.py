@@ -1,0 +1,173 @@
+"""An evaluation as a table on the console, as JSON and as CSV."""
+
+import csv
+import io
+import json
+import math
+import os
+import textwrap
+from typing import Any
+
+import numpy as np
+
+from vae.evaluation.evaluate import Evaluation
+from vae.evaluation.files import write_beside
+from vae.evaluation.photographs import PhotographEvaluation
+
+_WIDTH = 100
+_NOTHING = "-"
+
+
+def format_table(evaluation: Evaluation, photographs: PhotographEvaluation | None = None) -> str:
+    """The whole evaluation as plain text: codecs, labels, whole photographs, notes."""
+    counts, (height, width) = evaluation.counts, evaluation.size
+    scale = "unknown" if evaluation.scale is None else f"{evaluation.scale:g}"
+    known = "" if evaluation.patients_known else " (unknown)"
+    parts = [
+        f"{counts['tiles']} tiles of {height} x {width}, {counts['photographs']} photographs, "
+        f"{counts['patients']} patients{known}, scale {scale}",
+        _align(
+            ["codec", "SSIM", "95%", "PSNR dB", "95%", "latents", "ratio", "bytes*", "as fp16"],
+            [_codec_cells(row) for row in evaluation.rows],
+        ),
+    ]
+    if len(evaluation.labels) > 1:
+        parts.append(_label_table(evaluation.labels))
+    notes = evaluation.notes
+    if photographs is not None:
+        if photographs.rows:
+            parts.append(_photograph_table(photographs))
+        notes = notes + photographs.notes
+    marks = ["* " + notes[0], *(f"- {note}" for note in notes[1:])]
+    parts.append("\n".join(_wrap(mark) for mark in marks))
+    return "\n\n".join(parts)
+
+
+def results(
+    evaluation: Evaluation, photographs: PhotographEvaluation | None = None
+) -> dict[str, Any]:
+    """The evaluation as plain values, the content of results.json."""
+    return {
+        "rows": evaluation.rows,
+        "labels": evaluation.labels,
+        "counts": evaluation.counts,
+        "means": evaluation.means,
+        "size": list(evaluation.size),
+        "scale": evaluation.scale,
+        "patients_known": evaluation.patients_known,
+        "photographs": None if photographs is None else photographs.as_dict(),
+        "notes": evaluation.notes,
+    }
+
+
+def write_results(path: str | os.PathLike, content: dict[str, Any]) -> None:
+    """Writes strict JSON, in which what is not finite is null; finished or not at all."""
+    text = json.dumps(_strict(content), indent=2, ensure_ascii=False, allow_nan=False)
+    write_beside(path, (text + "\n").encode())
+
+
+def write_tiles(path: str | os.PathLike, evaluation: Evaluation) -> None:
+    """Writes the CSV of all tiles; figures of tiles that were left out are empty."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(evaluation.tiles)
+    for row in zip(*evaluation.tiles.values(), strict=True):
+        writer.writerow([_cell(value) for value in row])
+    write_beside(path, text.getvalue().encode())
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return value
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _strict(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(entry) for entry in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return _strict(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _codec_cells(row: dict[str, Any]) -> list[str]:
+    interval = row["interval"] or {}
+    return [
+        row["name"],
+        f"{row['ssim']:.4f}",
+        _range(interval.get("ssim"), ".4f"),
+        f"{row['psnr']:.2f}",
+        _range(interval.get("psnr"), ".2f"),
+        _number(row["latents"], ",d"),
+        _number(row["ratio"], ".3g", ":1"),
+        _number(row["bytes"], ",.0f"),
+        _number(row["bytes_fp16"], ",d"),
+    ]
+
+
+def _label_table(labels: list[dict[str, Any]]) -> str:
+    return _align(
+        ["label", "tiles", "patients", "SSIM", "PSNR dB", "PCA SSIM", "PCA PSNR dB"],
+        [
+            [
+                row["label"],
+                f"{row['tiles']:,d}",
+                f"{row['patients']:,d}",
+                f"{row['ssim']:.4f}",
+                f"{row['psnr']:.2f}",
+                _number(row.get("pca_ssim"), ".4f"),
+                _number(row.get("pca_psnr"), ".2f"),
+            ]
+            for row in labels
+        ],
+    )
+
+
+def _photograph_table(photographs: PhotographEvaluation) -> str:
+    means = photographs.means
+    cells = [
+        [f"all {len(photographs.rows)} photographs, whole", "", *_photograph_cells(means)],
+        *(
+            [row["photograph"], f"{row['height']} x {row['width']}", *_photograph_cells(row)]
+            for row in photographs.rows
+        ),
+    ]
+    return _align(["photograph", "size", "SSIM", "PSNR dB", "tile SSIM", "tile PSNR dB"], cells)
+
+
+def _photograph_cells(row: dict[str, Any]) -> list[str]:
+    return [
+        f"{row['ssim']:.4f}",
+        f"{row['psnr']:.2f}",
+        f"{row['tile_ssim']:.4f}",
+        f"{row['tile_psnr']:.2f}",
+    ]
+
+
+def _range(interval: list[float] | None, form: str) -> str:
+    return _NOTHING if interval is None else f"{interval[0]:{form}}..{interval[1]:{form}}"
+
+
+def _number(value: float | int | None, form: str, unit: str = "") -> str:
+    return _NOTHING if value is None else f"{value:{form}}{unit}"
+
+
+def _align(header: list[str], cells: list[list[str]]) -> str:
+    """Columns as wide as their widest cell: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    rule = ["-" * width for width in widths]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in [header, rule, *cells]
+    )
+
+
+def _wrap(text: str) -> str:
+    return textwrap.fill(text, _WIDTH, subsequent_indent="  ", break_long_words=False)

@@ -1,0 +1,219 @@
+"""AutoencoderKL: a convolutional VAE with a spatial latent that starts as probabilistic PCA.
+
+    encoder   mean = V'(patch_f(x) - m) / sd + conv path(x)        log-variance = b + conv path(x)
+    decoder   x_hat = unpatch_f(V (sd z) + m) + conv path(z)
+
+The conv paths end in zero-initialised layers, so step 0 *is* the linear codec. They compute at a
+quarter of the resolution and below, and their reach is bounded (see `vae.models.layers`).
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vae.models.layers import ResidualBlock, RMSNorm, Stage, depth_to_space, space_to_depth
+from vae.models.pca import HIGHEST, PCA, QUANTISATION_STD
+from vae.models.posterior import Posterior
+
+# The conv paths start here: a 4 x 4 patch is a pixel with 48 channels.
+STEM = 4
+LINEAR = "linear"
+
+
+class AutoencoderKL(nn.Module):
+    """Encoder q(z | x) and decoder p(x | z) for images [B, H, W, 3] in [-1, 1], any H, W.
+
+    Variables: `params` (learned) and `pca` (the fixed fit that the model starts from; its `sd` and
+    `scale` set the units of the latent and of the conv paths). `with_pca` fills both.
+
+    Attributes:
+      latent_channels: C, values per latent position.
+      downsample: f, pixels per latent position and axis; 4 times a power of two.
+      width: Channels of the conv paths at 1/4 resolution; at 1/8 and below, `deep_width`.
+      deep_width: Channels of the conv paths below 1/4 resolution.
+      encoder_depth: Residual blocks at 1/4 and at each resolution below, from fine to coarse.
+      decoder_depth: Likewise, from fine to coarse.
+      dtype: What the conv paths compute in. The linear path and the sums are float32 always.
+    """
+
+    latent_channels: int = 32
+    downsample: int = 8
+    width: int = 64
+    deep_width: int = 128
+    encoder_depth: tuple[int, ...] = (1, 2)
+    decoder_depth: tuple[int, ...] = (3, 2)
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        levels = len(self.encoder_depth)
+        if self.downsample != STEM * 2 ** (levels - 1) or levels != len(self.decoder_depth):
+            raise ValueError(
+                f"downsample={self.downsample} needs a depth for each resolution from 1/{STEM} to "
+                f"1/{self.downsample}, got encoder_depth={self.encoder_depth}, "
+                f"decoder_depth={self.decoder_depth}"
+            )
+        patch = self.downsample**2 * 3
+        widths = [self.width] + [self.deep_width] * (levels - 1)
+        self.linear = LinearPath(patch, self.latent_channels, name=LINEAR)
+        self.pca = self.variable("pca", "fit", _blank_pca, patch, self.latent_channels)
+        self.encoder = ConvEncoder(self.latent_channels, widths, self.encoder_depth, self.dtype)
+        self.decoder = ConvDecoder(widths, self.decoder_depth, self.dtype)
+        self.raw_log_scale = self.param("log_scale", nn.initializers.constant(-4.0), ())
+
+    def encode(self, x: jax.Array) -> Posterior:
+        """Images [B, H, W, 3] in [-1, 1], sides divisible by f -> posterior [B, H/f, W/f, C]."""
+        pca = self.pca.value
+        x = x.astype(jnp.float32)
+        mean = self.linear.encode(space_to_depth(x, self.downsample)) / pca.sd
+        delta_mean, delta_log_var = jnp.split(self.encoder(x), 2, axis=-1)
+        # A unit of the conv path is one standard deviation of the starting posterior: the size of
+        # a correction that the noise of z does not drown.
+        mean += jnp.exp(0.5 * pca.log_var()) * delta_mean
+        return Posterior(mean, self.linear.log_var + delta_log_var)
+
+    def decode(self, z: jax.Array) -> jax.Array:
+        """Latents [B, h, w, C] -> mean image float32 [B, h*f, w*f, 3], not clipped to [-1, 1]."""
+        pca = self.pca.value
+        z = z.astype(jnp.float32)
+        linear = depth_to_space(self.linear.decode(z * pca.sd), self.downsample)
+        return linear + pca.scale * self.decoder(z, (linear - pca.mean.mean()) / pca.scale)
+
+    def log_scale(self) -> jax.Array:
+        """Log standard deviation of the Gaussian likelihood, learned: float32 [].
+
+        Never below that of 8-bit rounding: sigma^2 = floor^2 + exp(2 raw), smooth, so the gradient
+        survives at the floor.
+        """
+        return 0.5 * jnp.log(QUANTISATION_STD**2 + jnp.exp(2 * self.raw_log_scale))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Images -> reconstruction from the posterior mean, [B, H, W, 3]. Touches every parameter."""
+        self.log_scale()
+        return self.decode(self.encode(x).mean)
+
+    @property
+    def encoder_halo(self) -> int:
+        """Pixels around a latent's own f x f patch that its posterior depends on."""
+        return sum(
+            ResidualBlock.REACH * depth * STEM * 2**level
+            for level, depth in enumerate(self.encoder_depth)
+        )
+
+    @property
+    def decoder_halo(self) -> int:
+        """Latent positions around a pixel's own that the pixel depends on."""
+        pixels = sum(
+            ResidualBlock.REACH * depth * STEM * 2**level
+            for level, depth in enumerate(self.decoder_depth)
+        )
+        return -(-pixels // self.downsample)
+
+
+class LinearPath(nn.Module):
+    """The learned codec of patches: V', V, m and the log-variance b. Float32 on every backend."""
+
+    patch: int
+    latent_channels: int
+
+    def setup(self):
+        columns = nn.initializers.orthogonal()
+        self.analysis = self.param("analysis", columns, (self.patch, self.latent_channels))
+        self.synthesis = self.param("synthesis", columns, (self.patch, self.latent_channels))
+        self.mean = self.param("mean", nn.initializers.zeros, (self.patch,))
+        self.log_var = self.param("log_var", nn.initializers.zeros, (self.latent_channels,))
+
+    def encode(self, patches: jax.Array) -> jax.Array:
+        """[..., f*f*3] -> [..., C]."""
+        return jnp.matmul(patches - self.mean, self.analysis, precision=HIGHEST)
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """[..., C] -> [..., f*f*3]."""
+        return jnp.matmul(latents, self.synthesis.T, precision=HIGHEST) + self.mean
+
+
+class ConvEncoder(nn.Module):
+    """Image [B, H, W, 3] -> corrections of mean and log-variance, float32 [B, H/f, W/f, 2C]."""
+
+    latent_channels: int
+    widths: list[int]
+    depth: tuple[int, ...]
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = space_to_depth(x, STEM)
+        for level, (width, depth) in enumerate(zip(self.widths, self.depth, strict=True)):
+            if level:
+                h = space_to_depth(h, 2)
+            h = nn.Dense(width, dtype=self.dtype, name=f"down{level}")(h)
+            h = Stage(depth, self.dtype, name=f"stage{level}")(h)
+        return _zero_head(h, 2 * self.latent_channels, self.dtype)
+
+
+class ConvDecoder(nn.Module):
+    """Latents and the linear image -> correction of the image, float32 [B, H, W, 3].
+
+    The finest level sees the linear path's image as well: what is left to correct is mostly
+    next to what is already there.
+    """
+
+    widths: list[int]
+    depth: tuple[int, ...]
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, z: jax.Array, linear: jax.Array) -> jax.Array:
+        h = z
+        for level in reversed(range(len(self.widths))):
+            width = self.widths[level]
+            if level == len(self.widths) - 1:
+                h = nn.Dense(width, dtype=self.dtype, name=f"up{level}")(h)
+            else:
+                h = depth_to_space(nn.Dense(4 * width, dtype=self.dtype, name=f"up{level}")(h), 2)
+            if level == 0:
+                image = space_to_depth(linear, STEM)
+                h += nn.Dense(width, dtype=self.dtype, use_bias=False, name="image")(image)
+            h = Stage(self.depth[level], self.dtype, name=f"stage{level}")(h)
+        return depth_to_space(_zero_head(h, STEM**2 * 3, self.dtype), STEM)
+
+
+def _zero_head(h: jax.Array, features: int, dtype: jnp.dtype) -> jax.Array:
+    """The last layer of a conv path: zero at the start, float32 out."""
+    h = RMSNorm(name="norm")(h)
+    zeros = nn.initializers.zeros
+    return nn.Dense(features, dtype=dtype, kernel_init=zeros, name="head")(h).astype(jnp.float32)
+
+
+def _blank_pca(patch: int, latent_channels: int) -> PCA:
+    """Unit scales, so that a model without a fit still computes."""
+    return PCA(
+        mean=jnp.zeros(patch),
+        components=jnp.eye(patch, latent_channels),
+        sd=jnp.ones(latent_channels),
+        scale=jnp.ones(()),
+    )
+
+
+def with_pca(variables: dict, pca: PCA) -> dict:
+    """Fresh variables of an `AutoencoderKL`, moved to the probabilistic PCA start.
+
+    Args:
+      variables: What `AutoencoderKL.init` returned, or its abstract shapes' values.
+      pca: The fit, of the model's latent size and patch side.
+
+    Returns:
+      New variables: mean reconstruction, posterior and likelihood are the fit's.
+    """
+    # log sigma = log s through the smooth floor of `log_scale`; e^-12 stands for minus infinity.
+    excess = jnp.maximum(jnp.square(pca.scale) - QUANTISATION_STD**2, np.exp(-24.0))
+    params = dict(variables["params"])
+    params[LINEAR] = {
+        "analysis": jnp.asarray(pca.components),
+        "synthesis": jnp.asarray(pca.components),
+        "mean": jnp.asarray(pca.mean),
+        "log_var": jnp.asarray(pca.log_var()),
+    }
+    params["log_scale"] = (0.5 * jnp.log(excess)).astype(jnp.float32)
+    fit = jax.tree.map(jnp.asarray, pca)
+    return {**variables, "params": params, "pca": {"fit": fit}}

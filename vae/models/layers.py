@@ -1,0 +1,78 @@
+"""Layers whose output at a pixel depends on a bounded neighbourhood and on nothing else.
+
+No attention and no statistics over space, so that a window with enough halo computes exactly what
+the whole photograph would.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def space_to_depth(x: jax.Array, block: int) -> jax.Array:
+    """[B, H, W, C] -> [B, H/block, W/block, block*block*C]; H and W divisible by block."""
+    b, h, w, c = x.shape
+    if h % block or w % block:
+        raise ValueError(f"sides must be divisible by {block}, got {h} x {w}")
+    x = x.reshape(b, h // block, block, w // block, block, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // block, w // block, block * block * c)
+
+
+def depth_to_space(x: jax.Array, block: int) -> jax.Array:
+    """The inverse of `space_to_depth`: [B, h, w, block*block*C] -> [B, h*block, w*block, C]."""
+    b, h, w, c = x.shape
+    if c % (block * block):
+        raise ValueError(f"channels must be divisible by {block * block}, got {c}")
+    x = x.reshape(b, h, w, block, block, c // (block * block))
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * block, w * block, c // (block * block))
+
+
+class RMSNorm(nn.Module):
+    """Divides each pixel by the root mean square of its channels (Zhang and Sennrich, 2019)."""
+
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        x32 = x.astype(jnp.float32)
+        norm = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.epsilon)
+        return (x32 * norm * scale).astype(x.dtype)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv3x3(silu(conv3x3(norm(x)))): reaches 2 pixels of its own resolution.
+
+    Attributes:
+      dtype: What the convolutions compute in; parameters stay float32.
+    """
+
+    dtype: jnp.dtype
+
+    REACH = 2
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        h = RMSNorm(name="norm")(x)
+        h = nn.Conv(channels, (3, 3), dtype=self.dtype, name="conv1")(h)
+        h = nn.Conv(channels, (3, 3), dtype=self.dtype, name="conv2")(nn.silu(h))
+        return x + h
+
+
+class Stage(nn.Module):
+    """`depth` residual blocks of one width at one resolution.
+
+    Attributes:
+      depth: Number of blocks.
+      dtype: What the convolutions compute in.
+    """
+
+    depth: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for i in range(self.depth):
+            x = ResidualBlock(self.dtype, name=f"block{i}")(x)
+        return x

@@ -1,0 +1,50 @@
+"""The approximate posterior q(z | x): a diagonal Gaussian."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+
+@flax.struct.dataclass
+class Posterior:
+    """Diagonal Gaussian over the latents.
+
+    Attributes:
+      mean: float32 [B, ...].
+      log_var: float32, shape of `mean`: log of the variance.
+    """
+
+    mean: jax.Array
+    log_var: jax.Array
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """One reparametrised sample of the whole batch, shape of `mean`."""
+        noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
+        return self.mean + jnp.exp(0.5 * self.log_var) * noise
+
+    def sample_rows(self, key: jax.Array, rows: jax.Array) -> jax.Array:
+        """A sample whose noise depends on (key, row number), not on the batch around it.
+
+        Args:
+          key: A random key.
+          rows: int [B], the place of each example in the global batch or data set.
+
+        Returns:
+          float32, shape of `mean`.
+        """
+
+        def one(row):
+            return jax.random.normal(jax.random.fold_in(key, row), self.mean.shape[1:])
+
+        return self.mean + jnp.exp(0.5 * self.log_var) * jax.vmap(one)(rows)
+
+    def kl_map(self) -> jax.Array:
+        """KL(q || N(0, I)) of each latent value in nats, shape of `mean`.
+
+        Kingma and Welling (2014), appendix B.
+        """
+        return 0.5 * (jnp.square(self.mean) + jnp.exp(self.log_var) - 1.0 - self.log_var)
+
+    def kl(self) -> jax.Array:
+        """KL(q || N(0, I)) of each example in nats, summed over its latents: float32 [B]."""
+        return jnp.sum(self.kl_map(), axis=tuple(range(1, self.mean.ndim)))

@@ -1,0 +1,170 @@
+"""Checkpoints of a run, by Orbax: what inference needs in one item, the rest in another.
+
+`checkpoints/STEP/model` holds the averaged parameters, the fixed variables and the latent
+statistics; `checkpoints/STEP/training` the raw parameters and the optimizer's state; `.../about`
+says which data and model they belong to.
+"""
+
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from data.errors import DataError
+from vae.training.state import TrainState
+
+MODEL_FIELDS = ("step", "ema_params", "fixed", "latent_mean", "latent_var")
+TRAINING_FIELDS = ("params", "opt_state")
+
+
+class Checkpoints:
+    """The checkpoints of one directory.
+
+    A checkpoint is written beside and renamed when complete, so a killed process leaves no half
+    one; the `keep` newest stay.
+    """
+
+    def __init__(self, directory: epath.PathLike, keep: int = 3):
+        self.directory = epath.Path(directory).absolute()
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            item_names=("model", "training", "about"),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+                # On the CPU backend a donated buffer may still be being written out.
+                enable_async_checkpointing=jax.default_backend() != "cpu",
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        """The newest complete checkpoint's step."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, about: dict[str, Any]) -> None:
+        """Saves the state before step `step`, unless it is there already.
+
+        Raises:
+          DataError: It could not be written; the checkpoints before it are untouched.
+        """
+        if step == self.latest_step():
+            return
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    model=ocp.args.StandardSave({k: getattr(state, k) for k in MODEL_FIELDS}),
+                    training=ocp.args.StandardSave(
+                        {k: getattr(state, k) for k in TRAINING_FIELDS}
+                    ),
+                    about=ocp.args.JsonSave(about),
+                ),
+            )
+            self._manager.check_for_errors()
+        except (OSError, ValueError) as error:
+            # tensorstore reports a full disk as ValueError.
+            raise self._not_saved(step, error) from error
+
+    def wait(self) -> None:
+        """Returns when everything handed to `save` is on disk."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except (OSError, ValueError) as error:
+            raise self._not_saved(self.latest_step(), error) from error
+
+    def close(self) -> None:
+        """Waits and releases the threads."""
+        self._manager.close()
+
+    def about(self, step: int) -> dict[str, Any]:
+        """What `save` was told about the checkpoint."""
+        try:
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(about=ocp.args.JsonRestore())
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise self._unreadable(step, error) from error
+        return restored["about"]
+
+    def restore(self, step: int, abstract: TrainState) -> TrainState:
+        """The state of a step.
+
+        Args:
+          step: Of a complete checkpoint.
+          abstract: Shapes, dtypes and shardings, from `jax.eval_shape` and the sharding rules.
+
+        Raises:
+          DataError: Damaged, or of another model (every differing leaf is named).
+        """
+        parts = self._restore(step, abstract, {"model": MODEL_FIELDS, "training": TRAINING_FIELDS})
+        return TrainState(**parts)
+
+    def restore_model(self, step: int, abstract: TrainState) -> dict[str, Any]:
+        """The fields of the state that inference needs, as a dict; see `restore`."""
+        return self._restore(step, abstract, {"model": MODEL_FIELDS})
+
+    def _restore(self, step: int, abstract: TrainState, items: dict) -> dict[str, Any]:
+        wanted = {
+            item: {field: getattr(abstract, field) for field in fields}
+            for item, fields in items.items()
+        }
+        try:
+            saved = self._manager.item_metadata(step)
+            for item, tree in wanted.items():
+                _compare(self.directory / str(step), saved[item], tree)
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    **{item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()}
+                ),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self._unreadable(step, error) from error
+        return {field: value for item in items for field, value in restored[item].items()}
+
+    def _not_saved(self, step: int | None, error: Exception) -> DataError:
+        return DataError(
+            f"checkpoint {step} could not be written to {self.directory}: {_one_line(error)}; the "
+            f"last complete one is {self.latest_step()}; free some disk space and run the same "
+            "command again"
+        )
+
+    def _unreadable(self, step: int, error: Exception) -> DataError:
+        return DataError(
+            f"checkpoint {self.directory / str(step)} cannot be read: {_one_line(error)}; remove "
+            "that directory to fall back to the one before it"
+        )
+
+
+def _compare(path: epath.Path, saved: Any, wanted: Any) -> None:
+    """Raises unless every leaf has its shape and dtype: a restore would cast a dtype silently."""
+    if saved is None:
+        raise ValueError("an item of it is missing")
+
+    def leaves(tree):
+        flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+        # Named tuples of the optimizer come back as dicts: keys are compared as text.
+        return {
+            tuple(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path): (
+                tuple(leaf.shape), str(leaf.dtype)
+            )
+            for path, leaf in flat
+        }
+
+    have, want = leaves(saved.tree if hasattr(saved, "tree") else saved), leaves(wanted)
+    problems = [
+        f"{'/'.join(key)}: {have.get(key, 'absent')} saved, {want.get(key, 'none')} expected"
+        for key in sorted(have.keys() | want.keys())
+        if have.get(key) != want.get(key)
+    ]
+    if problems:
+        raise DataError(
+            f"checkpoint {path} belongs to another model, {len(problems)} leaves differ: "
+            + "; ".join(problems[:8])
+            + ("; ..." if len(problems) > 8 else "")
+        )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,57 @@
+"""AdamW with clipping, warm-up and cosine decay, and a learning rate of its own for PCA's heirs."""
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from vae.models.autoencoder import LINEAR
+
+
+def path_name(path: tuple) -> str:
+    """A tree path as text: `linear/analysis`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
+    """Learning rate as a function of the step, from `config.optimizer` and `config.train.steps`."""
+    c, steps = config.optimizer, config.train.steps
+    warmup = min(c.warmup_steps, steps - 1)
+    if c.schedule == "constant":
+        decay = optax.constant_schedule(c.learning_rate)
+    else:
+        decay = optax.cosine_decay_schedule(c.learning_rate, max(steps - warmup, 1))
+    if not warmup:
+        return decay
+    # The first step already moves: (1 / warmup) of the rate, not zero of it.
+    ramp = optax.linear_schedule(c.learning_rate / warmup, c.learning_rate, warmup)
+    return optax.join_schedules([ramp, decay], [warmup])
+
+
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """The gradient transformation of a run.
+
+    The linear path holds PCA's directions, whose entries are small beside an Adam step of the
+    usual size: it gets `linear_multiplier` of the rate and no weight decay. Decay is for the
+    kernels of the conv paths only; norms, biases and the log-scale have none.
+    """
+    c = config.optimizer
+    parts = [optax.clip_by_global_norm(c.clip_norm)] if c.clip_norm else []
+    parts += [
+        optax.scale_by_adam(b1=c.b1, b2=c.b2),
+        optax.add_decayed_weights(c.weight_decay, mask=_decayed),
+        optax.masked(optax.scale(c.linear_multiplier), _linear),
+        optax.scale_by_learning_rate(learning_rate_schedule(config)),
+    ]
+    return optax.chain(*parts)
+
+
+def _linear(params: dict) -> dict:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path_name(path).split("/")[0] == LINEAR, params
+    )
+
+
+def _decayed(params: dict) -> dict:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path_name(path).endswith("/kernel"), params
+    )

@@ -1,0 +1,91 @@
+"""Where arrays live: the mesh ("data", "fsdp"), the batch over both, large leaves over "fsdp"."""
+
+import re
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from vae.training.optimizer import path_name
+
+AXES = ("data", "fsdp")
+
+# First match wins. "fsdp": the largest dimension that divides; "replicate": everywhere whole.
+RULES = (
+    (r"(^|/)(pca|latent_mean|latent_var|step)(/|$)", "replicate"),
+    (r".*", "fsdp"),
+)
+
+
+def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
+    """The mesh over all devices of all hosts; data = -1 takes what fsdp leaves."""
+    data = jax.device_count() // fsdp if data == -1 else data
+    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over all devices: both axes of the mesh carry examples."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def partition(path: str, shape: tuple[int, ...], fsdp: int, min_size: int) -> PartitionSpec:
+    """How one leaf is cut.
+
+    Args:
+      path: Its place in the state, `params/encoder/stage0/block0/conv1/kernel`.
+      shape: Its shape.
+      fsdp: Size of the mesh's "fsdp" axis.
+      min_size: Leaves with fewer values are replicated: gathering them costs more than it saves.
+
+    Returns:
+      The partition; a large leaf of which no dimension divides is replicated, and reported.
+    """
+    rule = next(rule for pattern, rule in RULES if re.search(pattern, path))
+    if rule == "replicate" or fsdp == 1 or np.prod(shape, dtype=np.int64) < min_size:
+        return PartitionSpec()
+    dimensions = [(size, -i) for i, size in enumerate(shape) if size % fsdp == 0]
+    if not dimensions:
+        logging.warning("%s %s has no dimension that %d divides: replicated", path, shape, fsdp)
+        return PartitionSpec()
+    axis = -max(dimensions)[1]
+    return PartitionSpec(*[None] * axis, "fsdp")
+
+
+def tree_sharding(tree, mesh: Mesh, min_size: int):
+    """The sharding of every leaf of an abstract (or real) tree, by `partition`."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(
+            mesh, partition(path_name(path), leaf.shape, mesh.shape["fsdp"], min_size)
+        ),
+        tree,
+    )
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, int]:
+    """The rows of the global batch that this process feeds: (start, stop).
+
+    Read from the sharding, for a process number says nothing about where its devices stand in
+    the mesh.
+    """
+    indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    starts = {index[0].start or 0 for index in indices.values()}
+    stops = {batch_size if index[0].stop is None else index[0].stop for index in indices.values()}
+    start, stop = min(starts), max(stops)
+    if stop - start != len(starts) * (batch_size // mesh.size):
+        raise ValueError(f"this process's rows are not contiguous: {sorted(starts)}")
+    return start, stop
+
+
+def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """This process's rows -> global arrays over all devices."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows)
+        for name, rows in batch.items()
+    }
