@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -123,16 +122,175 @@ def tile_origins(
     Returns:
       (y, x, share inside the field of view) of each tile, row by row.
     """
-    rows = _grid(max(0.0, fov.y - fov.radius, fov.top), min(height - 1.0, fov.bottom), height, tile)
-    columns = _grid(max(0.0, fov.x - fov.radius), min(width - 1.0, fov.x + fov.radius), width, tile)
+    rows = _grid(max(0.0, fov.top), min(height - 1.0, fov.bottom), tile, stride)
+    left, right = max(0.0, fov.x - fov.radius), min(width - 1.0, fov.x + fov.radius)
+    columns = _grid(left, right, tile, stride)
     inside = fov.mask(height, width)
     placed = []
-    for i, y in enumerate(rows(stride)):
-        for j, x in enumerate(columns(stride)):
+    for i, y in enumerate(rows):
+        for j, x in enumerate(columns):
             phase = hashlib.blake2b(f"{seed}/{photograph}/{i}/{j}".encode(), digest_size=2).digest()
             top = _move_to_phase(y, phase[0] % GRID, height - tile)
-            left = _move_to_phase(x, phase[1] % GRID, width - tile)
-            share = float(inside[top : top + tile, left : left + tile].mean())
+            side = _move_to_phase(x, phase[1] % GRID, width - tile)
+            share = float(inside[top : top + tile, side : side + tile].mean())
             if share >= min_fov:
-                placed.append((top, left, share))
+                placed.append((top, side, share))
     return placed
+
+
+def _grid(first: float, last: float, tile: int, stride: int) -> list[int]:
+    """Origins `stride` apart, centred between the first and the last pixel to be covered."""
+    room = last - first + 1 - tile
+    count = 1 + max(0, int(room // stride))
+    start = first + (room - (count - 1) * stride) / 2
+    return [round(start + n * stride) for n in range(count)]
+
+
+def _move_to_phase(origin: int, phase: int, limit: int) -> int:
+    """The nearest place in [0, limit] that is `phase` modulo 8, if there is one."""
+    moved = origin + (phase - origin + GRID // 2) % GRID - GRID // 2
+    if moved < 0:
+        moved += GRID * (-moved // GRID + 1)
+    if moved > limit:
+        moved -= GRID * ((moved - limit - 1) // GRID + 1)
+    return max(0, moved)
+
+
+def load_photograph(path: Path, cut: Cut) -> tuple[np.ndarray, FieldOfView, float]:
+    """Reads a photograph, scales it as `cut` says and blackens all outside its field of view.
+
+    Returns:
+      uint8 `[H, W, 3]`, the field of view in its pixels, and the scale.
+
+    Raises:
+      DataError: The photograph is unreadable, has no field of view, or is smaller than a tile.
+    """
+    image = read_image(path)
+    fov = find_fov(image, str(path))
+    scale = 1.0
+    if cut.fov_width is not None:
+        scale = cut.fov_width / (2.0 * fov.radius)
+        size = tuple(max(1, round(side * scale)) for side in (image.shape[1], image.shape[0]))
+        # Area averages when reducing (no aliasing), cubic interpolates when enlarging.
+        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        image = cv2.resize(image, size, interpolation=method)
+        fov = fov.scaled(scale)
+    fov = fov.rounded()
+    height, width = image.shape[:2]
+    if min(height, width) < cut.tile:
+        raise DataError(
+            f"{path}: {width} x {height} pixels{'' if scale == 1 else ' after scaling'}, smaller"
+            f" than a tile of {cut.tile}"
+        )
+    image[~fov.mask(height, width)] = 0
+    return image, fov, scale
+
+
+def place_tiles(
+    image: np.ndarray, fov: FieldOfView, photograph: str, cut: Cut
+) -> list[tuple[int, int, float]]:
+    """`tile_origins` with the values of `cut`."""
+    return tile_origins(
+        *image.shape[:2],
+        fov,
+        tile=cut.tile,
+        stride=cut.stride,
+        min_fov=cut.min_fov,
+        seed=cut.seed,
+        photograph=photograph,
+    )
+
+
+def cut_photograph(job: Job) -> Record:
+    """Writes a photograph's tiles and its record, or finds them finished.
+
+    Raises:
+      DataError: The photograph gives no tiles; the message says why.
+    """
+    overlay = job.out / _OVERLAYS / f"{job.photograph}.jpg"
+    record = finished(job)
+    if record and (overlay.exists() or not job.overlay):
+        return record
+
+    image, fov, scale = load_photograph(job.path, job.cut)
+    placed = place_tiles(image, fov, job.photograph, job.cut)
+    if not placed:
+        raise DataError(
+            f"{job.path}: no tile of {job.cut.tile} pixels is {job.cut.min_fov:.0%} inside the"
+            f" field of view, a disc of {2 * fov.radius:.0f} pixels"
+        )
+    if record is None:
+        record = _write_tiles(job, image, fov, scale, placed)
+    if job.overlay:
+        overlay.parent.mkdir(parents=True, exist_ok=True)
+        write_image(overlay, _draw_overlay(image, fov, placed, job.cut.tile))
+    return record
+
+
+def finished(job: Job) -> Record | None:
+    """The record of a photograph whose tiles are all there, cut from the file as it is now."""
+    try:
+        record = Record(**json.loads(job.record_path.read_bytes()))
+        source = _source(job.path)
+        present = set(os.listdir(job.folder))
+    except (OSError, ValueError, TypeError):
+        return None
+    if tuple(record.source) != source or record.suffix != job.suffix:
+        return None
+    names = (Path(job.tile_name(y, x)).name for y, x, _ in record.tiles)
+    return record if all(name in present for name in names) else None
+
+
+def _write_tiles(
+    job: Job,
+    image: np.ndarray,
+    fov: FieldOfView,
+    scale: float,
+    placed: list[tuple[int, int, float]],
+) -> Record:
+    job.record_path.unlink(missing_ok=True)
+    if job.folder.exists():  # tiles of an interrupted run, or of an older file of this name
+        shutil.rmtree(job.folder)
+    job.folder.mkdir(parents=True)
+    size = 0
+    for y, x, _ in placed:
+        tile = image[y : y + job.cut.tile, x : x + job.cut.tile]
+        size += write_image(job.out / job.tile_name(y, x), tile)
+    height, width = image.shape[:2]
+    record = Record(
+        source=_source(job.path),
+        suffix=job.suffix,
+        height=height,
+        width=width,
+        scale=scale,
+        fov=dataclasses.astuple(fov),
+        tiles=placed,
+        size=size,
+    )
+    job.record_path.parent.mkdir(parents=True, exist_ok=True)
+    write_beside(job.record_path, json.dumps(dataclasses.asdict(record)).encode())
+    return record
+
+
+def _source(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _draw_overlay(
+    image: np.ndarray, fov: FieldOfView, placed: list[tuple[int, int, float]], tile: int
+) -> np.ndarray:
+    """A small, brightened copy with the field of view in green and the tiles in blue."""
+    factor = min(1.0, _OVERLAY_SIDE / max(image.shape[:2]))
+    canvas = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    canvas = cv2.convertScaleAbs(canvas, alpha=1.3, beta=40)
+    for y, x, _ in placed:
+        first = (round(x * factor), round(y * factor))
+        last = (round((x + tile) * factor), round((y + tile) * factor))
+        cv2.rectangle(canvas, first, last, (90, 140, 255), 1)
+    drawn = fov.scaled(factor)
+    centre = (round(drawn.x * 16), round(drawn.y * 16))  # 4 fractional bits
+    cv2.circle(canvas, centre, round(drawn.radius * 16), (0, 255, 0), 2, cv2.LINE_AA, 4)
+    for row in (round(drawn.top), round(drawn.bottom)):
+        cv2.line(canvas, (0, row), (canvas.shape[1] // 12, row), (255, 255, 0), 2)
+    return canvas

@@ -70,6 +70,10 @@ class FieldOfView:
         )
         return FieldOfView(x, y, self.radius * factor, top, bottom)
 
+    def rounded(self) -> "FieldOfView":
+        """To 1/16 pixel: a float32 and a short decimal keep that, so masks are the same forever."""
+        return FieldOfView(*(round(value * 16) / 16 for value in dataclasses.astuple(self)))
+
 
 UNKNOWN = FieldOfView(-1.0, -1.0, -1.0, -1.0, -1.0)
 

@@ -164,7 +164,7 @@ def _write(path: str | os.PathLike, kind: type, rows: Iterable[TileRow | Photogr
         writer.writerow(columns)
         for row in rows:
             values = (getattr(row, column) for column in columns)
-            writer.writerow(f"{v:.6g}" if isinstance(v, float) else v for v in values)
+            writer.writerow(f"{v:.9g}" if isinstance(v, float) else v for v in values)
 
 
 def _read(path: str | os.PathLike, kind: type[Row]) -> Iterator[tuple[int, Row]]:

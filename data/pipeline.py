@@ -31,11 +31,13 @@ class Dataset:
     Attributes:
       path: The directory that holds the shards.
       shards: Per split, its files in order and the number of records in each.
+      file_format: "tfrecord" or "array_record".
       metadata: What the build noted (see `data.fundus_tiles.builder`).
     """
 
     path: Path
     shards: dict[str, tuple[tuple[Path, int], ...]]
+    file_format: str
     metadata: dict
     _sources: dict[str, records.RecordSource] = dataclasses.field(
         default_factory=dict, repr=False, compare=False
@@ -116,7 +118,7 @@ def open_dataset(data_dir: str | os.PathLike) -> Dataset:
         shards[split["name"]] = tuple(zip(files, counts, strict=True))
     if not shards:
         raise DataError(f"{path}: an empty dataset; build it again")
-    return Dataset(path, shards, _read_json(path / "metadata.json"))
+    return Dataset(path, shards, suffix, _read_json(path / "metadata.json"))
 
 
 def _find(data_dir: Path) -> Path:

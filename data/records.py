@@ -15,6 +15,7 @@ import os
 import struct
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -259,10 +260,9 @@ class RecordSource:
           DataError: It does not match its checksum, naming shard, record, tile and photograph.
         """
         payload = self._read(number)
-        entry = self.index[number]
-        if len(payload) != entry["length"]:
+        if len(payload) != self.index["length"][number]:
             raise _damaged(*self.locate(number), "is cut short", payload)
-        if self._verify and masked_crc32c(payload) != entry["crc"]:
+        if self._verify and masked_crc32c(payload) != self.index["crc"][number]:
             raise _damaged(*self.locate(number), "does not match its checksum", payload)
         return payload
 
@@ -290,6 +290,7 @@ class TFRecordSource(RecordSource):
     def _open(self) -> None:
         self._lock = threading.Lock()
         self._files: dict[int, int] = {}
+        weakref.finalize(self, _close, self._files)
 
     def _read(self, number: int) -> bytes:
         shard = int(self._shard[number])
@@ -314,9 +315,10 @@ class TFRecordSource(RecordSource):
         self.__dict__.update(state)
         self._open()
 
-    def __del__(self):
-        for file in getattr(self, "_files", {}).values():
-            os.close(file)
+
+def _close(files: dict[int, int]) -> None:
+    for file in files.values():
+        os.close(file)
 
 
 class ArrayRecordSource(RecordSource):

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -62,15 +61,16 @@ class FundusTiles(tfds.core.ShardBasedBuilder):
           **kwargs: `data_dir`, `file_format` and so on.
         """
         self._tiles = tiles
-        self._max_rejected = max_rejected
         self._shard_bytes = shard_bytes
-        self._reader = _Reader(workers or len(os.sched_getaffinity(0)), progress)
+        self._notes = _Notes(
+            workers or len(os.sched_getaffinity(0)), progress, limit=max_rejected
+        )
         super().__init__(**kwargs)
 
     @property
     def rejected(self) -> list[tuple[str, str]]:
         """(tile, reason) of what the build left out, sorted by tile."""
-        return sorted(self._reader.rejected)
+        return sorted(self._notes.rejected)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
@@ -96,15 +96,14 @@ class FundusTiles(tfds.core.ShardBasedBuilder):
     ) -> dict[str, list[Callable[[], Iterator]]]:
         if self._tiles is None:
             self._tiles = collect(dl_manager.manual_dir)
-        tiles, reader = self._tiles, self._reader
-        reader.allowed = int(self._max_rejected * len(tiles))
+        tiles = self._tiles
+        self._notes.total = len(tiles)
         shards = {}
         for split, numbers in tiles.order().items():
             size = int(tiles.sizes[numbers].clip(min=0).sum())
             count = min(max(1, round(size / self._shard_bytes)), len(numbers))
             shards[split] = [
-                _Shard(tiles.root, [tiles.paths[n] for n in part], tiles, part, reader)
-                for part in np.array_split(numbers, count)
+                _Shard(tiles.select(part), self._notes) for part in np.array_split(numbers, count)
             ]
         return shards
 
@@ -115,8 +114,8 @@ class FundusTiles(tfds.core.ShardBasedBuilder):
         written = {name: info.num_examples for name, info in self.info.splits.items()}
         # Counted, not taken from the list: on a cluster the workers' lists stay with the workers.
         rejected = len(tiles) - sum(written.values())
-        if rejected > self._max_rejected * len(tiles):
-            raise TooManyRejectedError(self.rejected, rejected, len(tiles), self._max_rejected)
+        if rejected > self._notes.limit * len(tiles):
+            raise TooManyRejectedError(self.rejected, len(tiles), self._notes.limit)
         for split, count in written.items():
             if not count:
                 raise DataError(f"{tiles.root}: every tile of split {split} is damaged")
@@ -129,7 +128,7 @@ class FundusTiles(tfds.core.ShardBasedBuilder):
             tiles=tiles.fingerprint(),
             patients_known=tiles.patients_known,
             rejected=rejected,
-            smallest=self._reader.smallest,
+            smallest=self._notes.smallest,
         )
 
 
@@ -140,13 +139,14 @@ class TooManyRejectedError(DataError):
       rejected: (tile, reason) of those found so far.
     """
 
-    def __init__(self, rejected: list[tuple[str, str]], count: int, total: int, limit: float):
-        shown = "; ".join(f"{tile}: {reason}" for tile, reason in rejected[:3])
+    def __init__(self, rejected: list[tuple[str, str]], total: int, limit: float):
+        shown = "; ".join(f"{tile}: {reason}" for tile, reason in sorted(rejected)[:3])
         super().__init__(
-            f"{count} of {total} tiles are damaged, more than --max_rejected {limit:g} allows: "
-            f"{shown}{'; ...' if count > 3 else ''}; restore or remove them, or raise the limit"
+            f"{len(rejected)} of {total} tiles are damaged or missing, more than --max_rejected "
+            f"{limit:g} allows ({shown}{'; ...' if len(rejected) > 3 else ''}); restore or remove "
+            "them, or raise the limit"
         )
-        self.rejected = rejected
+        self.rejected = sorted(rejected)
 
 
 class _ExampleWriter(tfds.core.writer.ExampleWriter):
@@ -160,11 +160,83 @@ class _ExampleWriter(tfds.core.writer.ExampleWriter):
 
 
 @dataclasses.dataclass
-class _Reader:
-    """Reads and validates tiles, and remembers what it met."""
+class _Notes:
+    """What was met on the way, shared by the shards of a build.
+
+    Attributes:
+      workers: Threads that read and validate.
+      progress: Called with the number of tiles just dealt with.
+      total: Tiles of the build.
+      limit: Share of them that may be rejected.
+      rejected: (tile, reason).
+      smallest: The tile with the shortest side: its id, height and width.
+    """
 
     workers: int
-    progress: Callable[[int], object] | None = None
-    allowed: int = 0
+    progress: Callable[[int], object] | None
+    total: int = 0
+    limit: float = 0.0
     rejected: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-    smallest: dict = dataclasses.field(default_factory=dict)
+    smallest: dict[str, str | int] = dataclasses.field(default_factory=dict)
+
+    def note(self, tile: str, height: int, width: int) -> None:
+        found = self.smallest
+        if not found or min(height, width) < min(found["height"], found["width"]):
+            self.smallest = {"tile": tile, "height": height, "width": width}
+
+
+class _Shard:
+    """The examples of one shard."""
+
+    def __init__(self, tiles: TileList, notes: _Notes):
+        self._tiles = tiles
+        self._notes = notes
+
+    def __call__(self) -> Iterator[tuple[int, dict]]:
+        """Yields the examples; threads read and validate the tiles, a bounded number ahead."""
+        tiles, notes = self._tiles, self._notes
+        pending: collections.deque[concurrent.futures.Future] = collections.deque()
+        with concurrent.futures.ThreadPoolExecutor(notes.workers) as pool:
+            try:
+                for number in range(len(tiles) + notes.workers * _LOOK_AHEAD):
+                    if number < len(tiles):
+                        pending.append(pool.submit(self._read, number))
+                    if number >= notes.workers * _LOOK_AHEAD and pending:
+                        done = number - notes.workers * _LOOK_AHEAD
+                        yield from self._example(done, pending.popleft())
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _read(self, number: int) -> Encoded:
+        path = self._tiles.root / self._tiles.paths[number]
+        try:
+            encoded = path.read_bytes()
+        except OSError as error:
+            raise DataError(error.strerror or str(error)) from error
+        return prepare(encoded)
+
+    def _example(self, number: int, read: concurrent.futures.Future) -> Iterator[tuple[int, dict]]:
+        """Yields the example, or nothing where the tile had to be rejected."""
+        notes, example = self._notes, self._tiles.example(number)
+        if notes.progress:
+            notes.progress(1)
+        try:
+            encoded = read.result()
+        except DataError as error:
+            notes.rejected.append((self._tiles.paths[number], str(error)))
+            if len(notes.rejected) > max(notes.limit * notes.total, _STOP_AFTER):
+                raise TooManyRejectedError(notes.rejected, notes.total, notes.limit) from None
+            return
+        notes.note(example["tile_id"], encoded.height, encoded.width)
+        yield number, example | {"image": _ReadOnce(encoded.data)}
+
+
+class _ReadOnce:
+    """Bytes that are let go when read: tfds keeps a shard's examples until the shard is done."""
+
+    def __init__(self, data: bytes):
+        self._data = data
+
+    def read(self) -> bytes:
+        data, self._data = self._data, b""
+        return data

@@ -80,6 +80,20 @@ class TileList:
         del known["split"]
         return known | {"tile_id": tile_id(self.paths[number]), "y": y, "x": x}
 
+    def select(self, numbers: np.ndarray) -> "TileList":
+        """The list of some of the tiles, in the order given."""
+        part = TileList(
+            self.root, patients_known=self.patients_known, photographs=self.photographs
+        )
+        part.paths = [self.paths[number] for number in numbers]
+        part.sizes = self.sizes[numbers]
+        part._origins, part._origin_list = self._origins, self._origin_list
+        part._rows = tuple(
+            array.array("i", np.frombuffer(column, np.int32)[numbers].tobytes())
+            for column in self._rows
+        )
+        return part
+
     def order(self) -> dict[str, np.ndarray]:
         """The numbers of each split's tiles, shuffled by a hash of their ids; no empty splits.
 
@@ -176,7 +190,7 @@ def _from_tree(
     files = dict(_files(root))
     if not files:
         raise DataError(f"{root}: no tiles; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
-    photographs = {folder: _photograph(root, folder) for folder in map(_folder, files)}
+    photographs = {folder: _photograph(root, folder) for folder in set(map(_folder, files))}
     assigned = assign_splits(
         sorted(set(photographs.values())),
         patient_regex=patient_regex,

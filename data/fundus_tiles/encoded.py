@@ -39,7 +39,7 @@ class Encoded:
     width: int
 
 
-def prepare(encoded: bytes, name: str) -> Encoded:
+def prepare(encoded: bytes) -> Encoded:
     """Validates a tile by decoding it, and frees it of metadata.
 
     OpenCV pads a truncated JPEG with grey and only warns, so the structure is checked first: a
@@ -60,17 +60,17 @@ def prepare(encoded: bytes, name: str) -> Encoded:
         else:
             raise _Recode
     except _Recode:
-        image = decode_image(encoded, name)
+        image = decode_image(encoded, "the tile")
         return Encoded(encode_image(image, ".png"), *image.shape[:2])
     except (ValueError, struct.error, IndexError) as error:
-        reason = str(error) if isinstance(error, ValueError) else "truncated"
-        raise DataError(f"{name}: damaged: {reason}") from error
+        reason = str(error) if isinstance(error, ValueError) else "it is truncated"
+        raise DataError(f"damaged: {reason}") from error
     try:
         image = cv2.imdecode(np.frombuffer(kept, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
-        raise DataError(f"{name}: damaged: {error.err}") from error
+        raise DataError(f"damaged: {error.err}") from error
     if image is None:
-        raise DataError(f"{name}: damaged: cannot be decoded")
+        raise DataError("damaged: cannot be decoded")
     return Encoded(kept, *image.shape[:2])
 
 
@@ -91,7 +91,7 @@ def _strip_jpeg(encoded: bytes) -> bytes:
         (length,) = struct.unpack_from(">H", encoded, at + 2)
         body, after = at + 4, at + 2 + length
         if after > len(encoded):
-            raise ValueError("truncated")
+            raise ValueError("it is truncated")
         if marker in _SOF and (encoded[body] != 8 or encoded[body + 5] != 3):
             raise _Recode  # Grey, CMYK or 12 bits.
         if marker == _APP1 and _turned(encoded[body:after]):
@@ -101,7 +101,7 @@ def _strip_jpeg(encoded: bytes) -> bytes:
         if marker == _SOS:
             found = _JPEG_MARKER.search(encoded, after)
             if not found:
-                raise ValueError("truncated: no end-of-image marker")
+                raise ValueError("it is truncated: no end-of-image marker")
             after = found.end() - 2
         # JFIF states the density, Adobe's segment the colour transform.
         needed = (marker == _APP0 and encoded.startswith(b"JFIF", body)) or (
@@ -139,11 +139,11 @@ def _strip_png(encoded: bytes) -> bytes:
     view = memoryview(encoded)
     while kind != b"IEND":
         if at + 12 > len(encoded):
-            raise ValueError("truncated: no IEND chunk")
+            raise ValueError("it is truncated: no IEND chunk")
         length, kind = struct.unpack_from(">I4s", encoded, at)
         after = at + 12 + length
         if after > len(encoded):
-            raise ValueError("truncated")
+            raise ValueError("it is truncated")
         (crc,) = struct.unpack_from(">I", encoded, after - 4)
         if zlib.crc32(view[at + 4 : after - 4]) != crc:
             raise ValueError(f"checksum of its {kind.decode('latin-1')} chunk is wrong")

@@ -12,6 +12,7 @@ from vae.inference.windows import (
     reconstruct_windows,
     window_origins,
 )
+from vae.models.autoencoder import AutoencoderKL
 
 FACTOR = 4
 # Two 3 x 3 convolutions at latent resolution in each half.
@@ -152,3 +153,27 @@ def test_window_without_inside_is_refused():
         decode_windows(lambda z: z, np.zeros((9, 9, 1)), factor=4, halo=2, window=16)
     with pytest.raises(ValueError, match="multiple of 4, got 18"):
         encode_windows(lambda x: x, np.zeros((40, 40, 3)), factor=4, halo=0, window=18)
+
+
+def test_halos_of_the_autoencoder_are_just_enough():
+    model = AutoencoderKL(
+        latent_channels=4, width=8, deep_width=8, encoder_depth=(1, 1), decoder_depth=(1, 1)
+    )
+    image = _image(133, 103)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    # Heads start at zero: perturbed, or the conv paths would not be there.
+    leaves, tree = jax.tree.flatten(variables["params"])
+    rng = np.random.default_rng(0)
+    leaves = [p + 0.2 * rng.normal(size=p.shape).astype(np.float32) for p in leaves]
+    variables = variables | {"params": jax.tree.unflatten(tree, leaves)}
+    encode = jax.jit(lambda x: model.apply(variables, x, method="encode").mean)
+    decode = jax.jit(lambda z: model.apply(variables, z, method="decode"))
+    padded = pad_to_factor(image, 8)
+    whole = np.asarray(decode(encode(padded[None])))[0, : image.shape[0], : image.shape[1]]
+    halos = {"encoder_halo": model.encoder_halo, "decoder_halo": model.decoder_halo}
+    tiled = reconstruct_windows(encode, decode, image, factor=8, window=96, **halos)
+    assert _error(tiled, whole) < TOLERANCE
+    for name, step in (("encoder_halo", 8), ("decoder_halo", 1)):
+        short = halos | {name: halos[name] - step}
+        tiled = reconstruct_windows(encode, decode, image, factor=8, window=96, **short)
+        assert _error(tiled, whole) > TOLERANCE

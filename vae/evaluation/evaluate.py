@@ -14,7 +14,7 @@ from vae.evaluation.aggregate import by_label, patient_intervals
 from vae.evaluation.baselines import BICUBIC_FACTOR
 from vae.evaluation.jpeg import SAMPLE_TILES, TileSample, jpeg_figures, match_quality
 from vae.evaluation.passes import Split, over_tiles
-from vae.evaluation.placement import local_positions, replicate
+from vae.evaluation.placement import local_positions, place_whole
 from vae.evaluation.scoring import baseline_step, latent_size, model_step
 from vae.models.pca import PCA
 
@@ -145,8 +145,8 @@ def evaluate(
 
 def _model_pass(module, variables, split: Split, *, mesh, pca, seed, baselines, sample):
     """-> (figures [N] by name, names, sample of tiles, (H, W))."""
-    seed_on_mesh = replicate(np.uint32(seed), mesh)
-    pca_on_mesh = jax.tree.map(lambda leaf: replicate(leaf, mesh), pca)
+    seed_on_mesh = place_whole(np.uint32(seed), mesh)
+    pca_on_mesh = jax.tree.map(lambda leaf: place_whole(leaf, mesh), pca)
     drawn = TileSample(max(SAMPLE_TILES // jax.process_count(), 1) if sample else 0, seed)
     size = None
 
@@ -158,7 +158,7 @@ def _model_pass(module, variables, split: Split, *, mesh, pca, seed, baselines, 
             valid = batch["valid"]
             rows = first_row + local_positions(images)
             drawn.add(batch["image"][valid], batch["tile_id"][valid], rows[valid])
-        row = replicate(np.int32(first_row), mesh)
+        row = place_whole(np.int32(first_row), mesh)
         figures = model_step(module, mesh)(variables, images, fov, row, seed_on_mesh)
         if baselines:
             figures |= baseline_step(mesh)(pca_on_mesh, images, fov, row, seed_on_mesh)

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
-from vae.evaluation.placement import gather_names, local_positions, place_rows
+from vae.evaluation.placement import WHOLE, gather_names, local_positions, place_rows
 
 # As `data.pipeline.eval_batches` gives it.
 Batch = Mapping[str, np.ndarray]
@@ -62,7 +62,7 @@ def over_tiles(
 
 @functools.lru_cache(maxsize=16)
 def _whole(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
-    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, WHOLE))
 
 
 def _concatenate(parts: list[Mapping[str, Any]]) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from data.errors import DataError
 from data.fov import fov_mask
@@ -22,11 +22,13 @@ from data.images import read_image
 from data.manifest import PhotographRow
 from vae import metrics
 from vae.evaluation.evaluate import Evaluation
-from vae.evaluation.placement import BATCH, sum_over_hosts
+from vae.evaluation.placement import BATCH, WHOLE, place_whole, sum_over_hosts
 from vae.inference.windows import reconstruct_windows
 
 # SSIM is computed in blocks of this many positions a side: memory stays the same for any size.
 BLOCK = 512
+# Neighbouring blocks share the pixels that windows starting in one take from the other.
+OVERLAP = metrics.SSIM_WINDOW - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,10 +90,9 @@ def whole_photographs(
     """
     encode, decode = _halves(module, mesh)
     of_tiles = _tile_means(evaluation)
+    measurable = [p for p in photographs if p.photograph in of_tiles]
     rows, problems = [], []
-    for photograph in photographs:
-        if photograph.photograph not in of_tiles:
-            continue
+    for photograph in measurable:
         try:
             image, problem = read_as_tiled(photograph), None
         except DataError as error:
@@ -125,7 +126,7 @@ def whole_photographs(
                 **of_tiles[photograph.photograph],
             }
         )
-    return PhotographEvaluation(rows, _notes(problems, len(photographs)))
+    return PhotographEvaluation(rows, _notes(problems, len(measurable)))
 
 
 def read_as_tiled(photograph: PhotographRow) -> np.ndarray:
@@ -149,30 +150,32 @@ def read_as_tiled(photograph: PhotographRow) -> np.ndarray:
     return image
 
 
-def compare(image: np.ndarray, output: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
+def compare(
+    image: np.ndarray, output: np.ndarray, mask: np.ndarray, block: int = BLOCK
+) -> tuple[float, float]:
     """SSIM and PSNR of whole photographs, in blocks of bounded memory.
 
     Args:
       image: uint8 [H, W, 3].
       output: Like `image`.
       mask: bool [H, W], the field of view.
+      block: Side of a block, in pixels.
 
     Returns:
       Mean SSIM over the windows wholly inside the mask and PSNR in dB over its pixels; NaN where
       there are none.
     """
-    overlap = metrics.SSIM_WINDOW - 1
+    side = block + OVERLAP
     total = np.zeros(4)
-    for y in range(0, image.shape[0], BLOCK):
-        for x in range(0, image.shape[1], BLOCK):
-            block = np.s_[y : y + BLOCK + overlap, x : x + BLOCK + overlap]
-            if not mask[block].any():
+    for y in range(0, image.shape[0], block):
+        for x in range(0, image.shape[1], block):
+            here = np.s_[y : y + side, x : x + side]
+            if not mask[here].any():
                 continue
             # Filled up to one shape; what is outside the mask counts for nothing.
-            missing = [BLOCK + overlap - side for side in mask[block].shape]
-            pad = ((0, missing[0]), (0, missing[1]))
-            arrays = [np.pad(a[block], (*pad, (0, 0))) for a in (image, output)]
-            arrays = jax.device_put((*arrays, np.pad(mask[block], pad)))
+            pad = tuple((0, side - present) for present in mask[here].shape)
+            arrays = [np.pad(array[here], (*pad, (0, 0))) for array in (image, output)]
+            arrays = jax.device_put((*arrays, np.pad(mask[here], pad)))
             total += np.asarray(jax.device_get(_block_sums(*arrays)), np.float64)
     ssim_sum, windows, squares, pixels = total
     mse = squares / pixels if pixels else np.nan
@@ -186,8 +189,8 @@ def _block_sums(image: jax.Array, output: jax.Array, mask: jax.Array) -> jax.Arr
     inside = metrics.window_inside(mask[None])[0]
     a, b = (x[None].astype(jnp.float32) for x in (image, output))
     ssim = metrics.ssim_map(a / 255.0, b / 255.0)[0].mean(axis=-1)
-    core = mask[:BLOCK, :BLOCK]
-    squares = jnp.square(a - b)[0, :BLOCK, :BLOCK].mean(axis=-1)
+    core = mask[:-OVERLAP, :-OVERLAP]
+    squares = jnp.square(a - b)[0, :-OVERLAP, :-OVERLAP].mean(axis=-1)
     return jnp.stack(
         [
             jnp.sum(jnp.where(inside, ssim, 0.0)),
@@ -204,7 +207,6 @@ def _halves(module: nn.Module, mesh: Mesh):
 
     They take what every host has, spread the windows over the devices and return them whole.
     """
-    split, whole = NamedSharding(mesh, BATCH), NamedSharding(mesh, PartitionSpec())
 
     def encode(variables, images):
         return module.apply(variables, metrics.to_float(images), method="encode").mean
@@ -213,13 +215,8 @@ def _halves(module: nn.Module, mesh: Mesh):
         return metrics.to_uint8(module.apply(variables, latents, method="decode"))
 
     def spread(step):
-        step = jax.jit(step, out_shardings=whole)
-
-        def apply(variables, windows):
-            placed = jax.make_array_from_callback(windows.shape, split, lambda i: windows[i])
-            return step(variables, placed)
-
-        return apply
+        step = jax.jit(step, out_shardings=NamedSharding(mesh, WHOLE))
+        return lambda variables, windows: step(variables, place_whole(windows, mesh, BATCH))
 
     return spread(encode), spread(decode)
 
@@ -238,7 +235,7 @@ def _tile_means(evaluation: Evaluation) -> dict[str, dict[str, float | int]]:
 
 def _notes(problems: list[str], count: int) -> list[str]:
     if not count:
-        return ["no whole photographs: the tiles were built without a photographs.csv"]
+        return ["no whole photographs: no photographs.csv lists those that the tiles were cut from"]
     if not problems:
         return []
     return [

@@ -8,18 +8,25 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 BATCH = PartitionSpec(("data", "fsdp"))
+WHOLE = PartitionSpec()
 
 
 def place_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
     """This host's rows [b, ...] of a batch -> the global batch [B, ...], split over the devices."""
-    return jax.make_array_from_process_local_data(NamedSharding(mesh, BATCH), rows)
+    # Wanted here, whatever the guard against copies that nobody wrote.
+    with jax.transfer_guard("allow"):
+        return jax.make_array_from_process_local_data(NamedSharding(mesh, BATCH), rows)
 
 
-def replicate(array: np.ndarray | jax.Array, mesh: Mesh) -> jax.Array:
-    """An array that every host has -> the same, whole on every device."""
+def place_whole(
+    array: np.ndarray | jax.Array, mesh: Mesh, spec: PartitionSpec = WHOLE
+) -> jax.Array:
+    """An array that every host has -> the same over the mesh, by default whole on every device."""
     array = np.asarray(jax.device_get(array))
-    sharding = NamedSharding(mesh, PartitionSpec())
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+    with jax.transfer_guard("allow"):
+        return jax.make_array_from_callback(
+            array.shape, NamedSharding(mesh, spec), lambda index: array[index]
+        )
 
 
 def local_positions(batch: jax.Array) -> np.ndarray:

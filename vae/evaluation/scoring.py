@@ -12,10 +12,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from vae import metrics
 from vae.evaluation import baselines
+from vae.evaluation.placement import WHOLE
 from vae.models.pca import PCA
 from vae.models.posterior import Posterior
 
@@ -97,7 +98,7 @@ def latent_size(module: nn.Module, variables: Any, shape: tuple[int, ...]) -> in
 
 
 def _jit(step: Callable, mesh: Mesh) -> Callable:
-    return jax.jit(step, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return jax.jit(step, out_shardings=NamedSharding(mesh, WHOLE))
 
 
 def _codec(

@@ -29,7 +29,11 @@ class Checkpoints:
         self.directory = epath.Path(directory).absolute()
         self._manager = ocp.CheckpointManager(
             self.directory,
-            item_names=("model", "training", "about"),
+            item_handlers={
+                "model": ocp.StandardCheckpointHandler(),
+                "training": ocp.StandardCheckpointHandler(),
+                "about": ocp.JsonCheckpointHandler(),
+            },
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=ocp.checkpoint_managers.LatestN(keep),
                 # On the CPU backend a donated buffer may still be being written out.

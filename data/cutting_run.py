@@ -1,0 +1,155 @@
+"""Many photographs into tiles: what it will take, and the work itself, in parallel."""
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import tqdm
+
+from data.cutting import Job, Record, cut_photograph, load_photograph, place_tiles
+from data.errors import DataError
+from data.images import encode_image
+
+_SAMPLED = 4  # photographs and ...
+_SAMPLED_TILES = 8  # ... tiles of each that are cut and dropped for the estimate
+
+
+def available_cores() -> int:
+    """Cores this process may use; containers and schedulers often grant fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def estimate(todo: Sequence[Job], workers: int, out: Path) -> str:
+    """Cuts a few tiles of a few photographs and extrapolates.
+
+    Returns:
+      A line on the tiles, bytes and time that the jobs will take.
+
+    Raises:
+      DataError: The disk is too small.
+    """
+    tiles = size = seconds = 0.0
+    readable = 0
+    sampled = todo[:: max(1, len(todo) // _SAMPLED)][:_SAMPLED]
+    for job in sampled:
+        start = time.monotonic()
+        try:
+            image, fov, _ = load_photograph(job.path, job.cut)
+        except DataError:
+            continue
+        readable += 1
+        placed = place_tiles(image, fov, job.photograph, job.cut)
+        loaded = time.monotonic()
+        some = placed[:: max(1, len(placed) // _SAMPLED_TILES)]
+        encoded = [
+            len(encode_image(image[y : y + job.cut.tile, x : x + job.cut.tile], job.suffix))
+            for y, x, _ in some
+        ]
+        tiles += len(placed)
+        share = len(placed) / max(1, len(some))
+        size += sum(encoded) * share
+        seconds += loaded - start + (time.monotonic() - loaded) * share
+    if not readable:
+        return f"no estimate: none of {len(sampled)} photographs tried gave tiles"
+    factor = len(todo) / readable
+    free = shutil.disk_usage(out).free
+    if size * factor > free:
+        raise DataError(
+            f"{out}: about {format_bytes(size * factor)} are needed and {format_bytes(free)} are"
+            f" free; choose another disk, a larger stride, or --format jpg"
+        )
+    return (
+        f"about {tiles * factor:,.0f} tiles, {format_bytes(size * factor)} (free:"
+        f" {format_bytes(free)}), {format_time(seconds * factor / workers)} with {workers}"
+        f" process{'es' if workers > 1 else ''}"
+    )
+
+
+def run(jobs: Sequence[Job], workers: int, progress: bool) -> list[Record | str]:
+    """Cuts photographs in `workers` processes; 1 stays in this one.
+
+    Returns:
+      For each job, in their order: its record, or the reason why the photograph was rejected.
+
+    Raises:
+      DataError: The disk is full, or a worker died.
+      KeyboardInterrupt: After the photographs in work were finished.
+    """
+    results: dict[int, Record | str] = {}
+    bar = tqdm.tqdm(total=len(jobs), unit="photograph", disable=not progress)
+    try:
+        with bar, contextlib.closing(_results(jobs, workers)) as arriving:
+            for i, result in arriving:
+                results[i] = result
+                bar.update()
+    except KeyboardInterrupt:
+        if progress:
+            print(
+                f"interrupted: {len(results):,} of {len(jobs):,} photographs are finished; the same"
+                f" command continues"
+            )
+        raise
+    except concurrent.futures.BrokenExecutor:
+        raise DataError(
+            f"a worker process died, perhaps for lack of memory, after {len(results):,}"
+            f" photographs; the same command continues, with --workers 1 it needs least"
+        ) from None
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or jobs[0].out}: cannot be written: {error.strerror}; once that is"
+            f" solved, the same command continues"
+        ) from error
+    return [results[i] for i in range(len(jobs))]
+
+
+def _results(jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Record | str]]:
+    if workers == 1:
+        yield from ((i, _work(job)) for i, job in enumerate(jobs))
+        return
+    # Forking a process that runs threads (jax, a progress bar) can deadlock: start afresh.
+    executor = concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+    )
+    try:
+        pending = {executor.submit(_work, job): i for i, job in enumerate(jobs)}
+        for future in concurrent.futures.as_completed(pending):
+            yield pending[future], future.result()
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the parent decides; this one finishes
+    cv2.setNumThreads(1)
+
+
+def _work(job: Job) -> Record | str:
+    try:
+        return cut_photograph(job)
+    except DataError as error:
+        return str(error)
+
+
+def format_bytes(count: float) -> str:
+    """A size as a person reads it: "397 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def format_time(seconds: float) -> str:
+    """A duration as a person reads it: "12 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

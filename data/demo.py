@@ -1,0 +1,99 @@
+"""Tiles without any photographs of one's own: a bundled photograph, or procedural ones."""
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.images import write_image
+from data.manifest import MANIFEST
+from data.synthetic import write_photographs
+from data.tiling import make_tiles
+
+_LEFT_SHARE = 0.6
+
+
+def retina_tiles(
+    out_dir: str | os.PathLike, *, tile: int = 256, stride: int = 56, progress: bool = True
+) -> Path:
+    """Tiles of the retina photograph (CC0, 1411 x 1411) that comes with scikit-image.
+
+    Its left 60% are for training, the rest for the test: two photographs that share no pixel.
+    Being one eye, they say how well a model does on unseen regions, not on unseen patients.
+
+    Args:
+      out_dir: Where `photographs/retina/{left,right}.png` and the tiles go; a finished
+        preparation there is reused.
+      tile: Side of a tile in pixels.
+      stride: Pixels between neighbouring tiles.
+      progress: Whether to print what happens.
+
+    Returns:
+      The directory of tiles, `out_dir/tiles`.
+    """
+    out_dir = Path(out_dir)
+    tiles = out_dir / "tiles"
+    if (tiles / MANIFEST).exists():
+        return tiles
+    from skimage import data as bundled  # half a second, and only this function needs it
+
+    photograph = bundled.retina()
+    border = round(_LEFT_SHARE * photograph.shape[1])
+    folder = out_dir / "photographs" / "retina"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, region in (("left", photograph[:, :border]), ("right", photograph[:, border:])):
+        # Written once: a file that changed would be cut again by a run that continues.
+        if not (folder / f"{name}.png").exists():
+            write_image(folder / f"{name}.png", region)
+    rows = [("retina/left", "retina-left", "train"), ("retina/right", "retina-right", "test")]
+    make_tiles(
+        folder.parent,
+        tiles,
+        tile=tile,
+        stride=stride,
+        patients=_write_patients(out_dir / "patients.csv", rows),
+        val=0,
+        workers=1,
+        progress=progress,
+    )
+    return tiles
+
+
+def synthetic_tiles(out_dir: str | os.PathLike, tile: int = 64) -> Path:
+    """Tiles of procedural photographs of eight patients: train, val and test, within seconds.
+
+    Args:
+      out_dir: Where the photographs and the tiles go; a finished preparation there is reused.
+      tile: Side of a tile in pixels.
+
+    Returns:
+      The directory of tiles, `out_dir/tiles`.
+    """
+    out_dir = Path(out_dir)
+    tiles = out_dir / "tiles"
+    if (tiles / MANIFEST).exists():
+        return tiles
+    paths = write_photographs(out_dir / "photographs", patients=8, eyes=1, size=4 * tile)
+    splits = ["train"] * 6 + ["val", "test"]
+    rows = [
+        (f"{path.parent.name}/{path.stem}", path.stem.split("_")[0], split)
+        for path, split in zip(paths, splits, strict=True)
+    ]
+    make_tiles(
+        out_dir / "photographs",
+        tiles,
+        tile=tile,
+        stride=tile // 2,
+        patients=_write_patients(out_dir / "patients.csv", rows),
+        workers=1,
+        progress=False,
+    )
+    return tiles
+
+
+def _write_patients(path: Path, rows: Sequence[tuple[str, str, str]]) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("photograph", "patient", "split"))
+        writer.writerows(rows)
+    return path

@@ -1,0 +1,113 @@
+"""The command `fundus-vae`: from photographs to a dataset."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from data.errors import FundusError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a subcommand; returns the exit code: 0, 1 for bad data, 2 for wrong usage."""
+    parser = argparse.ArgumentParser(
+        prog="fundus-vae",
+        description="Fundus photographs to tiles, tiles to a dataset for run_experiment.py.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_make_tiles(commands)
+    _add_build(commands)
+    arguments = vars(parser.parse_args(argv))
+    run = arguments.pop("run")
+    del arguments["command"]
+    try:
+        return run(**arguments)
+    except FundusError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return 130
+
+
+def _add_make_tiles(commands) -> None:
+    parser = commands.add_parser(
+        "make-tiles",
+        help="cut photographs into tiles inside the field of view",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Cuts every photograph of a tree into tiles inside its field of view, with a "
+        "manifest and a split by patient.",
+        epilog="examples:\n"
+        "  fundus-vae make-tiles --photographs eyes --out tiles --patient_regex '(P\\d+)_'\n"
+        "  fundus-vae make-tiles --photographs eyes --out tiles --patients patients.csv",
+    )
+    add = parser.add_argument
+    add("--photographs", required=True, metavar="DIR", help="their folder is their label")
+    add("--out", required=True, metavar="DIR", help="new, or begun by the same command")
+    add("--tile", type=int, default=256, metavar="PIXELS", help="side of a tile (256)")
+    add("--stride", type=int, default=128, metavar="PIXELS", help="between tiles (128)")
+    add("--min_fov", type=float, default=0.9, metavar="SHARE", help="of a tile, lit (0.9)")
+    add("--fov_width", type=int, metavar="PIXELS", help="scale every field of view to this width")
+    add("--format", dest="file_format", choices=("png", "jpg"), default="png",
+        help="of training tiles; val and test are always png")  # fmt: skip
+    add("--patients", metavar="CSV", help="columns photograph, patient[, label, split]")
+    _add_split_options(parser)
+    add("--limit", type=int, metavar="N", help="cut only N photographs")
+    add("--overlays", action="store_true", help="draw the field of view and tiles found")
+    add("--seed", type=int, default=0, help="of the tiles' jitter (0)")
+    add("--workers", type=int, metavar="N", help="processes (one a core)")
+    parser.set_defaults(run=_make_tiles)
+
+
+def _add_build(commands) -> None:
+    parser = commands.add_parser(
+        "build",
+        help="tiles to sharded TFRecords",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Validates every tile and writes sharded records with an index.",
+        epilog="examples:\n"
+        "  fundus-vae build --tiles tiles --data_dir dataset\n"
+        "  fundus-vae build --tiles tree --data_dir dataset --patient_regex '(P\\d+)_'",
+    )
+    add = parser.add_argument
+    add("--tiles", required=True, metavar="DIR", help="of make-tiles, or LABEL/PHOTOGRAPH/*.png")
+    add("--data_dir", required=True, metavar="DIR", help="where the dataset goes")
+    add("--file_format", choices=("tfrecord", "array_record"), default="tfrecord",
+        help="array_record needs no tensorflow")  # fmt: skip
+    add("--max_rejected", type=float, default=0.001, metavar="SHARE",
+        help="refuse to build when more tiles than this are damaged (0.001)")  # fmt: skip
+    _add_split_options(parser)
+    add("--overwrite", action="store_true", help="replace a dataset that is there")
+    add("--workers", type=int, metavar="N", help="threads that validate (one a core)")
+    parser.set_defaults(run=_build)
+
+
+def _add_split_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--patient_regex", metavar="REGEX", help="its first group in the file name is the patient")
+    add("--patients_unknown", action="store_true", help="accept that nobody knows; tables say so")
+    add("--val", type=float, default=0.1, metavar="SHARE", help="of the patients (0.1)")
+    add("--test", type=float, default=0.1, metavar="SHARE", help="of the patients (0.1)")
+
+
+def _make_tiles(**options) -> int:
+    from data.tiling import make_tiles
+
+    summary = make_tiles(**options)
+    print(summary)
+    if summary.rejected:
+        return 1
+    print(f"next: fundus-vae build --tiles {options['out']} --data_dir DIR")
+    return 0
+
+
+def _build(**options) -> int:
+    from data.fundus_tiles import build
+
+    print(build(**options))
+    print("next: python run_experiment.py --config=configs/fundus256.py "
+          f"--config.data.dir={options['data_dir']} --workdir=DIR")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

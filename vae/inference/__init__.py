@@ -1,0 +1,1 @@
+"""A trained model in somebody's hands: uint8 in, uint8 out."""

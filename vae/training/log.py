@@ -1,0 +1,140 @@
+"""What a run says while it runs: console lines, metrics.jsonl, TensorBoard events."""
+
+import importlib.util
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+_CONSOLE = ("loss", "bits_per_dim", "ssim", "psnr", "grad_norm")
+
+
+class RunLog:
+    """Writes the figures of a run; on processes other than the first it does nothing.
+
+    A continued run drops what was logged at or after the step it continues from, so each step
+    stands in `metrics.jsonl` once.
+    """
+
+    def __init__(self, workdir: epath.PathLike, start_step: int, tensorboard: bool):
+        self._active = jax.process_index() == 0
+        self._events = None
+        if not self._active:
+            return
+        workdir = epath.Path(workdir)
+        self._path = workdir / METRICS
+        _drop_from(self._path, start_step)
+        self._file = self._path.open("a")
+        if tensorboard:
+            self._events = _event_writer(workdir / TENSORBOARD)
+
+    def write(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Appends scalars and vectors (numpy or Python numbers) of a step."""
+        if not self._active:
+            return
+        line = {"step": step} | {name: _plain(value) for name, value in figures.items()}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        if self._events is not None:
+            numbers = {k: v for k, v in line.items() if isinstance(v, int | float)}
+            numbers.pop("step")
+            self._events.write_scalars(step, numbers)
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """Puts a picture, uint8 [H, W, 3], into the TensorBoard events."""
+        if self._active and self._events is not None:
+            self._events.write_images(step, {name: image[None]})
+
+    def close(self) -> None:
+        """Writes out everything."""
+        if self._active:
+            self._file.close()
+            if self._events is not None:
+                self._events.close()
+
+
+class Clock:
+    """Tiles per second, time spent waiting for input, and the time left."""
+
+    def __init__(self, batch_size: int, last_step: int):
+        self._batch_size, self._last_step = batch_size, last_step
+        self._rate = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts a new interval; called after what is no training: evaluating, saving."""
+        self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
+
+    def waited(self, seconds: float) -> None:
+        """Counts a wait for the next batch."""
+        self._waited += seconds
+
+    def stepped(self) -> None:
+        """Counts a step."""
+        self._steps += 1
+
+    def read(self) -> dict[str, float]:
+        """tiles_per_s and input_wait (share of the time) of the interval, which ends here."""
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        self._rate = self._steps / seconds
+        figures = {
+            "tiles_per_s": self._rate * self._batch_size,
+            "input_wait": self._waited / seconds,
+        }
+        self.restart()
+        return figures
+
+    def eta(self, step: int) -> str:
+        """The time left after a step at the last interval's pace."""
+        if not self._rate:
+            return "-"
+        seconds = round((self._last_step - step) / self._rate)
+        hours, minutes = seconds // 3600, seconds % 3600 // 60
+        return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds % 60:02}s"
+
+
+def console_line(step: int, steps: int, figures: Mapping[str, Any], eta: str) -> str:
+    """One line of progress."""
+    parts = [f"step {step:{len(str(steps))}}/{steps}"]
+    parts += [f"{name} {figures[name]:.4g}" for name in _CONSOLE]
+    parts.append(f"{figures['tiles_per_s']:.1f} tiles/s")
+    parts.append(f"input wait {figures['input_wait']:.1%}")
+    parts.append(f"eta {eta}")
+    return "  ".join(parts)
+
+
+def _plain(value: Any) -> Any:
+    value = np.asarray(value)
+    return value.tolist() if value.dtype.kind in "iufb" else str(value)
+
+
+def _drop_from(path: epath.Path, step: int) -> None:
+    """Removes lines of `step` and later, and a last line that a kill cut short."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] < step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            continue
+    beside = path.parent / f".{path.name}.new"
+    beside.write_text("".join(kept))
+    beside.replace(path)
+
+
+def _event_writer(directory: epath.Path):
+    """clu's writer of TensorBoard events, or None where its dependencies are missing."""
+    if any(importlib.util.find_spec(name) is None for name in ("tensorflow", "tensorboard")):
+        print("no TensorBoard events: they need the extra [tf]", flush=True)
+        return None
+    from clu import metric_writers
+
+    return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(directory)))
