@@ -217,7 +217,7 @@ def cut_photograph(job: Job) -> Record:
     if not placed:
         raise DataError(
             f"{job.path}: no tile of {job.cut.tile} pixels is {job.cut.min_fov:.0%} inside the"
-            f" field of view, a disc of {2 * fov.radius:.0f} pixels"
+            f" field of view, a disc of {2 * fov.radius:.0f} pixels; a smaller stride may help"
         )
     if record is None:
         record = _write_tiles(job, image, fov, scale, placed)

@@ -1,10 +1,12 @@
 """Tiles without any photographs of one's own: a bundled photograph, or procedural ones."""
 
 import csv
+import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.fundus_tiles import NAME, VERSION
 from data.images import write_image
 from data.manifest import MANIFEST
 from data.synthetic import write_photographs
@@ -89,6 +91,29 @@ def synthetic_tiles(out_dir: str | os.PathLike, tile: int = 64) -> Path:
         progress=False,
     )
     return tiles
+
+
+def prepare(source: str, out_dir: str | os.PathLike, tile: int) -> Path:
+    """Tiles and builds one of the sources above; a finished dataset is reused.
+
+    Args:
+      source: "retina" or "synthetic".
+      out_dir: Where everything goes.
+      tile: Side of a tile in pixels.
+
+    Returns:
+      A data directory for `data.pipeline.open_dataset`.
+    """
+    data_dir = Path(out_dir) / "dataset"
+    if (data_dir / NAME / VERSION / "dataset_info.json").exists():
+        return data_dir
+    from data.fundus_tiles.build import build
+
+    tiles = {"retina": retina_tiles, "synthetic": synthetic_tiles}[source](out_dir, tile=tile)
+    # TFRecords are written by tensorflow, which training does without.
+    has_tensorflow = importlib.util.find_spec("tensorflow") is not None
+    build(tiles, data_dir, file_format="tfrecord" if has_tensorflow else "array_record")
+    return data_dir
 
 
 def _write_patients(path: Path, rows: Sequence[tuple[str, str, str]]) -> Path:

@@ -15,7 +15,8 @@ LIT = 25  # a pixel is lit when its brightest channel exceeds this grey level
 
 _SEARCH_SIDE = 720  # the disc is searched in a copy of at most this many pixels a side
 _TRIALS = 300  # random circles tried; half the points being noise, 40 would do
-_MIN_ARC = 60  # degrees of the circle that must be seen
+_MIN_ARC = 60  # degrees of the circle that must be seen, on one side of it
+_MIN_CORNERS = 20  # or so few, around it: a picture cropped to four dark corners
 _CLEARLY = 0.01  # by how much another threshold must agree better
 _MIN_AGREEMENT = 0.8  # overlap (intersection over union) of the lit region with the disc found
 
@@ -205,8 +206,9 @@ def _fit_circle(lit: np.ndarray) -> tuple[float, float, float] | None:
     distances = _distances(points, circle)
     on_circle = np.abs(distances) < _tolerance(circle[2])
     offsets = points[on_circle] - circle[:2]
-    seen = np.unique(np.degrees(np.arctan2(offsets[:, 1], offsets[:, 0])) // 3)
-    if 3 * len(seen) < _MIN_ARC or on_circle.mean() < 0.4:
+    seen = 3 * np.unique(np.degrees(np.arctan2(offsets[:, 1], offsets[:, 0])) // 3)
+    all_around = np.diff(np.append(seen, seen[0] + 360)).max() < 180
+    if 3 * len(seen) < (_MIN_CORNERS if all_around else _MIN_ARC) or on_circle.mean() < 0.4:
         return None
     # A contour runs through the centres of the outermost lit pixels, half a pixel inside.
     return float(circle[0]), float(circle[1]), float(circle[2]) + 0.5

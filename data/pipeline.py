@@ -190,6 +190,7 @@ def train_batches(
       DataError: From the iterator: a record is damaged or its tile too small.
     """
     source = dataset.source(split)
+    _check_size(dataset, size)
     start, stop = rows or (0, batch_size)
     local = stop - start
     if local <= 0 or batch_size % local or start % local or stop > batch_size:
@@ -204,13 +205,15 @@ def train_batches(
             tile_ids.append(_text(features, "tile_id"))
         return {"image": images, "tile_id": np.array(tile_ids)}
 
-    # Sliced after batching: the hosts' rows, put together, are the batch of a single host.
     batches = (
         grain.MapDataset.range(len(source))
         .shuffle(_order_seed(seed))
         .repeat()
         .map_with_index(lambda position, number: (position, number))
-        .batch(local, batch_fn=decode_batch)[start // local :: batch_size // local]
+        # Endless, so nothing remains; rounded up, its length would not fit an index.
+        .batch(local, drop_remainder=True, batch_fn=decode_batch)
+        # Sliced after batching: the hosts' rows, put together, are the batch of a single host.
+        .slice(slice(start // local, None, batch_size // local))
     )
     iterator = iter(batches.to_iter_dataset(_read_options(threads, prefetch)))
     iterator.set_state({"next_index": start_step})
@@ -251,6 +254,7 @@ def eval_batches(
       DataError: From the iterator: a record is damaged or its tile too small.
     """
     source = dataset.source(split)
+    _check_size(dataset, size)
     start, stop = rows or (0, batch_size)
     numbers = np.arange(len(source))
     if limit is not None and limit < len(source):
@@ -306,6 +310,20 @@ def _order_seed(seed: int) -> int:
     return zlib.crc32(f"order:{seed}".encode())
 
 
+def _check_size(dataset: Dataset, size: int) -> None:
+    """Refuses tiles that are too small before the run has taken hours to meet the first."""
+    smallest = dataset.metadata.get("smallest")
+    if smallest and min(smallest["height"], smallest["width"]) < size:
+        raise _too_small(smallest["tile"], smallest["height"], smallest["width"], size)
+
+
+def _too_small(tile: str, height: int, width: int, size: int) -> DataError:
+    return DataError(
+        f"tile {tile} is {height}x{width} and the config wants {size}x{size}; cut larger tiles "
+        f"or set the config's size to {min(height, width)} or less"
+    )
+
+
 def _read_options(threads: int | None, prefetch: int | None) -> grain.ReadOptions:
     threads = threads or len(os.sched_getaffinity(0))
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch or 2 * threads)
@@ -347,10 +365,7 @@ def _decode_into(
         )
     height, width = image.shape[:2]
     if min(height, width) < size:
-        raise DataError(
-            f"tile {_text(features, 'tile_id')} is {height}x{width} and the config wants "
-            f"{size}x{size}; cut larger tiles or set the config's size to {min(height, width)}"
-        )
+        raise _too_small(_text(features, "tile_id"), height, width, size)
     y = x = 0
     if (height, width) != (size, size):
         y, x = np.random.default_rng(key).integers((height - size + 1, width - size + 1))

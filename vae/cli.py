@@ -101,7 +101,7 @@ def _make_tiles(**options) -> int:
 
 
 def _build(**options) -> int:
-    from data.fundus_tiles import build
+    from data.fundus_tiles.build import build
 
     print(build(**options))
     print("next: python run_experiment.py --config=configs/fundus256.py "

@@ -76,7 +76,7 @@ class Clock:
         self._waited += seconds
 
     def stepped(self) -> None:
-        """Counts a step."""
+        """Counts a finished step."""
         self._steps += 1
 
     def read(self) -> dict[str, float]:

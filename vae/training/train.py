@@ -93,7 +93,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
         """Fetches the metrics of steps taken, all but the newest `keep`, and logs what is due."""
         while len(pending) > keep:
             step, metrics, tiles = pending.popleft()
-            if not np.isfinite(float(metrics["loss"])):
+            clock.stepped()
+            if not np.isfinite(metrics["loss"]):  # waits until the step is done
                 log.write(step, jax.device_get(metrics))
                 raise NonFiniteLossError(
                     f"the loss of step {step} is {float(metrics['loss'])}; the last good "
@@ -129,7 +130,6 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
             clock.waited(time.perf_counter() - waiting)
             images = put_batch(mesh, {"image": batch["image"]})["image"]
             state, metrics = step_fn(state, images)
-            clock.stepped()
             pending.append((step, metrics, zlib.crc32("\n".join(batch["tile_id"]).encode())))
             read_pending(keep=IN_FLIGHT)
             step += 1

@@ -1,0 +1,51 @@
+"""Eight simulated CPU devices, a shared compilation cache, and a tiny built dataset."""
+
+import os
+import pathlib
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CACHE = ROOT / ".jax_cache"
+# Subprocesses inherit these; they must be set before JAX is imported.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(scope="session")
+def tiny_tiles(tmp_path_factory) -> pathlib.Path:
+    """Tiles of 32 pixels from eight synthetic photographs, cut by make_tiles."""
+    from data.demo import synthetic_tiles
+
+    return synthetic_tiles(tmp_path_factory.mktemp("tiny"), tile=32)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tiny_tiles, tmp_path_factory) -> pathlib.Path:
+    """The same tiles, built as ArrayRecord: no tensorflow is loaded into the test process."""
+    from data.fundus_tiles.build import build
+
+    data_dir = tmp_path_factory.mktemp("tiny_data")
+    build(tiny_tiles, data_dir, file_format="array_record", report=lambda line: None)
+    return data_dir
+
+
+@pytest.fixture
+def tiny_config(tiny_data):
+    """A config of the smallest model on the tiny dataset, for eight devices."""
+    from configs.fundus256 import get_config
+
+    config = get_config("smoke")
+    config.data.source = ""
+    config.data.dir = str(tiny_data)
+    config.data.size = 32
+    config.data.crop = 16
+    config.data.pca_tiles = 64
+    config.train.tensorboard = False
+    return config

@@ -1,0 +1,164 @@
+import cv2
+import numpy as np
+import pytest
+from scipy import ndimage
+from skimage import data as bundled
+
+from data.errors import DataError
+from data.fov import UNKNOWN, FieldOfView, find_fov, fov_mask, lit_region
+from data.synthetic import fundus_photograph
+
+
+@pytest.fixture(scope="module")
+def retina():
+    return bundled.retina()
+
+
+def disc(height, width, x, y, radius, level=120):
+    image = np.full((height, width, 3), 3, np.uint8)
+    rows, columns = np.mgrid[:height, :width]
+    image[(columns - x) ** 2 + (rows - y) ** 2 <= radius**2] = (level, level // 2, level // 4)
+    return image
+
+
+def assert_close(found, x, y, radius, atol):
+    np.testing.assert_allclose((found.x, found.y, found.radius), (x, y, radius), atol=atol)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "x", "y", "radius"),
+    [
+        (300, 300, 150, 148, 120),
+        (480, 640, 320, 240, 300),  # cut above and below by the picture's border
+        (600, 360, 340, 300, 250),  # the left part
+        (300, 300, 0, 0, 260),  # a quarter
+        (200, 900, 450, 100, 90),  # small in a wide picture
+        (2000, 3000, 1490.3, 1010.6, 960),
+        (90, 90, 45, 45, 40),
+        (600, 600, 305, 295, 400),  # all but four corners
+    ],
+)
+def test_discs_whole_and_cut(height, width, x, y, radius):
+    found = find_fov(disc(height, width, x, y, radius))
+    # A third of a pixel of the reduced copy, in which the disc is searched.
+    assert_close(found, x, y, radius, atol=max(1.0, 0.4 * max(height, width) / 720))
+    assert found.top == pytest.approx(max(0, y - radius), abs=2.5)
+    assert found.bottom == pytest.approx(min(height - 1, y + radius), abs=2.5)
+
+
+def test_bars_that_cut_the_disc_flat(retina):
+    image = retina.copy()
+    image[:200] = 0
+    image[1250:] = 4
+    found = find_fov(image)
+    assert_close(found, 704, 703, 697, atol=2.5)
+    assert (found.top, found.bottom) == (200, 1249)
+
+
+@pytest.mark.parametrize("part", ["all", "left", "right", "top", "quarter"])
+def test_parts_of_a_real_photograph(retina, part):
+    cuts = {
+        "all": np.s_[:, :],
+        "left": np.s_[:, :846],
+        "right": np.s_[:, 846:],
+        "top": np.s_[:900, :],
+        "quarter": np.s_[:700, :700],
+    }
+    found = find_fov(retina[cuts[part]])
+    x = 704.3 - (846 if part == "right" else 0)
+    assert_close(found, x, 703.0, 697.5, atol=2.5)
+
+
+def test_text_notches_shadows_and_tabs_are_outvoted(retina):
+    image = retina.copy()
+    cv2.putText(image, "DOE, JOHN 1950-01-01", (10, 80), 0, 2, (255, 255, 255), 6)
+    image[600:800, 1330:] = 0  # a notch in the edge
+    image[1000:1100, :180] = 200  # a tab on it
+    cv2.circle(image, (250, 1250), 200, (0, 0, 0), -1)  # a shadow
+    assert_close(find_fov(image), 704.3, 703.0, 697.5, atol=2.5)
+
+
+@pytest.mark.parametrize("gain", [0.12, 0.4])
+def test_dark_photographs(retina, gain):
+    found = find_fov((retina * gain).astype(np.uint8))
+    assert_close(found, 704.3, 703.0, 697.0, atol=4)
+
+
+def test_surround_that_glows(retina):
+    image = np.maximum(retina, np.uint8(30))
+    assert_close(find_fov(image), 704.3, 703.0, 697.0, atol=4)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_procedural_photographs(seed):
+    image = fundus_photograph(seed, 256)
+    found = find_fov(image)
+    assert_close(found, 127.5, 127.5, 120.3, atol=4)
+    inside = found.mask(256, 256)
+    assert (image[inside].max(axis=1) > 25).mean() > 0.97
+
+
+def no_discs():
+    rng = np.random.default_rng(0)
+    square = np.zeros((300, 300, 3), np.uint8)
+    square[50:250, 50:250] = 200
+    ellipse = np.zeros((300, 500, 3), np.uint8)
+    cv2.ellipse(ellipse, (250, 150), (220, 110), 0, 0, 360, (200, 100, 50), -1)
+    return {
+        "black": np.zeros((300, 300, 3), np.uint8),
+        "white": np.full((300, 300, 3), 255, np.uint8),
+        "dark noise": rng.integers(0, 20, (300, 300, 3), dtype=np.uint8),
+        "noise": rng.integers(0, 256, (300, 300, 3), dtype=np.uint8),
+        "square": square,
+        "ellipse": ellipse,
+        "pixel": np.zeros((1, 1, 3), np.uint8),
+        "astronaut": bundled.astronaut(),
+        "inside of a retina": bundled.retina()[400:900, 400:900],
+    }
+
+
+@pytest.mark.parametrize("kind", no_discs())
+def test_pictures_without_a_disc_are_refused(kind):
+    with pytest.raises(DataError, match=r"eye\.png: no field of view found"):
+        find_fov(no_discs()[kind], "eye.png")
+
+
+def test_mask_of_a_window_is_the_window_of_the_mask():
+    fov = FieldOfView(70.25, 40.5, 45.0, 10.0, 75.0)
+    whole = fov.mask(90, 120)
+    np.testing.assert_array_equal(fov.mask(30, 20, y=35, x=50), whole[35:65, 50:70])
+    rows, columns = np.mgrid[:90, :120]
+    expected = (np.hypot(columns - 70.25, rows - 40.5) <= 45) & (rows >= 10) & (rows <= 75)
+    np.testing.assert_array_equal(whole, expected)
+
+
+def test_scaled_keeps_the_disc_on_the_pixels():
+    image = disc(400, 400, 190.0, 205.0, 150)
+    fov = FieldOfView(190.0, 205.0, 150.0, 55.0, 355.0).scaled(0.5)
+    half = cv2.resize(image, (200, 200), interpolation=cv2.INTER_AREA)
+    difference = (half[..., 0] > 60) ^ fov.mask(200, 200)
+    assert difference.sum() < 0.01 * fov.mask(200, 200).sum()
+    assert UNKNOWN.scaled(2.0) == UNKNOWN
+
+
+def test_rounded_survives_float32():
+    fov = FieldOfView(1234.5678, 987.123, 800.99, 186.2, 1788.0).rounded()
+    assert all(float(np.float32(v)) == v for v in (fov.x, fov.y, fov.radius, fov.top, fov.bottom))
+    assert fov.x == pytest.approx(1234.5678, abs=1 / 32)
+
+
+def test_lit_region_is_the_threshold_with_holes_filled():
+    rng = np.random.default_rng(3)
+    image = cv2.GaussianBlur(rng.integers(0, 60, (80, 90, 3), dtype=np.uint8), (0, 0), 1.0)
+    expected = ndimage.binary_fill_holes(image.max(axis=2) > 25)
+    np.testing.assert_array_equal(lit_region(image), expected)
+
+
+def test_fov_mask_takes_the_circle_or_the_lit_region():
+    image = disc(64, 64, 20, 20, 30)
+    fov = FieldOfView(32.0, 32.0, 40.0, 0.0, 90.0)
+    np.testing.assert_array_equal(fov_mask(fov, image, 10, 5), fov.mask(64, 64, 10, 5))
+    np.testing.assert_array_equal(fov_mask(UNKNOWN, image), lit_region(image))
+    assert not UNKNOWN.known
+    with pytest.raises(ValueError, match="unknown"):
+        UNKNOWN.mask(4, 4)

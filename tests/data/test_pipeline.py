@@ -1,0 +1,338 @@
+"""Batches: a function of (seed, step), on any number of hosts; evaluation sees all, once."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from data import manifest, pipeline, records
+from data.errors import DataError, UsageError
+from data.fundus_tiles.build import build
+from data.images import encode_image
+
+SIDE = 40
+COUNTS = {"train": 23, "val": 5, "test": 6}
+
+
+def _tile(number: int) -> np.ndarray:
+    """uint8 [SIDE, SIDE, 3], lit in the middle; no two alike at any pixel of the first row."""
+    image = np.zeros((SIDE, SIDE, 3), np.uint8)
+    image[4:-4, 4:-4] = np.random.default_rng(number).integers(60, 200, (SIDE - 8, SIDE - 8, 3))
+    image[..., 2] += np.arange(SIDE, dtype=np.uint8)  # Tells where a crop was taken.
+    image[..., 0] += np.arange(SIDE, dtype=np.uint8)[:, None]
+    return image
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory):
+    """A tree of tiles with a manifest; the field of view of every other photograph is known."""
+    root = tmp_path_factory.mktemp("tiles")
+    rows, number = [], 0
+    for split, count in COUNTS.items():
+        for _ in range(count):
+            photograph = f"hrf/p{number // 4}{split}"
+            path = f"{photograph}/é_{number}.png"
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_bytes(encode_image(_tile(number), ".png"))
+            known = number % 2 == 0
+            circle = (100.0, 90.0, 80.0, 10.0, 170.0) if known else (-1.0,) * 5
+            rows.append(
+                manifest.TileRow(
+                    path, photograph, f"patient{number // 4}{split}", "hrf", split, 20, 30, 0.5,
+                    200, 210, *circle, 0.9,
+                )
+            )  # fmt: skip
+            number += 1
+    manifest.write_manifest(root / manifest.MANIFEST, rows)
+    return root
+
+
+@pytest.fixture(scope="module")
+def data_dir(tiles, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("data")
+    build(tiles, directory, shard_bytes=20_000, report=lambda line: None)
+    return directory
+
+
+@pytest.fixture
+def dataset(data_dir):
+    return pipeline.open_dataset(data_dir)
+
+
+@pytest.fixture
+def own_copy(data_dir, tmp_path):
+    """A copy to damage, and the directory of its shards."""
+    shutil.copytree(data_dir, tmp_path / "data")
+    return tmp_path / "data" / "fundus_tiles" / "1.0.0"
+
+
+def _take(batches, count: int) -> list[dict]:
+    return [next(batches) for _ in range(count)]
+
+
+def _same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+
+
+def test_opens_and_counts(dataset, data_dir):
+    assert dataset.counts == COUNTS
+    assert len(dataset.shards["train"]) > 1
+    assert dataset.patients_known
+    assert dataset.photographs() == []
+    assert pipeline.open_dataset(dataset.path).fingerprint == dataset.fingerprint
+    assert set(dataset.fingerprint) <= set("0123456789abcdef")
+
+
+def test_tiles_are_what_was_built(dataset):
+    batch = next(pipeline.train_batches(dataset, size=SIDE, seed=0, batch_size=23))
+    assert batch["image"].shape == (23, SIDE, SIDE, 3)
+    assert batch["image"].dtype == np.uint8
+    for image, tile_id in zip(batch["image"], batch["tile_id"], strict=True):
+        assert np.array_equal(image, _tile(int(tile_id.split("_")[1])))
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_rows_together_are_the_batch_of_one_host(dataset, hosts):
+    def batches(rows):
+        return _take(
+            pipeline.train_batches(dataset, size=32, seed=3, batch_size=8, rows=rows, threads=2), 9
+        )
+
+    whole = batches((0, 8))
+    local = 8 // hosts
+    parts = [batches((start, start + local)) for start in range(0, 8, local)]
+    for k, batch in enumerate(whole):
+        for key in batch:
+            assert np.array_equal(batch[key], np.concatenate([part[k][key] for part in parts]))
+
+
+@pytest.mark.parametrize("rows", [(0, 3), (2, 6), (4, 12), (3, 3)])
+def test_rows_that_are_no_equal_part_are_refused(dataset, rows):
+    with pytest.raises(UsageError, match="equal part of a batch of 8"):
+        pipeline.train_batches(dataset, size=32, seed=0, batch_size=8, rows=rows)
+
+
+def test_start_step_continues_exactly(dataset):
+    options = {"size": 32, "seed": 5, "batch_size": 6}
+    whole = _take(pipeline.train_batches(dataset, **options), 12)
+    rest = _take(pipeline.train_batches(dataset, **options, start_step=7), 5)
+    assert all(_same(a, b) for a, b in zip(whole[7:], rest, strict=True))
+
+
+def test_every_epoch_is_another_order_of_every_tile(dataset):
+    batches = pipeline.train_batches(dataset, size=SIDE, seed=0, batch_size=1)
+    epochs = [[next(batches)["tile_id"][0] for _ in range(23)] for _ in range(3)]
+    assert all(Counter(epoch) == Counter(epochs[0]) for epoch in epochs)
+    assert len(set(epochs[0])) == 23
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_seeds_share_no_epoch(dataset):
+    """Grain numbers epochs from the seed: the second of seed 0 must not be the first of seed 1."""
+    orders = set()
+    for seed in range(4):
+        batches = pipeline.train_batches(dataset, size=SIDE, seed=seed, batch_size=23)
+        orders |= {tuple(next(batches)["tile_id"]) for _ in range(3)}
+    assert len(orders) == 12
+
+
+def test_larger_tiles_are_cropped_all_over(dataset):
+    batches = pipeline.train_batches(dataset, size=16, seed=0, batch_size=23)
+    origins = set()
+    for batch in _take(batches, 8):
+        for image, tile_id in zip(batch["image"], batch["tile_id"], strict=True):
+            tile = _tile(int(tile_id.split("_")[1]))
+            windows = np.lib.stride_tricks.sliding_window_view(tile, (16, 16, 3))[..., 0, :, :, :]
+            found = np.argwhere((windows == image).all(axis=(2, 3, 4)))
+            assert len(found) == 1
+            origins.add(tuple(found[0]))
+    ys, xs = np.array(sorted(origins)).T
+    assert ys.min() == xs.min() == 0
+    assert ys.max() == xs.max() == SIDE - 16
+    assert len(set(ys % 8)) == len(set(xs % 8)) == 8
+
+
+def test_smaller_tiles_are_refused_before_the_first_batch(dataset):
+    with pytest.raises(DataError, match=r"tile hrf/p\d.*/é_\d+ is 40x40 .* 64x64"):
+        pipeline.train_batches(dataset, size=64, seed=0, batch_size=8)
+    with pytest.raises(DataError, match="40x40"):
+        pipeline.eval_batches(dataset, "val", size=64, seed=0, batch_size=8)
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_evaluation_sees_every_tile_once(dataset, hosts):
+    local = 4 // hosts
+    seen = []
+    for start in range(0, 4, local):
+        batches = list(
+            pipeline.eval_batches(
+                dataset, "test", size=SIDE, seed=0, batch_size=4, rows=(start, start + local)
+            )
+        )
+        assert len(batches) == 2  # On every host, or the others would wait for it forever.
+        for batch in batches:
+            assert batch["image"].shape == (local, SIDE, SIDE, 3)
+            assert batch["fov"].shape == (local, SIDE, SIDE)
+            seen += batch["tile_id"][batch["valid"]].tolist()
+            assert (batch["tile_id"][~batch["valid"]] == "").all()
+            assert not batch["image"][~batch["valid"]].any()
+            assert not batch["fov"][~batch["valid"]].any()
+    assert len(seen) == len(set(seen)) == COUNTS["test"]
+
+
+def test_evaluation_batches_carry_names_and_field_of_view(dataset):
+    for batch in pipeline.eval_batches(dataset, "val", size=SIDE, seed=0, batch_size=5):
+        for row, tile_id in enumerate(batch["tile_id"]):
+            number = int(tile_id.split("_")[1])
+            assert batch["photograph"][row] == f"hrf/p{number // 4}val"
+            assert batch["patient"][row] == f"patient{number // 4}val"
+            assert batch["label"][row] == "hrf"
+            y, x = np.mgrid[20 : 20 + SIDE, 30 : 30 + SIDE]
+            inside = (x - 100) ** 2 + (y - 90) ** 2 <= 80**2
+            if number % 2:  # Unknown: the lit region.
+                inside = np.zeros((SIDE, SIDE), bool)
+                inside[4:-4, 4:-4] = True
+                assert (batch["fov"][row] >= inside).all()
+            else:
+                assert np.array_equal(batch["fov"][row], inside)
+
+
+def test_evaluation_crops_are_the_same_each_time_and_carry_the_mask_along(dataset):
+    first, second = (
+        next(pipeline.eval_batches(dataset, "val", size=16, seed=seed, batch_size=5))
+        for seed in (0, 1)
+    )
+    assert _same(first, second)
+    for row, tile_id in enumerate(first["tile_id"]):
+        number = int(tile_id.split("_")[1])
+        windows = np.lib.stride_tricks.sliding_window_view(_tile(number), (16, 16, 3))
+        ((y, x),) = np.argwhere((windows[:, :, 0] == first["image"][row]).all(axis=(2, 3, 4)))
+        if number % 2 == 0:
+            ys, xs = np.mgrid[20 + y : 36 + y, 30 + x : 46 + x]
+            inside = (xs - 100) ** 2 + (ys - 90) ** 2 <= 80**2
+            assert np.array_equal(first["fov"][row], inside)
+
+
+def test_limit_is_a_sample_keyed_by_the_seed(dataset):
+    def sample(seed):
+        batches = pipeline.eval_batches(
+            dataset, "train", size=SIDE, seed=seed, batch_size=4, limit=10
+        )
+        return [tile for batch in batches for tile in batch["tile_id"][batch["valid"]]]
+
+    assert len(set(sample(0))) == 10
+    assert sample(0) == sample(0) != sample(1)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(10, [4, 4, 2]), (1024, [4] * 5 + [3])])
+def test_first_tiles_are_those_of_training(dataset, count, expected):
+    tiles = list(pipeline.first_tiles(dataset, size=32, seed=9, count=count, batch_size=4))
+    assert [len(part) for part in tiles] == expected
+    train = pipeline.train_batches(dataset, size=32, seed=9, batch_size=sum(expected))
+    assert np.array_equal(np.concatenate(tiles), next(train)["image"])
+
+
+def test_both_formats_give_the_same(tiles, dataset, tmp_path):
+    build(tiles, tmp_path, file_format="array_record", report=lambda line: None)
+    other = pipeline.open_dataset(tmp_path)
+    assert other.file_format == "array_record"
+    assert other.fingerprint == dataset.fingerprint
+    options = {"size": 32, "seed": 0, "batch_size": 8}
+    for a, b in zip(
+        _take(pipeline.train_batches(dataset, **options), 4),
+        _take(pipeline.train_batches(other, **options), 4),
+        strict=True,
+    ):
+        assert _same(a, b)
+    for a, b in zip(
+        pipeline.eval_batches(dataset, "val", **options),
+        pipeline.eval_batches(other, "val", **options),
+        strict=True,
+    ):
+        assert _same(a, b)
+
+
+def test_fingerprint_follows_the_data(dataset, own_copy, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert pipeline.open_dataset(own_copy).fingerprint == dataset.fingerprint
+    shutil.rmtree(own_copy / "index")
+    assert pipeline.open_dataset(own_copy).fingerprint == dataset.fingerprint
+    shard, count = pipeline.open_dataset(own_copy).shards["val"][0]
+    payloads = [records.TFRecordSource([shard])[n] for n in range(count)]
+    payloads[0] = payloads[0].replace(b"hrf", b"HRF")
+    records.write_tfrecords(shard, payloads)
+    assert pipeline.open_dataset(own_copy).fingerprint != dataset.fingerprint
+
+
+def test_bad_record_stops_the_run_naming_it(own_copy):
+    dataset = pipeline.open_dataset(own_copy)
+    shard, _ = dataset.shards["train"][0]
+    content = bytearray(shard.read_bytes())
+    content[500] ^= 1  # In the image of record 0.
+    shard.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        _take(pipeline.train_batches(dataset, size=SIDE, seed=0, batch_size=23), 1)
+    for part in (shard.name, "record 0", "tile hrf/p", "photograph hrf/p"):
+        assert part in str(caught.value)
+
+
+def test_record_that_holds_no_image_stops_the_run_naming_it(own_copy):
+    dataset = pipeline.open_dataset(own_copy)
+    shard, count = dataset.shards["train"][0]
+    payloads = [records.TFRecordSource([shard])[n] for n in range(count)]
+    payloads[0] = payloads[0].replace(b"\x89PNG", b"none")
+    records.write_tfrecords(shard, payloads)
+    records.write_index(shard)
+    with pytest.raises(DataError, match="record 0 .*tile hrf/p.*holds no image"):
+        _take(pipeline.train_batches(dataset, size=SIDE, seed=0, batch_size=23), 1)
+
+
+def test_missing_shard_is_named(own_copy):
+    shard = next(own_copy.glob("*train*00001*"))
+    shard.unlink()
+    with pytest.raises(DataError, match=f"{shard.name}: missing"):
+        pipeline.open_dataset(own_copy)
+
+
+def test_other_version_is_refused_naming_both(own_copy, tmp_path):
+    info = json.loads((own_copy / "dataset_info.json").read_text())
+    (own_copy / "dataset_info.json").write_text(json.dumps(info | {"version": "0.9.0"}))
+    with pytest.raises(DataError, match=r"0\.9\.0 .*1\.0\.0"):
+        pipeline.open_dataset(tmp_path / "data")
+    own_copy.rename(own_copy.with_name("0.9.0"))
+    with pytest.raises(DataError, match=r"0\.9\.0 .*1\.0\.0"):
+        pipeline.open_dataset(tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "metadata.json"])
+def test_unreadable_description_is_refused(own_copy, name):
+    (own_copy / name).write_text("{")
+    with pytest.raises(DataError, match=f"{name}: unreadable"):
+        pipeline.open_dataset(own_copy)
+
+
+def test_no_dataset_names_the_way_out(tmp_path):
+    with pytest.raises(DataError, match="fundus-vae build --tiles"):
+        pipeline.open_dataset(tmp_path)
+    with pytest.raises(UsageError, match="gs://bucket"):
+        pipeline.open_dataset("gs://bucket/data")
+
+
+def test_unknown_split_names_those_there_are(dataset):
+    with pytest.raises(UsageError, match="'valid'; it has train, val, test"):
+        pipeline.train_batches(dataset, size=32, seed=0, batch_size=4, split="valid")
+
+
+def test_reading_needs_no_tensorflow(data_dir):
+    program = (
+        "import sys; sys.modules['tensorflow'] = None\n"
+        "from data import pipeline\n"
+        f"dataset = pipeline.open_dataset({str(data_dir)!r})\n"
+        "batch = next(pipeline.train_batches(dataset, size=32, seed=0, batch_size=4))\n"
+        "assert batch['image'].shape == (4, 32, 32, 3)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,361 @@
+import collections
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import cutting, cutting_run
+from data.errors import DataError, UsageError
+from data.fov import FieldOfView, find_fov
+from data.images import list_images, read_image, write_image
+from data.manifest import read_manifest, read_photographs
+from data.synthetic import fundus_photograph, write_photographs
+from data.tiling import make_tiles, tile_origins
+
+SIZE, TILE = 160, 48
+FAST = {"tile": TILE, "stride": 32, "workers": 1, "progress": False}
+SPLIT = {"patient_regex": r"^(\w\d+)_", "val": 0.25, "test": 0.25}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Eight patients with two eyes, in two folders, one with a name that is not ASCII."""
+    root = tmp_path_factory.mktemp("photographs")
+    write_photographs(root, patients=8, size=SIZE, labels=("gesund ü", "krank"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def tiles(tree, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "tiles"
+    return out, make_tiles(tree, out, **SPLIT, **FAST)
+
+
+def copy(tree, tmp_path):
+    return shutil.copytree(tree, tmp_path / "photographs")
+
+
+def test_manifest_lists_every_tile(tiles):
+    out, summary = tiles
+    rows = read_manifest(out / "manifest.csv")
+    files = {path.relative_to(out).as_posix() for path in list_images(out)}
+    assert {row.tile for row in rows} == files
+    assert sum(summary.tiles.values()) == len(rows)
+    assert collections.Counter((r.label, r.split) for r in rows) == summary.tiles
+    assert {row.split for row in rows} == {"train", "val", "test"}
+    assert all(r.tile == f"{r.photograph}/{r.tile.split('/')[2]}" for r in rows)
+    assert all(r.tile.endswith(f"_y{r.y}_x{r.x}.png") for r in rows)
+    assert not (out / "rejected.csv").exists()
+    assert not summary.rejected
+
+
+def test_tiles_are_the_photographs_pixels_inside_the_field_of_view(tree, tiles):
+    out, _ = tiles
+    photographs = {row.photograph: row for row in read_photographs(out / "photographs.csv")}
+    assert len(photographs) == 16
+    for row in read_manifest(out / "manifest.csv"):
+        source = photographs[row.photograph]
+        assert (source.fov, source.height, source.width) == (row.fov, SIZE, SIZE)
+        tile = read_image(out / row.tile)
+        inside = row.fov.mask(TILE, TILE, row.y, row.x)
+        window = np.s_[row.y : row.y + TILE, row.x : row.x + TILE]
+        np.testing.assert_array_equal(tile[inside], read_image(source.path)[window][inside])
+        assert not tile[~inside].any()  # no pixel outside the field of view, however faint
+        assert row.fov_share == pytest.approx(inside.mean(), abs=1e-8)
+        assert row.fov_share >= 0.9
+
+
+def test_no_two_splits_share_a_patient(tiles):
+    splits = collections.defaultdict(set)
+    for row in read_manifest(tiles[0] / "manifest.csv"):
+        splits[row.patient].add(row.split)
+    assert len(splits) == 8
+    assert all(len(found) == 1 for found in splits.values())
+
+
+def test_origins_reach_all_phases_and_stay_inside():
+    fov = FieldOfView(500.0, 450.0, 520.0, 0.0, 899.0)
+    placed = tile_origins(900, 1000, fov, tile=64, stride=20, min_fov=0.9, photograph="a/b")
+    phases = {(y % 8, x % 8) for y, x, _ in placed}
+    assert len(phases) == 64
+    assert all(0 <= y <= 900 - 64 and 0 <= x <= 1000 - 64 for y, x, _ in placed)
+    assert min(y for y, _, _ in placed) < 16
+    assert max(y for y, _, _ in placed) > 900 - 64 - 16
+    assert placed == tile_origins(900, 1000, fov, tile=64, stride=20, min_fov=0.9, photograph="a/b")
+    other = tile_origins(900, 1000, fov, tile=64, stride=20, min_fov=0.9, photograph="a/c")
+    assert placed != other
+
+
+@pytest.mark.parametrize("side", [64, 65, 67, 71, 72])
+def test_origins_in_photographs_hardly_larger_than_a_tile(side):
+    fov = FieldOfView(32.0, 32.0, 60.0, 0.0, side - 1.0)
+    for photograph in "abcdefgh":
+        placed = tile_origins(side, 64, fov, tile=64, stride=32, photograph=photograph)
+        assert len(placed) == 1
+        assert 0 <= placed[0][0] <= side - 64
+        assert placed[0][1] == 0
+
+
+def test_workers_give_the_same_tiles(tree, tiles, tmp_path):
+    make_tiles(tree, tmp_path / "tiles", **SPLIT, **{**FAST, "workers": 2})
+    assert (tmp_path / "tiles/manifest.csv").read_bytes() == (
+        tiles[0] / "manifest.csv"
+    ).read_bytes()
+
+
+def test_added_photographs_move_nothing(tree, tmp_path):
+    root = copy(tree, tmp_path)
+    make_tiles(root, tmp_path / "tiles", **SPLIT, **FAST)
+    before = read_manifest(tmp_path / "tiles/manifest.csv")
+    for name in ("a0_R.png", "p99_L.png"):
+        write_image(root / "krank" / name, fundus_photograph(99, SIZE))
+    summary = make_tiles(root, tmp_path / "tiles", **SPLIT, **FAST)
+    after = read_manifest(tmp_path / "tiles/manifest.csv")
+    assert summary.reused == 16
+    assert set(before) < set(after)
+
+
+def test_interrupted_runs_continue(tree, tiles, tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def interrupted(job):
+        calls.append(job)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return cutting.cut_photograph(job)
+
+    monkeypatch.setattr(cutting_run, "cut_photograph", interrupted)
+    options = {**SPLIT, **FAST}
+    with pytest.raises(KeyboardInterrupt):
+        make_tiles(tree, tmp_path / "tiles", **{**options, "progress": True})
+    assert "interrupted: 3 of 16 photographs are finished" in capsys.readouterr().out
+    assert not (tmp_path / "tiles/manifest.csv").exists()
+    monkeypatch.undo()
+    # A photograph that was being written is cut anew, whatever is left of it.
+    left = tmp_path / "tiles" / calls[3].photograph / "left over.png"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    summary = make_tiles(tree, tmp_path / "tiles", **options)
+    assert summary.reused == 3
+    assert not left.exists()
+    assert (tmp_path / "tiles/manifest.csv").read_bytes() == (
+        tiles[0] / "manifest.csv"
+    ).read_bytes()
+
+
+def test_changed_photographs_and_lost_tiles_are_cut_again(tree, tmp_path):
+    root = copy(tree, tmp_path)
+    make_tiles(root, tmp_path / "tiles", **SPLIT, **FAST)
+    changed = list_images(root)[0]
+    write_image(changed, fundus_photograph(77, SIZE))
+    lost = tmp_path / "tiles" / read_manifest(tmp_path / "tiles/manifest.csv")[-1].tile
+    lost.unlink()
+    summary = make_tiles(root, tmp_path / "tiles", **SPLIT, **FAST)
+    assert summary.reused == 14
+    assert lost.exists()
+
+
+def test_other_options_into_the_same_folder_are_refused(tree, tiles):
+    with pytest.raises(UsageError, match=r"begun with stride 32, now stride is 40"):
+        make_tiles(tree, tiles[0], **SPLIT, **{**FAST, "stride": 40})
+    with pytest.raises(UsageError, match=r"begun with val 0.25, now val is 0.3"):
+        make_tiles(tree, tiles[0], **{**SPLIT, "val": 0.3}, **FAST)
+
+
+def test_foreign_and_nested_folders_are_refused(tree, tmp_path):
+    (tmp_path / "thesis.doc").touch()
+    with pytest.raises(UsageError, match="was not made by make-tiles"):
+        make_tiles(tree, tmp_path, **FAST)
+    with pytest.raises(UsageError, match="neither may lie in the other"):
+        make_tiles(tree, tree / "tiles", **FAST)
+
+
+def test_fov_width_scales_every_field_of_view(tree, tmp_path):
+    options = {**FAST, "tile": 32, "fov_width": 75}
+    make_tiles(tree, tmp_path / "tiles", **SPLIT, **options)
+    for row in read_photographs(tmp_path / "tiles/photographs.csv"):
+        assert row.fov_radius == pytest.approx(37.5, abs=0.1)
+        assert row.height == row.width == round(SIZE * row.scale)
+        found = find_fov(read_image(row.path))
+        assert row.scale == pytest.approx(75 / (2 * found.radius), rel=1e-4)
+    for row in read_manifest(tmp_path / "tiles/manifest.csv"):
+        inside = row.fov.mask(32, 32, row.y, row.x)
+        assert not read_image(tmp_path / "tiles" / row.tile)[~inside].any()
+
+
+def test_jpg_is_for_train_only(tree, tmp_path):
+    make_tiles(tree, tmp_path / "tiles", file_format="jpg", **SPLIT, **FAST)
+    rows = read_manifest(tmp_path / "tiles/manifest.csv")
+    suffixes = {(row.split, row.tile.rsplit(".", 1)[1]) for row in rows}
+    assert suffixes == {("train", "jpg"), ("val", "png"), ("test", "png")}
+
+
+def test_exif_turns_the_tiles_and_does_not_reach_them(tree, tmp_path):
+    root = copy(tree, tmp_path)
+    path = root / "krank" / "p01_R.png"
+    upright = read_image(path)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: viewers rotate by 90 degrees
+    exif[0x010E] = "DOE, JOHN"
+    Image.fromarray(np.rot90(upright)).save(path, exif=exif)
+    make_tiles(root, tmp_path / "tiles", **SPLIT, **FAST)
+    for row in read_manifest(tmp_path / "tiles/manifest.csv"):
+        if row.photograph == "krank/p01_R":
+            tile = read_image(tmp_path / "tiles" / row.tile)
+            inside = row.fov.mask(TILE, TILE, row.y, row.x)
+            window = np.s_[row.y : row.y + TILE, row.x : row.x + TILE]
+            np.testing.assert_array_equal(tile[inside], upright[window][inside])
+            assert b"DOE" not in (tmp_path / "tiles" / row.tile).read_bytes()
+
+
+def test_bad_photographs_are_listed_and_the_others_finish(tree, tmp_path, capsys):
+    root = copy(tree, tmp_path)
+    good = (root / "krank" / "p01_R.png").read_bytes()
+    bad = {
+        "p20_empty.png": (b"", "is empty"),
+        "p21_half.png": (good[: len(good) // 2], "cannot be decoded"),
+        "p22_text.jpg": (b"hello", "is no image"),
+        "p23_black.png": (np.zeros((SIZE, SIZE, 3), np.uint8), "no field of view"),
+        "p24_small.png": (fundus_photograph(3, 40), "40 x 40 pixels, smaller than a tile of 48"),
+        "p25_narrow.png": (np.zeros((SIZE, SIZE, 3), np.uint8), "no tile of 48 pixels"),
+    }
+    bad["p25_narrow.png"][0][50:98, 50:98] = fundus_photograph(4, 48)
+    for name, (content, _) in bad.items():
+        if isinstance(content, bytes):
+            (root / "krank" / name).write_bytes(content)
+        else:
+            write_image(root / "krank" / name, content)
+    summary = make_tiles(root, tmp_path / "tiles", **SPLIT, **{**FAST, "progress": True})
+    with (tmp_path / "tiles/rejected.csv").open(newline="") as file:
+        listed = list(csv.DictReader(file))
+    assert [row["photograph"] for row in listed] == [f"krank/{name[:-4]}" for name in bad]
+    for row, (name, (_, reason)) in zip(listed, bad.items(), strict=True):
+        assert row["path"] == str(root / "krank" / name)
+        assert reason in row["reason"]
+    assert [tuple(row.values()) for row in listed] == list(summary.rejected)
+    assert "6 rejected" in capsys.readouterr().out
+    assert len(read_photographs(tmp_path / "tiles/photographs.csv")) == 16
+    # Repaired, they join; the list goes.
+    for name in bad:
+        (root / "krank" / name).unlink()
+    assert not make_tiles(root, tmp_path / "tiles", **SPLIT, **FAST).rejected
+    assert not (tmp_path / "tiles/rejected.csv").exists()
+
+
+def test_a_split_whose_photographs_are_all_bad_is_refused(tree, tmp_path):
+    root = copy(tree, tmp_path)
+    (root / "krank" / "q.png").write_bytes(b"")
+    rows = [f"{p.parent.name}/{p.stem},{p.stem},train" for p in list_images(root)[:-1]]
+    table = tmp_path / "patients.csv"
+    table.write_text("\n".join(["photograph,patient,split", *rows, "q,q,test"]), "utf-8")
+    with pytest.raises(DataError, match=r"no tiles in test: all photographs there were rejected"):
+        make_tiles(root, tmp_path / "tiles", patients=table, val=0, **FAST)
+    assert not (tmp_path / "tiles/manifest.csv").exists()
+
+
+def test_patients_file_gives_labels_and_splits(tree, tmp_path):
+    splits = ["train", "val", "test"]
+    paths = list_images(tree)
+    rows = [
+        f"{path.parent.name}/{path.name},{path.stem[:3]},neu {path.stem[-1]},"
+        f"{splits[int(path.stem[1:3]) % 3]}"
+        for path in paths
+    ]
+    table = tmp_path / "patients.csv"
+    table.write_text("\n".join(["photograph,patient,label,split", *rows]), "utf-8")
+    make_tiles(tree, tmp_path / "tiles", patients=table, **FAST)
+    for row in read_photographs(tmp_path / "tiles/photographs.csv"):
+        assert row.label == f"neu {row.photograph[-1]}"
+        assert row.photograph.startswith(row.label + "/")
+        assert row.split == splits[int(row.patient[1:]) % 3]
+        assert row.path.endswith(f"{row.photograph.split('/')[1]}.png")
+
+
+def test_each_photograph_is_its_own_patient_and_it_says_so(tree, tmp_path, capsys):
+    options = {**FAST, "progress": True, "val": 0.3, "test": 0.3}
+    make_tiles(tree, tmp_path / "tiles", **options)
+    output = capsys.readouterr().out
+    assert "each of the 16 photographs counts as its own patient" in output
+    assert "--patient_regex '" in output
+    assert "16 photographs\nTo cut: about" in output
+    rows = read_manifest(tmp_path / "tiles/manifest.csv")
+    assert all(row.patient == row.photograph for row in rows)
+    make_tiles(tree, tmp_path / "tiles", patients_unknown=True, **options)
+    assert "own patient" not in capsys.readouterr().out
+
+
+def test_names_that_collide_are_refused(tree, tmp_path):
+    root = copy(tree, tmp_path)
+    shutil.copytree(root / "krank", root / "again" / "krank")
+    with pytest.raises(DataError, match=r"called 'krank/p01_L': .*p01_L\.png and .*p01_L\.png"):
+        make_tiles(root, tmp_path / "tiles", **SPLIT, **FAST)
+    shutil.rmtree(root / "again")
+    Image.open(root / "krank/p01_L.png").save(root / "krank/p01_L.tif")
+    with pytest.raises(DataError, match=r"p01_L\.png and .*p01_L\.tif"):
+        make_tiles(root, tmp_path / "tiles", **SPLIT, **FAST)
+
+
+def test_empty_tree_is_refused(tmp_path):
+    (tmp_path / "photographs").mkdir()
+    with pytest.raises(DataError, match="no images"):
+        make_tiles(tmp_path / "photographs", tmp_path / "tiles", **FAST)
+    assert not (tmp_path / "tiles").exists()
+
+
+def test_limit_takes_from_every_split_and_overlays_are_drawn(tree, tmp_path):
+    out = tmp_path / "tiles"
+    summary = make_tiles(tree, out, limit=3, overlays=True, **SPLIT, **FAST)
+    assert sorted(split for _, split in summary.photographs) == ["test", "train", "val"]
+    drawn = list_images(out / "overlays")
+    assert len(drawn) == 3
+    green = read_image(drawn[0]).astype(int)
+    assert ((green[..., 1] > 180) & (green[..., 0] < 90)).sum() > 100
+    assert make_tiles(tree, out, **SPLIT, **FAST).reused == 3
+
+
+def test_too_small_a_disk_is_refused(tree, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(cutting_run.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(DataError, match=r"are needed and 100 B are free"):
+        make_tiles(tree, tmp_path / "tiles", **SPLIT, **FAST)
+
+
+def test_disk_that_fills_up_is_told_in_a_line(tree, tmp_path, monkeypatch):
+    def full(job):
+        raise OSError(28, "No space left on device", str(job.folder))
+
+    monkeypatch.setattr(cutting_run, "cut_photograph", full)
+    with pytest.raises(DataError, match=r"No space left on device; .* continues"):
+        make_tiles(tree, tmp_path / "tiles", **SPLIT, **FAST)
+
+
+def test_damaged_options_are_told(tree, tmp_path):
+    make_tiles(tree, tmp_path / "tiles", limit=3, **SPLIT, **FAST)
+    path = tmp_path / "tiles" / "make_tiles.json"
+    assert json.loads(path.read_bytes())["tile"] == TILE
+    path.write_text("{")
+    with pytest.raises(DataError, match="is damaged"):
+        make_tiles(tree, tmp_path / "tiles", **SPLIT, **FAST)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tile": 0}, "tile 0"),
+        ({"stride": 0}, "stride 0"),
+        ({"min_fov": 0}, "min_fov 0"),
+        ({"min_fov": 1.5}, "min_fov 1.5"),
+        ({"fov_width": 40}, "fov_width 40 is smaller than a tile of 48"),
+        ({"file_format": "webp"}, "file_format 'webp': expected png or jpg"),
+        ({"limit": 0}, "limit 0"),
+        ({"workers": 0}, "workers 0"),
+        ({"val": 0.6, "test": 0.6}, "val 0.6 and test 0.6"),
+    ],
+)
+def test_options_out_of_range_are_refused(tree, tmp_path, options, message):
+    with pytest.raises(UsageError, match=message):
+        make_tiles(tree, tmp_path / "tiles", **{**FAST, **options})
+    assert not (tmp_path / "tiles").exists()

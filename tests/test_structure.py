@@ -1,0 +1,87 @@
+"""The house: who may import whom, and what an import costs."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+# Lowest floor first; a module imports from its own floor and those below.
+FLOORS = (
+    ("data",),
+    ("vae.metrics", "vae.models"),
+    ("vae.training", "configs"),
+    ("vae.inference",),
+    ("vae.evaluation",),
+    ("vae.cli", "vae.__init__"),
+    ("run_experiment",),
+)
+# The loop hands over to the evaluation, and the package to `load_model`, inside functions only.
+LAZY = {"vae.training.train": "vae.evaluation", "vae.__init__": "vae.inference"}
+
+
+def floor(module: str) -> int | None:
+    for number, names in enumerate(FLOORS):
+        if any(module == name or module.startswith(f"{name}.") for name in names):
+            return number
+    return None
+
+
+def modules():
+    for path in sorted([*ROOT.glob("data/**/*.py"), *ROOT.glob("vae/**/*.py")]):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        package = name.removesuffix(".__init__")
+        yield (name if package == "vae" or "." not in package else package), path
+
+
+def imported(path: pathlib.Path):
+    """(module, whether at the top level) of every import; `from a import b` yields a.b too."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    top = set(map(id, tree.body))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, id(node) in top
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", id(node) in top
+
+
+def test_imports_point_downwards():
+    seen, wrong = 0, []
+    for name, path in modules():
+        here = floor(name)
+        if here is None:
+            assert name == "data.__init__" or name.startswith("data"), f"{name} has no floor"
+            here = 0
+        for target, top in imported(path):
+            there = floor(target)
+            if there is None:
+                continue
+            seen += 1
+            lazy = not top and target.startswith(LAZY.get(name, "?"))
+            if there > here and not lazy:
+                wrong.append(f"{name} imports {target}")
+    assert seen > 50
+    assert not wrong
+
+
+def test_data_is_free_of_jax_and_tensorflow():
+    for name, path in modules():
+        if name.startswith("data"):
+            found = {target.split(".")[0] for target, _ in imported(path)}
+            assert not found & {"jax", "flax", "vae", "tensorflow"}, name
+
+
+def test_modules_have_one_duty():
+    for name, path in modules():
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 350, name
+
+
+def test_import_costs_no_tensorflow():
+    code = "import sys, vae; vae.load_model; print('tensorflow' in sys.modules)"
+    output = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert output.stdout.strip() == "False"
