@@ -66,7 +66,7 @@ def write_tiles(trees: dict[str, Path], size: int, photographs: int = 24) -> Non
     for photograph in range(photographs):
         image = fundus_photograph(photograph, 8 * size)
         rng = np.random.default_rng(photograph)
-        for name, tree in trees.items():
+        for tree in trees.values():
             (tree / "synthetic" / f"p{photograph:02d}").mkdir(parents=True)
         for number in range(64):
             y, x = rng.integers(2 * size, 5 * size, 2)  # Inside the disc.

@@ -4,14 +4,9 @@ Records are read at random, so the order is a pure function of the seed: global 
 same rows in the same order on any number of hosts, and nothing needs saving but k.
 """
 
-import dataclasses
-import functools
-import hashlib
-import json
 import os
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import cv2
 import grain
@@ -19,137 +14,11 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
-from data import fov, manifest, records
+from data import fov, records
+from data.dataset import Dataset, open_dataset
 from data.errors import DataError, UsageError
-from data.fundus_tiles import NAME, VERSION
 
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """A built dataset.
-
-    Attributes:
-      path: The directory that holds the shards.
-      shards: Per split, its files in order and the number of records in each.
-      file_format: "tfrecord" or "array_record".
-      metadata: What the build noted (see `data.fundus_tiles.builder`).
-    """
-
-    path: Path
-    shards: dict[str, tuple[tuple[Path, int], ...]]
-    file_format: str
-    metadata: dict
-    _sources: dict[str, records.RecordSource] = dataclasses.field(
-        default_factory=dict, repr=False, compare=False
-    )
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """The number of tiles per split."""
-        return {split: sum(n for _, n in shards) for split, shards in self.shards.items()}
-
-    @property
-    def patients_known(self) -> bool:
-        """False where the splits were made without knowing whose tiles they are."""
-        return bool(self.metadata["patients_known"])
-
-    def photographs(self) -> list[manifest.PhotographRow]:
-        """The photographs the tiles were cut from; [] where the build was not told."""
-        path = self.path / manifest.PHOTOGRAPHS
-        return manifest.read_photographs(path) if path.is_file() else []
-
-    def source(self, split: str) -> records.RecordSource:
-        """The records of a split.
-
-        Raises:
-          UsageError: There is no such split.
-          DataError: A shard is missing, damaged or incomplete.
-        """
-        if split not in self.shards:
-            raise UsageError(
-                f"{self.path} has no split {split!r}; it has {', '.join(self.shards)}"
-            )
-        if split not in self._sources:
-            files, counts = zip(*self.shards[split], strict=True)
-            self._sources[split] = records.open_source(files, counts=counts)
-        return self._sources[split]
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """A hex digest of every record's length and checksum: changes if and only if data does."""
-        digest = hashlib.sha256()
-        for split in sorted(self.shards):
-            index = self.source(split).index
-            digest.update(f"{split}:{len(index)}\n".encode())
-            digest.update(np.ascontiguousarray(index).tobytes())
-        return digest.hexdigest()[:32]
-
-
-def open_dataset(data_dir: str | os.PathLike) -> Dataset:
-    """Opens the dataset that `fundus-vae build` made.
-
-    Args:
-      data_dir: What `build` was given as its data directory, or the directory of the shards.
-
-    Raises:
-      DataError: There is none, it is incomplete, or another version built it.
-    """
-    path = _find(Path(data_dir))
-    info = _read_json(path / "dataset_info.json")
-    if info.get("version") != VERSION:
-        raise DataError(
-            f"{path} was built as version {info.get('version')} and this code reads {VERSION}; "
-            "build it again"
-        )
-    suffix = info.get("fileFormat", "tfrecord")
-    shards = {}
-    for split in info.get("splits", ()):
-        counts = [int(count) for count in split["shardLengths"]]
-        files = [
-            path / f"{NAME}-{split['name']}.{suffix}-{i:05d}-of-{len(counts):05d}"
-            for i in range(len(counts))
-        ]
-        missing = [str(file) for file in files if not file.is_file()]
-        if missing:
-            raise DataError(
-                f"{missing[0]}: missing ({len(missing)} of the {len(files)} shards of "
-                f"{split['name']}); restore it or build the dataset again"
-            )
-        shards[split["name"]] = tuple(zip(files, counts, strict=True))
-    if not shards:
-        raise DataError(f"{path}: an empty dataset; build it again")
-    return Dataset(path, shards, suffix, _read_json(path / "metadata.json"))
-
-
-def _find(data_dir: Path) -> Path:
-    """The directory of the shards."""
-    if "://" in str(data_dir):
-        raise UsageError(
-            f"{data_dir}: tiles are read from local files; mount the bucket or copy the dataset"
-        )
-    for path in (data_dir, data_dir / NAME / VERSION):
-        if (path / "dataset_info.json").is_file():
-            return path
-    others = sorted(info.parent.name for info in data_dir.glob(f"{NAME}/*/dataset_info.json"))
-    if others:
-        raise DataError(
-            f"{data_dir} holds version {', '.join(others)} and this code reads {VERSION}; "
-            "build it again"
-        )
-    raise DataError(
-        f"{data_dir}: no dataset here; make one with "
-        f"`fundus-vae build --tiles TILES --data_dir {data_dir}`"
-    )
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: unreadable ({error}); build the dataset again") from error
-
-
-# --- Batches -------------------------------------------------------------------------------------
+__all__ = ["Dataset", "eval_batches", "first_tiles", "open_dataset", "train_batches"]
 
 
 def train_batches(

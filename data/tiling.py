@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data.cutting import Cut, Job, Record, finished, tile_origins
@@ -113,10 +113,11 @@ def make_tiles(
       overlays: Writes pictures of the fields of view and the tiles to `out/overlays`.
       seed: Of the jitter.
       workers: Processes; as many as there are cores unless told. 1 stays in this process.
-      progress: Prints what is going to be done, how far it is, and the result.
+      progress: Prints what is going to be done and how far it is.
 
     Returns:
-      Counts, and the photographs rejected with reasons; these are in `out/rejected.csv` too.
+      Counts, and the photographs rejected with reasons (in `out/rejected.csv` too); as a string it
+      is the table to print.
 
     Raises:
       UsageError: An option is out of range, or `out` was begun with other options.
@@ -172,7 +173,7 @@ def make_tiles(
         say(f"To cut: {estimate(todo, workers, out)}")
 
     results = run(jobs, workers, progress)
-    return _conclude(out, jobs, list(chosen.values()), results, reused, start, say)
+    return _conclude(out, jobs, list(chosen.values()), results, reused, start)
 
 
 def _check_options(cut: Cut, file_format: str, limit: int | None, workers: int | None) -> None:
@@ -257,7 +258,6 @@ def _conclude(
     results: Sequence[Record | str],
     reused: int,
     start: float,
-    say: Callable[[str], None],
 ) -> TilingSummary:
     """Writes the tables and counts."""
     cut_ones = [
@@ -305,7 +305,7 @@ def _conclude(
     tiles: collections.Counter[tuple[str, str]] = collections.Counter()
     for _, a, r in cut_ones:
         tiles[a.label, a.split] += len(r.tiles)
-    summary = TilingSummary(
+    return TilingSummary(
         out=out,
         tiles=dict(tiles),
         photographs=dict(collections.Counter((a.label, a.split) for _, a, _ in cut_ones)),
@@ -314,8 +314,6 @@ def _conclude(
         size=sum(r.size for _, _, r in cut_ones),
         seconds=time.monotonic() - start,
     )
-    say(str(summary))
-    return summary
 
 
 def _geometry(record: Record, height: str, width: str) -> dict[str, float]:

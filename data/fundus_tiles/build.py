@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import dataclasses
-import functools
 import io
 import os
 import shutil
@@ -12,10 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import tensorflow_datasets as tfds
 import tqdm
 
-from data import pipeline
+from data.dataset import open_dataset
 from data.errors import DataError, UsageError
 from data.fundus_tiles import NAME, VERSION
 from data.fundus_tiles.builder import SHARD_BYTES, FundusTiles, TooManyRejectedError
@@ -68,7 +66,7 @@ def build(
     workers: int | None = None,
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
-    report: Callable[[str], None] = functools.partial(print, flush=True),
+    report: Callable[[str], None] = print,
 ) -> BuildReport:
     """Builds the dataset of a directory of tiles.
 
@@ -153,7 +151,7 @@ def _existing(
     report: Callable[[str], None],
 ) -> BuildReport:
     """Accepts a finished dataset of the same tiles, refuses any other."""
-    dataset = pipeline.open_dataset(data_dir)
+    dataset = open_dataset(data_dir)
     for what, there, wanted in (
         ("other tiles", dataset.metadata["tiles"], tiles.fingerprint()),
         (f"{dataset.file_format} files", dataset.file_format, file_format),
@@ -170,7 +168,7 @@ def _existing(
 def _report(
     data_dir: Path, rejected: list[tuple[str, str]], unlisted: list[str], seconds: float
 ) -> BuildReport:
-    dataset = pipeline.open_dataset(data_dir)
+    dataset = open_dataset(data_dir)
     return BuildReport(
         path=dataset.path,
         counts=dataset.counts,
@@ -194,6 +192,8 @@ def _staging(data_dir: Path) -> Iterator[Path]:
     staging.mkdir()
     try:
         yield staging
+    except OSError as error:
+        raise DataError(f"{data_dir}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         for path in (data_dir, *data_dir.parents):

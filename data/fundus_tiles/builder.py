@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data import manifest, records
+from data import manifest, record_files, records
 from data.errors import DataError
 from data.fundus_tiles import VERSION
 from data.fundus_tiles.collect import TileList, collect
@@ -62,9 +62,7 @@ class FundusTiles(tfds.core.ShardBasedBuilder):
         """
         self._tiles = tiles
         self._shard_bytes = shard_bytes
-        self._notes = _Notes(
-            workers or len(os.sched_getaffinity(0)), progress, limit=max_rejected
-        )
+        self._notes = _Notes(workers or len(os.sched_getaffinity(0)), progress, limit=max_rejected)
         super().__init__(**kwargs)
 
     @property
@@ -154,7 +152,7 @@ class _ExampleWriter(tfds.core.writer.ExampleWriter):
 
     def write(self, path, examples):
         if self.file_format == tfds.core.FileFormat.TFRECORD:
-            records.write_tfrecords(path, (serialized for _, serialized in examples))
+            record_files.write_tfrecords(path, (serialized for _, serialized in examples))
             return None
         return super().write(path, examples)
 

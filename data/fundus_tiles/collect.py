@@ -82,9 +82,7 @@ class TileList:
 
     def select(self, numbers: np.ndarray) -> "TileList":
         """The list of some of the tiles, in the order given."""
-        part = TileList(
-            self.root, patients_known=self.patients_known, photographs=self.photographs
-        )
+        part = TileList(self.root, patients_known=self.patients_known, photographs=self.photographs)
         part.paths = [self.paths[number] for number in numbers]
         part.sizes = self.sizes[numbers]
         part._origins, part._origin_list = self._origins, self._origin_list

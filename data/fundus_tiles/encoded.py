@@ -26,7 +26,7 @@ _SOF = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _APPS = set(range(0xE0, 0xF0)) | {_COM}
 
 
-class _Recode(Exception):  # noqa: N818  Not an error: the picture needs another form.
+class _Recode(Exception):
     """The picture is not 8-bit RGB as it stands."""
 
 

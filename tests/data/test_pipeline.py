@@ -5,15 +5,25 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data import manifest, pipeline, records
+from data import manifest, pipeline, record_files, records
 from data.errors import DataError, UsageError
 from data.fundus_tiles.build import build
 from data.images import encode_image
 
+ROOT = Path(__file__).parents[2]
+# As if it were not installed. (tfds asks `"tensorflow" in sys.modules`: no entry of None.)
+WITHOUT_TENSORFLOW = """
+import importlib.machinery
+find = importlib.machinery.PathFinder.find_spec
+importlib.machinery.PathFinder.find_spec = lambda name, *args: (
+    None if name.split(".")[0] == "tensorflow" else find(name, *args)
+)
+"""
 SIDE = 40
 COUNTS = {"train": 23, "val": 5, "test": 6}
 
@@ -264,7 +274,7 @@ def test_fingerprint_follows_the_data(dataset, own_copy, tmp_path, monkeypatch):
     shard, count = pipeline.open_dataset(own_copy).shards["val"][0]
     payloads = [records.TFRecordSource([shard])[n] for n in range(count)]
     payloads[0] = payloads[0].replace(b"hrf", b"HRF")
-    records.write_tfrecords(shard, payloads)
+    record_files.write_tfrecords(shard, payloads)
     assert pipeline.open_dataset(own_copy).fingerprint != dataset.fingerprint
 
 
@@ -285,9 +295,9 @@ def test_record_that_holds_no_image_stops_the_run_naming_it(own_copy):
     shard, count = dataset.shards["train"][0]
     payloads = [records.TFRecordSource([shard])[n] for n in range(count)]
     payloads[0] = payloads[0].replace(b"\x89PNG", b"none")
-    records.write_tfrecords(shard, payloads)
+    record_files.write_tfrecords(shard, payloads)
     records.write_index(shard)
-    with pytest.raises(DataError, match="record 0 .*tile hrf/p.*holds no image"):
+    with pytest.raises(DataError, match=r"record 0 .*tile hrf/p.*holds no image"):
         _take(pipeline.train_batches(dataset, size=SIDE, seed=0, batch_size=23), 1)
 
 
@@ -329,10 +339,10 @@ def test_unknown_split_names_those_there_are(dataset):
 
 def test_reading_needs_no_tensorflow(data_dir):
     program = (
-        "import sys; sys.modules['tensorflow'] = None\n"
+        f"{WITHOUT_TENSORFLOW}"
         "from data import pipeline\n"
         f"dataset = pipeline.open_dataset({str(data_dir)!r})\n"
         "batch = next(pipeline.train_batches(dataset, size=32, seed=0, batch_size=4))\n"
         "assert batch['image'].shape == (4, 32, 32, 3)\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True)
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)

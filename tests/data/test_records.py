@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from tensorflow_datasets.proto import tf_example_pb2
 
-from data import records
+from data import record_files, records
 from data.errors import DataError
-
 
 _IN_IMAGE = -100  # A byte of the image of a shard's last record, seen from its end.
 
@@ -39,7 +38,7 @@ def _write(directory, counts=(7, 1, 5)) -> tuple[list, list[bytes]]:
     shards, rest = [], iter(payloads)
     for number, count in enumerate(counts):
         shards.append(directory / f"fundus_tiles-train.tfrecord-{number:05d}-of-{len(counts):05d}")
-        records.write_tfrecords(shards[-1], [next(rest) for _ in range(count)])
+        record_files.write_tfrecords(shards[-1], [next(rest) for _ in range(count)])
     return shards, payloads
 
 
@@ -81,7 +80,7 @@ def test_is_picklable_and_thread_safe(tmp_path):
 
 def test_format_is_tensorflow_s(tmp_path):
     """In a process of its own: no test imports tensorflow into the others'."""
-    shards, payloads = _write(tmp_path, (3,))
+    shards, _ = _write(tmp_path, (3,))
     program = (
         "import sys, tensorflow as tf\n"
         "read = [r.numpy() for r in tf.data.TFRecordDataset(sys.argv[1])]\n"
@@ -119,7 +118,7 @@ def test_stale_or_broken_index_is_made_again(tmp_path):
     shards, payloads = _write(tmp_path)
     for shard in shards:
         records.write_index(shard)
-    records.write_tfrecords(shards[0], payloads[:3])
+    record_files.write_tfrecords(shards[0], payloads[:3])
     assert len(records.TFRecordSource(shards)) == 9
     (tmp_path / "index" / f"{shards[1].name}.npy").write_bytes(b"\x93NUMPY broken")
     assert len(records.TFRecordSource(shards)) == 9
@@ -137,7 +136,7 @@ def test_truncated_shard_names_shard_and_record(tmp_path, indexed):
 
 def test_shard_cut_between_records_is_noticed_by_its_count(tmp_path):
     shards, payloads = _write(tmp_path)
-    records.write_tfrecords(shards[0], payloads[:6])
+    record_files.write_tfrecords(shards[0], payloads[:6])
     with pytest.raises(DataError, match="holds 6 records, 7 expected"):
         records.TFRecordSource(shards, counts=(7, 1, 5))
 
@@ -154,7 +153,10 @@ def test_missing_shard_is_named(tmp_path):
     [
         (3, "record 0 has a damaged length"),
         (8, "record 0 has a damaged length"),
-        (_IN_IMAGE, r"record 6 \(tile hrf/01_h/6, photograph hrf/01_h\) does not match its checksum"),
+        (
+            _IN_IMAGE,
+            r"record 6 \(tile hrf/01_h/6, photograph hrf/01_h\) does not match its checksum",
+        ),
         (-1, "record 6 .*does not match its checksum"),
     ],
 )
@@ -182,7 +184,7 @@ def test_shard_truncated_after_opening_is_found_when_read(tmp_path):
     shards, _ = _write(tmp_path)
     source = records.TFRecordSource(shards)
     os.truncate(shards[0], shards[0].stat().st_size - 10)
-    with pytest.raises(DataError, match="record 6 .*cut short"):
+    with pytest.raises(DataError, match=r"record 6 .*cut short"):
         source[6]
 
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 
+import cv2
 import flax.linen as nn
 import jax
 import numpy as np
@@ -29,7 +30,7 @@ from vae.evaluation import (
 )
 from vae.evaluation.aggregate import patient_intervals
 from vae.evaluation.jpeg import encode_jpeg
-from vae.evaluation.photographs import compare
+from vae.evaluation.photographs import compare, read_as_tiled
 from vae.models.pca import PCA, fit_pca
 from vae.models.posterior import Posterior
 
@@ -263,7 +264,7 @@ def test_intervals_are_those_of_patients():
 
 def test_files_and_table(evaluation, split, variables, mesh, tmp_path):
     table = format_table(evaluation)
-    assert "19 tiles of 32 x 32, 7 photographs, 4 patients, scale 0.5" in table
+    assert "19 tiles of 32 x 32 pixels, 7 photographs, 4 patients, scale 0.5" in table
     assert all(row["name"] in table for row in evaluation.rows)
     assert max(map(len, table.splitlines())) <= 110
 
@@ -280,7 +281,7 @@ def test_files_and_table(evaluation, split, variables, mesh, tmp_path):
     alone = evaluate(
         LinearCodec(), variables, lambda: _batches(one), mesh=mesh, jpeg=False, patients_known=False
     )
-    assert "1 patients (unknown)" in format_table(alone)
+    assert "1 patient (unknown)" in format_table(alone)
     path = tmp_path / "results.json"
     write_results(path, results(alone) | {"model": "abc", "loss": float("nan")})
     content = json.loads(path.read_text(), parse_constant=pytest.fail)
@@ -299,7 +300,7 @@ def test_figure_shows_worst_to_best(evaluation, split, variables, mesh, tmp_path
     assert ssim[0] == np.nanmin(evaluation.tiles["ssim"])
     assert ssim[1] == np.nanmedian(evaluation.tiles["ssim"])
     assert ssim[2] == np.nanmax(evaluation.tiles["ssim"])
-    assert examples[0].caption.startswith("worst") and examples[2].caption.startswith("best")
+    assert [example.caption.split()[0] for example in examples] == ["worst", "median", "best"]
 
     originals, outputs = figures.reconstruct_examples(
         LinearCodec(), variables, lambda: _batches(split), examples, mesh=mesh
@@ -367,7 +368,7 @@ def test_whole_photographs_beside_their_tiles(evaluation, pca, variables, mesh, 
     (note,) = whole.notes
     assert note.startswith("2 of 3 whole photographs are not measured")
     assert "gone.png" in note and "make-tiles" in note
-    assert "all 1 photographs, whole" in format_table(evaluation, whole)
+    assert "mean of 1 whole photograph " in format_table(evaluation, whole)
     assert results(evaluation, whole)["photographs"]["means"]["ssim"] == row["ssim"]
 
 
@@ -379,6 +380,16 @@ def test_no_photographs_is_a_note(evaluation, variables, mesh):
     assert whole.rows == [] and whole.means == {}
     assert "photographs.csv" in whole.notes[0]
     assert "photographs.csv" in format_table(evaluation, whole)
+
+
+@pytest.mark.parametrize(("scale", "method"), [(0.5, cv2.INTER_AREA), (1.5, cv2.INTER_CUBIC)])
+def test_photographs_are_scaled_as_their_tiles_were(scale, method, tmp_path):
+    image = _photograph_pixels()
+    Image.fromarray(image).save(tmp_path / "a.png")
+    size = (round(101 * scale), round(83 * scale))
+    expected = cv2.resize(image, size, interpolation=method)
+    read = read_as_tiled(_photograph(tmp_path / "a.png", 0, expected, scale=scale))
+    np.testing.assert_array_equal(read, expected)
 
 
 def test_blocks_compare_like_the_whole():

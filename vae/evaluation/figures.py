@@ -32,8 +32,11 @@ class Example:
     caption: str
 
 
-def pick_examples(evaluation: Evaluation, count: int = 6) -> list[Example]:
-    """Tiles spread evenly over the ranking by SSIM: the worst, ..., the median, ..., the best."""
+def pick_examples(evaluation: Evaluation, count: int = 5) -> list[Example]:
+    """Tiles spread evenly over the ranking by SSIM: the worst, ..., the median, ..., the best.
+
+    An odd count has the median in it.
+    """
     ssim = evaluation.tiles["ssim"]
     ranking = np.argsort(ssim, kind="stable")[: int(np.isfinite(ssim).sum())]
     count = min(count, len(ranking))
@@ -132,8 +135,8 @@ def write_figure(path: str | os.PathLike, figure: np.ndarray) -> None:
 def _rank(place: int, count: int) -> str:
     if count == 1:
         return "only tile"
-    names = {0: "worst", count - 1: "best"}
-    return names.get(place, f"{100 * place / (count - 1):.0f}th percentile")
+    names = {count // 2: "median", (count - 1) // 2: "median", 0: "worst", count - 1: "best"}
+    return names.get(place, f"{place + 1} of {count}")
 
 
 def _shorten(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:

@@ -141,7 +141,9 @@ def read_as_tiled(photograph: PhotographRow) -> np.ndarray:
     image = read_image(photograph.path)
     if photograph.scale != 1:
         size = (photograph.width, photograph.height)
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        # As the tiling does it.
+        method = cv2.INTER_AREA if photograph.scale < 1 else cv2.INTER_CUBIC
+        image = cv2.resize(image, size, interpolation=method)
     if image.shape[:2] != (photograph.height, photograph.width):
         raise DataError(
             f"{photograph.path} is {image.shape[0]} x {image.shape[1]} and was "

@@ -21,7 +21,12 @@ def place_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
 def place_whole(
     array: np.ndarray | jax.Array, mesh: Mesh, spec: PartitionSpec = WHOLE
 ) -> jax.Array:
-    """An array that every host has -> the same over the mesh, by default whole on every device."""
+    """An array that every host has -> the same over the mesh, by default whole on every device.
+
+    One that lies over several hosts already stays as it is.
+    """
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return array
     array = np.asarray(jax.device_get(array))
     with jax.transfer_guard("allow"):
         return jax.make_array_from_callback(

@@ -24,8 +24,9 @@ def format_table(evaluation: Evaluation, photographs: PhotographEvaluation | Non
     scale = "unknown" if evaluation.scale is None else f"{evaluation.scale:g}"
     known = "" if evaluation.patients_known else " (unknown)"
     parts = [
-        f"{counts['tiles']} tiles of {height} x {width}, {counts['photographs']} photographs, "
-        f"{counts['patients']} patients{known}, scale {scale}",
+        f"{_count(counts['tiles'], 'tile')} of {height} x {width} pixels, "
+        f"{_count(counts['photographs'], 'photograph')}, "
+        f"{_count(counts['patients'], 'patient')}{known}, scale {scale}",
         _align(
             ["codec", "SSIM", "95%", "PSNR dB", "95%", "latents", "ratio", "bytes*", "as fp16"],
             [_codec_cells(row) for row in evaluation.rows],
@@ -103,7 +104,7 @@ def _codec_cells(row: dict[str, Any]) -> list[str]:
         f"{row['psnr']:.2f}",
         _range(interval.get("psnr"), ".2f"),
         _number(row["latents"], ",d"),
-        _number(row["ratio"], ".3g", ":1"),
+        _number(row["ratio"], ",.4g" if (row["ratio"] or 0) < 1000 else ",.0f", ":1"),
         _number(row["bytes"], ",.0f"),
         _number(row["bytes_fp16"], ",d"),
     ]
@@ -130,7 +131,11 @@ def _label_table(labels: list[dict[str, Any]]) -> str:
 def _photograph_table(photographs: PhotographEvaluation) -> str:
     means = photographs.means
     cells = [
-        [f"all {len(photographs.rows)} photographs, whole", "", *_photograph_cells(means)],
+        [
+            f"mean of {_count(len(photographs.rows), 'whole photograph')}",
+            "",
+            *_photograph_cells(means),
+        ],
         *(
             [row["photograph"], f"{row['height']} x {row['width']}", *_photograph_cells(row)]
             for row in photographs.rows
@@ -146,6 +151,10 @@ def _photograph_cells(row: dict[str, Any]) -> list[str]:
         f"{row['tile_ssim']:.4f}",
         f"{row['tile_psnr']:.2f}",
     ]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,d} {noun}{'' if number == 1 else 's'}"
 
 
 def _range(interval: list[float] | None, form: str) -> str:

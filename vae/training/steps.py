@@ -113,7 +113,7 @@ def make_train_step(
             "loss": loss,
             "psnr": 10 * jnp.log10(4.0 / metrics.pop("mse")),
             "log_scale": model.apply({"params": params, **state.fixed}, method="log_scale"),
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": schedule(state.step),
             "latent_std": jnp.sqrt(jnp.mean(latent_var)),
             "active_units": jnp.sum(latent_var > ACTIVE_VARIANCE),

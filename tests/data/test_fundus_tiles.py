@@ -1,0 +1,490 @@
+"""Building: which bytes are kept, what is rejected, and that nothing half-made stays."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, PngImagePlugin
+from tensorflow_datasets.proto import tf_example_pb2
+
+from data import manifest, pipeline
+from data.errors import DataError, UsageError
+from data.fundus_tiles.build import build
+from data.fundus_tiles.collect import collect
+from data.fundus_tiles.encoded import prepare
+from data.images import decode_image, encode_image
+
+ROOT = Path(__file__).parents[2]
+# As if it were not installed. (tfds asks `"tensorflow" in sys.modules`: no entry of None.)
+WITHOUT_TENSORFLOW = """
+import importlib.machinery
+find = importlib.machinery.PathFinder.find_spec
+importlib.machinery.PathFinder.find_spec = lambda name, *args: (
+    None if name.split(".")[0] == "tensorflow" else find(name, *args)
+)
+"""
+
+
+def quietly(line: str) -> None:
+    """Takes what a build says."""
+
+
+def _picture(seed: int = 0, side: int = 32) -> np.ndarray:
+    small = np.random.default_rng(seed).integers(30, 220, (side // 8, side // 8, 3), np.uint8)
+    return cv2.resize(small, (side, side), interpolation=cv2.INTER_CUBIC)
+
+
+def _encode(image: np.ndarray | Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _tree(root: Path, photographs: int = 10, each: int = 5, suffix: str = ".png") -> Path:
+    """root/<label>/<photograph>/<tile>, photographs of two eyes a patient."""
+    for photograph in range(photographs):
+        folder = root / "hrf" / f"p{photograph // 2}_{'LR'[photograph % 2]}"
+        folder.mkdir(parents=True)
+        for number in range(each):
+            image = _picture(photograph * 100 + number)
+            (folder / f"{number}{suffix}").write_bytes(encode_image(image, suffix))
+    return root
+
+
+def _examples(data_dir: Path) -> dict[str, dict[str, list]]:
+    """Features by tile id."""
+    dataset = pipeline.open_dataset(data_dir)
+    found = {}
+    for split, count in dataset.counts.items():
+        for number in range(count):
+            example = tf_example_pb2.Example.FromString(dataset.source(split)[number])
+            values = {
+                name: getattr(feature, feature.WhichOneof("kind")).value[0]
+                for name, feature in example.features.feature.items()
+            }
+            found[values["tile_id"].decode()] = values | {"split": split}
+    return found
+
+
+def _left(directory: Path) -> list[str]:
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
+
+
+# --- Bytes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        _encode(_picture(), "JPEG", quality=95),
+        _encode(_picture(), "JPEG", quality=80, subsampling=2, progressive=True),
+        _encode(_picture(), "JPEG", restart_marker_blocks=2),
+        encode_image(_picture(), ".jpg"),
+        _encode(_picture(), "PNG"),
+        encode_image(_picture(), ".png"),
+    ],
+    ids=["jpeg", "progressive", "restarts", "opencv-jpeg", "png", "opencv-png"],
+)
+def test_plain_files_are_kept_bit_for_bit(encoded):
+    kept = prepare(encoded)
+    assert kept.data == encoded
+    assert (kept.height, kept.width) == (32, 32)
+
+
+def _with_exif(orientation: int = 1) -> dict:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif[0x010F] = "SECRET camera"
+    return {"exif": exif.tobytes()}
+
+
+def _png_text() -> dict:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Patient", "SECRET name")
+    info.add_itxt("Comment", "SECRET name", zip=True)
+    return {"pnginfo": info}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", _with_exif()),
+        ("JPEG", {"comment": b"SECRET"}),
+        ("JPEG", {"xmp": b"<x:xmpmeta>SECRET</x:xmpmeta>"}),
+        ("PNG", _png_text()),
+    ],
+    ids=["exif", "comment", "xmp", "png-text"],
+)
+def test_metadata_is_cut_out_without_encoding_again(kind, options):
+    encoded, plain = _encode(_picture(), kind, **options), _encode(_picture(), kind)
+    kept = prepare(encoded).data
+    assert kept == plain
+    assert b"SECRET" in encoded or kind == "PNG"
+
+
+def test_what_follows_the_end_is_cut_off():
+    encoded = _encode(_picture(), "JPEG")
+    assert prepare(encoded + b"SECRET").data == encoded
+
+
+def _other_profile() -> bytes:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "options"),
+    [
+        ("JPEG", "L", {}),
+        ("JPEG", "CMYK", {}),
+        ("JPEG", "RGB", _with_exif(6)),
+        ("PNG", "L", {}),
+        ("PNG", "P", {}),
+        ("PNG", "RGBA", {}),
+        ("PNG", "RGB", _with_exif(6)),
+        ("PNG", "RGB", {"transparency": (1, 2, 3)}),
+        ("PNG", "I;16", {}),
+        ("TIFF", "RGB", {}),
+        ("BMP", "RGB", {}),
+        ("JPEG", "RGB", {"icc_profile": _other_profile()}),
+        ("PNG", "RGB", {"icc_profile": _other_profile()}),
+    ],
+)
+def test_everything_else_becomes_png_as_it_is_seen(kind, mode, options):
+    picture = _picture(side=40)[:32]
+    if mode == "I;16":
+        picture = Image.fromarray(picture[..., 0].astype(np.uint16) * 257)
+    else:
+        picture = Image.fromarray(picture).convert(mode)
+    encoded = _encode(picture, kind, **options)
+    kept = prepare(encoded)
+    assert kept.data.startswith(b"\x89PNG")
+    seen = decode_image(encoded, "tile")
+    assert np.array_equal(decode_image(kept.data, "tile"), seen)
+    assert (kept.height, kept.width) == seen.shape[:2]
+    assert prepare(kept.data).data == kept.data  # No metadata of ours either.
+    assert b"SECRET" not in kept.data
+
+
+def _damaged() -> dict[str, bytes]:
+    jpeg, png = (_encode(_picture(side=128), kind) for kind in ("JPEG", "PNG"))
+    flipped = bytearray(png)
+    flipped[len(png) // 2] ^= 1
+    return {
+        "empty": b"",
+        "text": b"not an image at all",
+        "jpeg-header-only": jpeg[:20],
+        "jpeg-half": jpeg[: len(jpeg) // 2],
+        "jpeg-without-end": jpeg[:-2],
+        "jpeg-filled-with-zeros": jpeg[: len(jpeg) // 2] + bytes(len(jpeg) // 2),
+        "jpeg-zeros-in-segments": jpeg[:100] + bytes(100) + jpeg[200:],
+        "png-half": png[: len(png) // 2],
+        "png-without-end": png[:-12],
+        "png-flipped": bytes(flipped),
+        "tiff-half": _encode(_picture(), "TIFF")[:900],
+    }
+
+
+@pytest.mark.parametrize("name", _damaged())
+def test_damage_is_told(name):
+    with pytest.raises(DataError):
+        prepare(_damaged()[name])
+
+
+# --- The dataset ---------------------------------------------------------------------------------
+
+
+def test_manifest_is_carried_over(tmp_path):
+    rows = []
+    for number, split in enumerate(["train", "train", "val", "test"]):
+        row = manifest.TileRow(
+            f"fives/é{number}/t_{number}.jpg", f"fives/é{number}", f"anna{number}", "fives", split,
+            number, 7, 0.5, 300, 400, 150.5, 151.25, 140.0, 12.0, 280.0, 0.97,
+        )  # fmt: skip
+        rows.append(row)
+        (tmp_path / "t" / row.tile).parent.mkdir(parents=True)
+        (tmp_path / "t" / row.tile).write_bytes(encode_image(_picture(number), ".jpg"))
+    manifest.write_manifest(tmp_path / "t" / "manifest.csv", rows)
+    photographs = [
+        manifest.PhotographRow(
+            r.photograph, r.patient, "fives", r.split, "/elsewhere/x.png", 300, 400, 0.5,
+            150.5, 151.25, 140.0, 12.0, 280.0,
+        )
+        for r in rows
+    ]  # fmt: skip
+    manifest.write_photographs(tmp_path / "t" / "photographs.csv", photographs)
+    report = build(tmp_path / "t", tmp_path / "d", report=quietly)
+    assert report.counts == {"train": 2, "val": 1, "test": 1}
+    assert report.patients_known
+    assert pipeline.open_dataset(tmp_path / "d").photographs() == photographs
+    examples = _examples(tmp_path / "d")
+    for number, row in enumerate(rows):
+        example = examples.pop(row.tile_id)
+        assert example.pop("image") == (tmp_path / "t" / row.tile).read_bytes()
+        assert example.pop("tile_id").decode() == row.tile_id
+        for key, value in example.items():
+            value = value.decode() if isinstance(value, bytes) else value
+            assert value == getattr(row, key), key
+        assert example["y"] == number
+    assert not examples
+
+
+def test_tree_without_manifest(tmp_path):
+    _tree(tmp_path / "t")
+    report = build(
+        tmp_path / "t", tmp_path / "d", patient_regex="^([^_]+)_", val=0.3, test=0.3, report=quietly
+    )
+    assert sum(report.counts.values()) == 50
+    examples = _examples(tmp_path / "d")
+    assert examples["hrf/p3_L/2"]["photograph"] == b"hrf/p3_L"
+    assert examples["hrf/p3_L/2"]["label"] == b"hrf"
+    assert examples["hrf/p3_L/2"]["fov_radius"] == examples["hrf/p3_L/2"]["y"] == -1
+    splits = {}
+    for example in examples.values():
+        splits.setdefault(example["patient"], set()).add(example["split"])
+    assert len(splits) == 5
+    assert all(len(split) == 1 for split in splits.values())
+    assert report.patients_known
+
+
+def test_no_patients_in_sight_are_refused_or_recorded(tmp_path):
+    _tree(tmp_path / "t")
+    options = {"val": 0.3, "test": 0.3, "report": quietly}
+    with pytest.raises(UsageError, match=r"--patient_regex '.*--patients_unknown"):
+        build(tmp_path / "t", tmp_path / "d", **options)
+    assert not (tmp_path / "d").exists()
+    report = build(tmp_path / "t", tmp_path / "d", patients_unknown=True, **options)
+    assert not report.patients_known
+    assert not pipeline.open_dataset(tmp_path / "d").patients_known
+
+
+def test_shards_are_of_the_size_asked_for_and_hold_a_mix(tmp_path):
+    _tree(tmp_path / "t", each=8)
+    total = sum(path.stat().st_size for path in (tmp_path / "t").rglob("*.png"))
+    build(
+        tmp_path / "t", tmp_path / "d", patients_unknown=True, val=0, test=0,
+        shard_bytes=total // 4, report=quietly,
+    )  # fmt: skip
+    ((files),) = pipeline.open_dataset(tmp_path / "d").shards.values()
+    assert [count for _, count in files] == [20] * 4
+    source = pipeline.open_dataset(tmp_path / "d").source("train")
+    first = {source[n].split(b"hrf/")[1][:4] for n in range(20)}
+    assert len(first) > 4
+
+
+def _spoil(tree: Path, count: int) -> list[str]:
+    spoiled = sorted(tree.rglob("*.png"))[:count]
+    for path in spoiled:
+        path.write_bytes(path.read_bytes()[:-20])
+    return [path.relative_to(tree).as_posix() for path in spoiled]
+
+
+def _rejected(data_dir: Path) -> list[dict]:
+    with open(data_dir / "rejected.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_few_damaged_tiles_are_listed_and_left_out(tmp_path):
+    spoiled = _spoil(_tree(tmp_path / "t"), 2)
+    report = build(
+        tmp_path / "t", tmp_path / "d", patients_unknown=True, max_rejected=0.04, report=quietly
+    )
+    assert [tile for tile, _ in report.rejected] == spoiled
+    assert [row["tile"] for row in _rejected(tmp_path / "d")] == spoiled
+    assert all("truncated" in row["reason"] for row in _rejected(tmp_path / "d"))
+    assert sum(report.counts.values()) == 48
+    assert not set(_examples(tmp_path / "d")) & {tile[:-4] for tile in spoiled}
+
+
+def test_many_damaged_tiles_are_refused(tmp_path):
+    spoiled = _spoil(_tree(tmp_path / "t"), 3)
+    with pytest.raises(DataError, match=r"3 of 50 tiles .*--max_rejected 0\.001 .*truncated"):
+        build(tmp_path / "t", tmp_path / "d", patients_unknown=True, report=quietly)
+    assert _left(tmp_path / "d") == ["rejected.csv"]
+    assert [row["tile"] for row in _rejected(tmp_path / "d")] == spoiled
+
+
+def test_missing_and_unlisted_tiles_are_told(tmp_path):
+    tree = _tree(tmp_path / "t")
+    paths = sorted(path.relative_to(tree).as_posix() for path in tree.rglob("*.png"))
+    rows = [
+        manifest.TileRow(
+            path, "hrf/a", "a", "hrf", "train", *(1,) * 2, 1.0, 9, 9, *(-1.0,) * 5, 1.0
+        )
+        for path in [*paths[3:], "hrf/gone.png"]
+    ]
+    manifest.write_manifest(tree / "manifest.csv", rows)
+    said = []
+    report = build(tree, tmp_path / "d", max_rejected=0.03, report=said.append)
+    assert report.rejected == [("hrf/gone.png", "No such file or directory")]
+    assert report.unlisted == paths[:3]
+    assert any("3 images" in line and paths[0] in line for line in said)
+    assert report.counts == {"train": 47}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda root: None, "no such directory"),
+        (lambda root: root.mkdir(), "no tiles"),
+        (lambda root: _tree(root, 1, 1).joinpath("hrf/p0_L/0.jpg").touch(), "would be one tile"),
+    ],
+    ids=["absent", "empty", "same-id"],
+)
+def test_unusable_trees_are_refused(tmp_path, make, message):
+    make(tmp_path / "t")
+    with pytest.raises(DataError, match=message):
+        build(tmp_path / "t", tmp_path / "d", patients_unknown=True, val=0, test=0, report=quietly)
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize("options", [{"file_format": "zip"}, {"max_rejected": 1.5}])
+def test_bad_options_are_refused(tmp_path, options):
+    with pytest.raises(UsageError):
+        build(_tree(tmp_path / "t", 1, 1), tmp_path / "d", report=quietly, **options)
+
+
+def test_list_of_tiles_is_the_same_in_any_order_of_the_disk(tmp_path):
+    _tree(tmp_path / "a")
+    _tree(tmp_path / "b")
+    for path in list((tmp_path / "b").rglob("*.png"))[:10]:  # Written last, so listed elsewhere.
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content)
+    first, second = (collect(tmp_path / name, patients_unknown=True) for name in "ab")
+    assert first.fingerprint() == second.fingerprint()
+    for split, numbers in first.order().items():
+        ordered = [first.paths[n] for n in numbers]
+        assert ordered == [second.paths[n] for n in second.order()[split]]
+        assert ordered != sorted(ordered)
+
+
+# --- Again, aborted, killed ----------------------------------------------------------------------
+
+
+def test_building_again_accepts_the_same_and_refuses_other_tiles(tmp_path):
+    options = {"patients_unknown": True, "val": 0.3, "test": 0.3}
+    _tree(tmp_path / "t")
+    first = build(tmp_path / "t", tmp_path / "d", report=quietly, **options)
+    fingerprint = pipeline.open_dataset(tmp_path / "d").fingerprint
+    said = []
+    again = build(tmp_path / "t", tmp_path / "d", report=said.append, **options)
+    assert (again.counts, again.seconds) == (first.counts, 0)
+    assert "there already" in said[0]
+    with pytest.raises(UsageError, match="tfrecord files; --overwrite"):
+        build(tmp_path / "t", tmp_path / "d", file_format="array_record", report=quietly, **options)
+
+    (tmp_path / "t" / "hrf" / "p0_L" / "0.png").unlink()
+    with pytest.raises(UsageError, match="other tiles; --overwrite"):
+        build(tmp_path / "t", tmp_path / "d", report=quietly, **options)
+    assert pipeline.open_dataset(tmp_path / "d").fingerprint == fingerprint
+    build(tmp_path / "t", tmp_path / "d", overwrite=True, report=quietly, **options)
+    assert sum(pipeline.open_dataset(tmp_path / "d").counts.values()) == 49
+    assert {path.name for path in (tmp_path / "d").iterdir()} == {"fundus_tiles", "rejected.csv"}
+
+
+def test_failed_overwrite_keeps_the_old_dataset(tmp_path):
+    _tree(tmp_path / "t")
+    build(tmp_path / "t", tmp_path / "d", patients_unknown=True, report=quietly)
+    fingerprint = pipeline.open_dataset(tmp_path / "d").fingerprint
+    _spoil(tmp_path / "t", 5)
+    with pytest.raises(DataError):
+        build(tmp_path / "t", tmp_path / "d", patients_unknown=True, overwrite=True, report=quietly)
+    assert pipeline.open_dataset(tmp_path / "d").fingerprint == fingerprint
+
+
+def test_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(self, number):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("data.fundus_tiles.builder._Shard._read", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        build(_tree(tmp_path / "t"), tmp_path / "new" / "d", patients_unknown=True, report=quietly)
+    assert not (tmp_path / "new").exists()
+
+
+def test_next_build_clears_up_after_a_killed_one(tmp_path):
+    tree = _tree(tmp_path / "t")
+    program = (
+        "import time, data.fundus_tiles.builder as b\n"
+        "from data.fundus_tiles.build import build\n"
+        "b._Shard._read = lambda self, number: time.sleep(60)\n"
+        f"build({str(tree)!r}, {str(tmp_path / 'd')!r}, patients_unknown=True)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+    while process.poll() is None and not list(tmp_path.glob("d/.building-*/*/*")):
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    with pytest.raises(DataError, match="no dataset here"):
+        pipeline.open_dataset(tmp_path / "d")
+    build(tree, tmp_path / "d", patients_unknown=True, report=quietly)
+    assert {path.name for path in (tmp_path / "d").iterdir()} == {"fundus_tiles", "rejected.csv"}
+
+
+def test_disk_too_small_is_told_before_it_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    with pytest.raises(DataError, match="are free"):
+        build(_tree(tmp_path / "t"), tmp_path / "d", patients_unknown=True, report=quietly)
+    assert not (tmp_path / "d").exists()
+
+
+# --- tfds and tensorflow -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
+def test_builds_without_tensorflow(tmp_path, file_format):
+    tree = _tree(tmp_path / "t")
+    program = (
+        f"{WITHOUT_TENSORFLOW}"
+        "from data.fundus_tiles.build import build\n"
+        f"build({str(tree)!r}, {str(tmp_path / 'd')!r}, file_format={file_format!r}, "
+        "patients_unknown=True)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+    assert len(_examples(tmp_path / "d")) == 50
+
+
+def test_tfds_builds_and_reads_it_too(tmp_path):
+    import tensorflow_datasets as tfds
+
+    from data.fundus_tiles.builder import FundusTiles
+
+    tree = _tree(tmp_path / "t")
+    rows = [
+        manifest.TileRow(
+            path.relative_to(tree).as_posix(), "hrf/a", "a", "hrf", "train", 1, 1, 1.0, 9, 9,
+            *(-1.0,) * 5, 1.0,
+        )
+        for path in sorted(tree.rglob("*.png"))
+    ]  # fmt: skip
+    manifest.write_manifest(tree / "manifest.csv", rows)
+    builder = tfds.builder(
+        FundusTiles.name, data_dir=tmp_path / "d", file_format="array_record"
+    )  # As `tfds build` makes it.
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=tree))
+    read = tfds.builder_from_directory(builder.data_dir).as_data_source("train")
+    assert len(read) == 50
+    for example in (read[0], read[49]):
+        seen = decode_image((tree / f"{example['tile_id'].decode()}.png").read_bytes(), "tile")
+        assert np.array_equal(example["image"], seen)
+    assert pipeline.open_dataset(tmp_path / "d").counts == {"train": 50}
+    info = json.loads((Path(builder.data_dir) / "metadata.json").read_text())
+    assert info["rejected"] == 0
+
+
+def test_importing_is_free_of_tensorflow():
+    program = (
+        "import sys, data.pipeline, data.fundus_tiles.build, data.fundus_tiles.builder\n"
+        "assert 'tensorflow' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)

@@ -1,0 +1,79 @@
+"""Settings that cannot work are refused with the values that clash."""
+
+import pytest
+
+from configs.fundus256 import PRESETS, get_config
+from data.errors import UsageError
+from vae.training.config import default_config, validate
+from vae.training.state import abstract_state
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_validate_and_shape_evaluate(preset):
+    config = get_config(preset)
+    validate(config, device_count=1)
+    state = abstract_state(config)
+    assert state.params["linear"]["analysis"].shape == (
+        3 * config.model.downsample**2,
+        config.model.latent_channels,
+    )
+
+
+def test_default_preset_is_f8c32():
+    assert get_config().model.latent_channels == 32
+
+
+def test_unknown_preset():
+    with pytest.raises(UsageError, match="fundus256.py:f8c5 is no preset; there are f8c4"):
+        get_config("f8c5")
+
+
+CASES = [
+    ("batch_size", 12, 8, r"batch_size / train.accumulate = 12 is not divisible by the 8 devices"),
+    ("data.crop", 300, 1, r"data.crop=300 must be a multiple of model.downsample=8"),
+    ("data.crop", 512, 1, r"data.crop=512 is larger than data.size=256"),
+    ("data.size", 8, 1, r"data.size=8 must be .* at least 11"),
+    ("model.downsample", 16, 1, r"model.downsample=16 needs one depth .* encoder_depth=\(1, 2\)"),
+    ("model.latent_channels", 200, 1, r"latent_channels=200 is more than the 192 values"),
+    ("train.accumulate", 7, 1, r"batch_size=64 is not divisible by train.accumulate=7"),
+    ("train.compute_dtype", "float8", 1, r"train.compute_dtype='float8' is none of 'float32'"),
+    ("loss.likelihood", "cauchy", 1, r"'cauchy' is none of 'gaussian', 'laplace'"),
+    ("loss.beta", -1.0, 1, r"loss.beta=-1.0 must not be negative"),
+    ("train.ema_decay", 1.0, 1, r"train.ema_decay=1.0 must lie in \[0, 1\)"),
+    ("train.steps", 0, 1, r"train.steps=0 must be positive"),
+    ("mesh.fsdp", 3, 8, r"mesh.fsdp=3 does not divide the 8 devices"),
+    ("mesh.data", 3, 8, r"mesh.data=3 x mesh.fsdp=1 is not the 8 devices"),
+    ("eval.batch_size", 12, 8, r"eval.batch_size = 12 is not divisible by the 8 devices"),
+    ("data.source", "moon", 1, r"data.source='moon' is none of"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "devices", "message"), CASES)
+def test_impossible_values(key, value, devices, message):
+    config = get_config()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UsageError, match=message):
+        validate(config, devices)
+
+
+def test_all_problems_at_once():
+    config = get_config()
+    config.batch_size, config.train.steps = -1, 0
+    with pytest.raises(UsageError, match=r"batch_size=-1 .*; train.steps=0"):
+        validate(config, 1)
+
+
+def test_unknown_keys_and_wrong_types():
+    config = default_config()
+    with config.unlocked(), config.ignore_type():
+        config.train.stepz = 5
+        config.train.steps = "many"
+    with pytest.raises(UsageError, match=r"unknown key train.stepz.*train.steps='many' is str"):
+        validate(config, 1)
+
+
+def test_both_kinds_of_data():
+    config = get_config("smoke")
+    config.data.dir = "somewhere"
+    with pytest.raises(UsageError, match="'somewhere' and data.source='synthetic' exclude"):
+        validate(config, 1)

@@ -1,0 +1,206 @@
+"""The sharded step: the same losses on every mesh, accumulation, EMA, freezing, randomness."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from data.synthetic import fundus_photograph
+from vae.metrics import to_float
+from vae.models import fit_pca
+from vae.training.augment import augment
+from vae.training.optimizer import learning_rate_schedule
+from vae.training.sharding import local_rows, make_mesh, partition, put_batch, tree_sharding
+from vae.training.state import abstract_state, initial_state, make_model
+from vae.training.steps import make_train_step, step_key
+
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def batches():
+    photograph = fundus_photograph(1, 256)
+    rng = np.random.default_rng(0)
+    origins = rng.integers(40, 180, (STEPS, 8, 2))
+    return np.stack([[photograph[y : y + 32, x : x + 32] for y, x in step] for step in origins])
+
+
+def run(config, batches, mesh_shape=(1, 1), perturb=True):
+    """-> (losses [STEPS], state) from a start where no parameter is zero."""
+    devices = np.array(jax.devices()[: np.prod(mesh_shape)]).reshape(mesh_shape)
+    mesh = Mesh(devices, ("data", "fsdp"))
+    sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)
+    state = initial_state(config, fit_pca([batches[0]], config.model.latent_channels, 8))
+    if perturb:
+        rng = np.random.default_rng(1)
+        moved = jax.tree.map(
+            lambda p: p + jnp.asarray(rng.normal(0, 0.02, p.shape), p.dtype), state.params
+        )
+        state = state.replace(params=moved, ema_params=jax.tree.map(jnp.copy, moved))
+    state = jax.device_put(state, sharding)
+    step = make_train_step(config, mesh, sharding)
+    losses = []
+    for batch in batches:
+        state, metrics = step(state, put_batch(mesh, {"image": batch})["image"])
+        losses.append(float(metrics["loss"]))
+    return np.array(losses), state, metrics
+
+
+@pytest.fixture
+def config(tiny_config):
+    tiny_config.mesh.fsdp_min_size = 16
+    return tiny_config
+
+
+@pytest.fixture(scope="module")
+def single(batches, request):
+    """The run on one device that the others are held against."""
+    return {}
+
+
+def reference(single, config, batches):
+    if not single:
+        single["run"] = run(config, batches)
+    return single["run"]
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (4, 2), (1, 8)])
+def test_same_losses_on_every_mesh(config, batches, single, shape):
+    losses, state, _ = run(config, batches, shape)
+    expected, expected_state, _ = reference(single, config, batches)
+    assert len(set(expected)) == STEPS
+    # float32 sums in another order: 1e-6 of a loss of order one a step, five steps.
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    if shape[1] > 1:
+        leaves = jax.tree.leaves(state.params)
+        assert any(not leaf.sharding.is_fully_replicated for leaf in leaves)
+    # Adam divides by the root of the second moment: where a gradient is all rounding, a step of
+    # the rate may point either way. So the rate times the steps bounds the difference.
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected_state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=2 * STEPS * 1e-3)
+
+
+def test_accumulation_changes_nothing(config, batches, single):
+    config.train.accumulate = 4
+    losses, _, _ = run(config, batches)
+    np.testing.assert_allclose(losses, reference(single, config, batches)[0], rtol=1e-5)
+
+
+def test_every_parameter_moves_and_no_path_is_dead(config, batches):
+    start = initial_state(config, fit_pca([batches[0]], 8, 8)).params
+    _, state, metrics = run(config, batches)
+    rng = np.random.default_rng(1)
+    begun = jax.tree.map(
+        lambda p: np.asarray(p + jnp.asarray(rng.normal(0, 0.02, p.shape), p.dtype)), start
+    )
+    for (path, a), b in zip(
+        jax.tree_util.tree_flatten_with_path(state.params)[0], jax.tree.leaves(begun), strict=True
+    ):
+        assert np.abs(a - b).max() > 0, jax.tree_util.keystr(path)
+    assert int(state.step) == STEPS
+    assert metrics["kl_channel"].shape == (8,)
+    assert 0 <= int(metrics["active_units"]) <= 8
+
+
+def test_frozen_linear_path(config, batches):
+    config.optimizer.linear_multiplier = 0.0
+    _, state, _ = run(config, batches, perturb=False)
+    pca = fit_pca([batches[0]], 8, 8)
+    np.testing.assert_array_equal(state.params["linear"]["analysis"], pca.components)
+    assert np.abs(state.params["encoder"]["head"]["kernel"]).max() > 0
+
+
+def test_ema_follows_its_rule(config, batches):
+    """decay = min(d, (1 + t) / (10 + t)), from a copy of the start."""
+    config.train.ema_decay = 0.15
+    one, many = batches[:1], batches[:2]
+    start = initial_state(config, fit_pca([batches[0]], 8, 8)).params
+    first, second = run(config, one, perturb=False)[1], run(config, many, perturb=False)[1]
+    name = ("encoder", "head", "kernel")
+    get = lambda tree: np.asarray(tree[name[0]][name[1]][name[2]])  # noqa: E731
+    ema = get(start)
+    for t, params in enumerate((first.params, second.params)):
+        decay = min(0.15, (1 + t) / (10 + t))
+        ema = decay * ema + (1 - decay) * get(params)
+    np.testing.assert_allclose(get(second.ema_params), ema, rtol=1e-5, atol=1e-8)
+
+
+def test_start_does_not_fall_below_pca(config, tiny_data):
+    """After 20 steps of the usual rate the mean reconstruction is no worse than PCA - 0.05 dB."""
+    from data.pipeline import first_tiles, open_dataset
+
+    tiles = np.concatenate(list(first_tiles(open_dataset(tiny_data), size=32, seed=0)))
+    config.data.crop = 32
+    config.optimizer.warmup_steps = 5
+    pca = fit_pca([tiles], 8, 8)
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
+    sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)
+    state = jax.device_put(initial_state(config, pca), sharding)
+    step = make_train_step(config, mesh, sharding)
+    for i in range(20):
+        rows = np.arange(8 * i, 8 * i + 8) % len(tiles)
+        state, _ = step(state, put_batch(mesh, {"image": tiles[rows]})["image"])
+    x = to_float(tiles)
+    decoded = make_model(config).apply(state.variables, x)
+    error, pca_error = (np.mean(np.square(y - x)) for y in (decoded, pca.decode(pca.encode(x).mean)))
+    assert 10 * np.log10(pca_error / error) > -0.05
+
+
+def test_state_is_donated(config, batches):
+    _, state, _ = run(config, batches[:1])
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
+    sharding = tree_sharding(abstract_state(config), mesh, 16)
+    kept = state.params["encoder"]["head"]["kernel"]
+    make_train_step(config, mesh, sharding)(state, put_batch(mesh, {"image": batches[1]})["image"])
+    assert kept.is_deleted()
+
+
+def test_streams_are_independent():
+    keys = [step_key(0, duty, step) for duty in ("posterior", "augment") for step in (0, 1)]
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 4
+
+
+def test_augmentation_is_a_symmetry_of_a_crop():
+    images = np.arange(4 * 12 * 12 * 3, dtype=np.uint8).reshape(4, 12, 12, 3)
+    key, rows = jax.random.key(0), jnp.arange(4)
+    seen = set()
+    for i in range(40):
+        out = np.asarray(augment(images, jax.random.fold_in(key, i), rows, 12, True))
+        symmetries = [np.rot90(a, k) for a in (images[0], images[0].swapaxes(0, 1)) for k in range(4)]
+        match = [n for n, s in enumerate(symmetries) if np.array_equal(s, out[0])]
+        assert len(match) == 1
+        seen.add(match[0])
+    assert len(seen) == 8  # 40 draws miss one of eight with probability 0.04, and the seed is fixed
+    crop = np.asarray(augment(images, key, rows, 8, False))[2]
+    windows = [images[2, y : y + 8, x : x + 8] for y in range(5) for x in range(5)]
+    assert any(np.array_equal(crop, window) for window in windows)
+    part = augment(images[2:3], key, rows[2:3], 8, False)[0]
+    np.testing.assert_array_equal(part, crop)
+
+
+def test_partition_rules():
+    assert partition("params/a/kernel", (3, 3, 64, 128), 8, 1) == PartitionSpec(
+        None, None, None, "fsdp"
+    )
+    assert partition("opt_state/1/mu/a/kernel", (2048, 64), 4, 1) == PartitionSpec("fsdp")
+    assert partition("params/a/kernel", (64, 64), 8, 2**16) == PartitionSpec()
+    assert partition("fixed/pca/fit/components", (192, 32), 8, 1) == PartitionSpec()
+    assert partition("params/a/kernel", (3, 7), 2, 1) == PartitionSpec()
+
+
+def test_local_rows_and_mesh():
+    mesh = make_mesh(-1, 2)
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 2}
+    assert local_rows(mesh, 16) == (0, 16)
+
+
+def test_schedule(config):
+    config.optimizer.warmup_steps, config.train.steps = 10, 110
+    rate = learning_rate_schedule(config)
+    assert float(rate(0)) == pytest.approx(1e-4)
+    assert float(rate(10)) == pytest.approx(1e-3)
+    assert float(rate(60)) == pytest.approx(5e-4)
+    assert float(rate(110)) == pytest.approx(0, abs=1e-9)
+    config.optimizer.schedule = "constant"
+    assert float(learning_rate_schedule(config)(90)) == pytest.approx(1e-3)
