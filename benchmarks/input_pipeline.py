@@ -10,7 +10,6 @@ median of the turns' ratios are printed.
 """
 
 import argparse
-import os
 import statistics
 import tempfile
 import threading
@@ -23,6 +22,7 @@ import numpy as np
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data import pipeline
+from data.cores import available_cores
 from data.fundus_tiles.build import build
 from data.images import encode_image
 from data.synthetic import fundus_photograph
@@ -36,7 +36,7 @@ def main() -> None:
     source.add_argument("--data_dir", help="a built dataset")
     parser.add_argument("--size", type=int, default=256, help="side of the tiles, pixels")
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=available_cores())
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=3.0, help="length of a turn")
     options = parser.parse_args()

@@ -86,7 +86,7 @@ def _tfrecords(shard: Path) -> Iterator[tuple[bytes, int]]:
             length, length_crc = HEADER.unpack(header)
             if masked_crc32c(header[:8]) != length_crc:
                 raise damaged(shard, number, "has a damaged length")
-            end += length + _OVERHEAD
+            end += length + OVERHEAD
             payload = file.read(length)
             if end > size:
                 raise damaged(shard, number, "is cut short", payload)

@@ -49,3 +49,19 @@ def tiny_config(tiny_data):
     config.data.pca_tiles = 64
     config.train.tensorboard = False
     return config
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_data, tmp_path_factory):
+    """An undisturbed run of 8 steps with checkpoints at 0, 4 and 8 -> (config, workdir)."""
+    from configs.fundus256 import get_config
+
+    config = get_config("smoke")
+    config.data.update(dir=str(tiny_data), source="", size=32, crop=16, pca_tiles=64)
+    config.train.update(tensorboard=False, log_every=1, checkpoint_every=4, steps=8)
+    config.eval.every = 0
+    from vae.training.train import train
+
+    workdir = tmp_path_factory.mktemp("finished")
+    train(config, workdir)
+    return config, workdir

@@ -1,10 +1,10 @@
 """A variational autoencoder for retinal fundus photographs.
 
-    import vae
-    model = vae.load_model("runs/fundus256")
-    latents = model.encode(tiles)              # uint8 [N, H, W, 3] -> float32 [N, H/8, W/8, C]
-    tiles = model.decode(latents)              # -> uint8 [N, H, W, 3]
-    photograph = model.reconstruct(photograph) # uint8 [H, W, 3] of any size, without seams
+import vae
+model = vae.load_model("runs/fundus256")
+latents = model.encode(tiles)              # uint8 [N, H, W, 3] -> float32 [N, H/8, W/8, C]
+tiles = model.decode(latents)              # -> uint8 [N, H, W, 3]
+photograph = model.reconstruct(photograph) # uint8 [H, W, 3] of any size, without seams
 """
 
 from typing import TYPE_CHECKING, Any

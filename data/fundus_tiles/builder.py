@@ -7,7 +7,6 @@ the way: memory holds the list and a few tiles, and no temporary disk is needed.
 import collections
 import concurrent.futures
 import dataclasses
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data import manifest, record_files, records
+from data.cores import available_cores
 from data.errors import DataError
 from data.fundus_tiles import VERSION
 from data.fundus_tiles.collect import TileList, collect
@@ -62,7 +62,7 @@ class FundusTiles(tfds.core.ShardBasedBuilder):
         """
         self._tiles = tiles
         self._shard_bytes = shard_bytes
-        self._notes = _Notes(workers or len(os.sched_getaffinity(0)), progress, limit=max_rejected)
+        self._notes = _Notes(workers or available_cores(), progress, limit=max_rejected)
         super().__init__(**kwargs)
 
     @property

@@ -19,7 +19,8 @@ def pair():
 
 
 @pytest.mark.parametrize(
-    ("likelihood", "distribution"), [("gaussian", scipy.stats.norm), ("laplace", scipy.stats.laplace)]
+    ("likelihood", "distribution"),
+    [("gaussian", scipy.stats.norm), ("laplace", scipy.stats.laplace)],
 )
 def test_likelihood_is_scipys(pair, likelihood, distribution):
     x, mean = pair
@@ -50,7 +51,7 @@ def test_units(pair):
 
 
 def test_bits_of_a_perfect_uniform_code():
-    """A density of 1/2 over [-1, 1] is a uniform code of 256 levels: 8 bits, up to log2(256/255)."""
+    """A density of 1/2 over [-1, 1] is a uniform code of 256 levels: 8 bits."""
     nats = np.log(2.0)
     bits = nats / np.log(2) + np.log2(127.5)
     assert bits == pytest.approx(8 - np.log2(256 / 255), abs=1e-12)

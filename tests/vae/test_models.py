@@ -29,7 +29,10 @@ def perturbed(variables, scale=0.3, seed=0):
     """Every learned parameter moved, so that no path is zero."""
     leaves, tree = jax.tree.flatten(variables["params"])
     keys = jax.random.split(jax.random.key(seed), len(leaves))
-    moved = [leaf + scale * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys)]
+    moved = [
+        leaf + scale * jax.random.normal(k, leaf.shape)
+        for leaf, k in zip(leaves, keys, strict=True)
+    ]
     return {**variables, "params": jax.tree.unflatten(tree, moved)}
 
 

@@ -143,7 +143,9 @@ def test_start_does_not_fall_below_pca(config, tiny_data):
         state, _ = step(state, put_batch(mesh, {"image": tiles[rows]})["image"])
     x = to_float(tiles)
     decoded = make_model(config).apply(state.variables, x)
-    error, pca_error = (np.mean(np.square(y - x)) for y in (decoded, pca.decode(pca.encode(x).mean)))
+    error, pca_error = (
+        np.mean(np.square(y - x)) for y in (decoded, pca.decode(pca.encode(x).mean))
+    )
     assert 10 * np.log10(pca_error / error) > -0.05
 
 
@@ -167,7 +169,9 @@ def test_augmentation_is_a_symmetry_of_a_crop():
     seen = set()
     for i in range(40):
         out = np.asarray(augment(images, jax.random.fold_in(key, i), rows, 12, True))
-        symmetries = [np.rot90(a, k) for a in (images[0], images[0].swapaxes(0, 1)) for k in range(4)]
+        symmetries = [
+            np.rot90(a, k) for a in (images[0], images[0].swapaxes(0, 1)) for k in range(4)
+        ]
         match = [n for n, s in enumerate(symmetries) if np.array_equal(s, out[0])]
         assert len(match) == 1
         seen.add(match[0])

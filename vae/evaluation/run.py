@@ -20,7 +20,7 @@ from vae.training.state import make_model
 RESULTS = "results.json"
 TILES = "tiles.csv"
 FIGURE = "figures/reconstructions.png"
-EXAMPLES = 6
+EXAMPLES = 5
 
 
 def evaluate_and_draw(
@@ -115,6 +115,7 @@ def _photographs(
     rows = [row for row in dataset.photographs() if row.split == config.eval.split]
     if not config.eval.photographs or not rows:
         return None
+    rows = rows[:: -(-len(rows) // config.eval.photographs)]  # spread over the labels
     module = make_model(config)
     return whole_photographs(
         module,

@@ -149,13 +149,17 @@ def _in_batches(function, inputs: np.ndarray):
         size = 1 << (len(part) - 1).bit_length()
         padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
         output = jax.device_get(function(jnp.asarray(padded)))
-        parts.append(jax.tree.map(lambda leaf, n=len(part): leaf[:n], output))
+        kept = slice(len(part))
+        parts.append(jax.tree.map(lambda leaf, kept=kept: leaf[kept], output))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
 def _check(array: np.ndarray, name: str, dtype: type, expected: str, channels: int) -> None:
-    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != 4 or (
-        array.shape[-1] != channels
+    if (
+        not isinstance(array, np.ndarray)
+        or array.dtype != dtype
+        or array.ndim != 4
+        or (array.shape[-1] != channels)
     ):
         got = f"{getattr(array, 'dtype', type(array).__name__)} {getattr(array, 'shape', '')}"
         raise ValueError(

@@ -88,7 +88,7 @@ class AutoencoderKL(nn.Module):
         return 0.5 * jnp.log(QUANTISATION_STD**2 + jnp.exp(2 * self.raw_log_scale))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Images -> reconstruction from the posterior mean, [B, H, W, 3]. Touches every parameter."""
+        """Images -> reconstruction from the posterior mean, [B, H, W, 3]; uses every parameter."""
         self.log_scale()
         return self.decode(self.encode(x).mean)
 

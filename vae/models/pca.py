@@ -79,8 +79,10 @@ def fit_pca(batches: Iterable[np.ndarray], latent_channels: int, downsample: int
     """
     size = downsample * downsample * 3
     if not 0 < latent_channels <= size:
-        raise ValueError(f"a {downsample} x {downsample} patch has {size} values, cannot keep "
-                         f"{latent_channels} components of it")
+        raise ValueError(
+            f"a {downsample} x {downsample} patch has {size} values, cannot keep "
+            f"{latent_channels} components of it"
+        )
     count, total, gram = 0, np.zeros(size), np.zeros((size, size))
     for images in batches:
         b, h, w, c = images.shape

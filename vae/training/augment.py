@@ -4,9 +4,7 @@ import jax
 import jax.numpy as jnp
 
 
-def augment(
-    images: jax.Array, key: jax.Array, rows: jax.Array, crop: int, turn: bool
-) -> jax.Array:
+def augment(images: jax.Array, key: jax.Array, rows: jax.Array, crop: int, turn: bool) -> jax.Array:
     """Crops, flips and turns each image by its own draw.
 
     Args:

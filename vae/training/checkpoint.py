@@ -5,10 +5,13 @@ statistics; `checkpoints/STEP/training` the raw parameters and the optimizer's s
 says which data and model they belong to.
 """
 
+import logging as python_logging
+import traceback
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 
 from data.errors import DataError
@@ -16,6 +19,17 @@ from vae.training.state import TrainState
 
 MODEL_FIELDS = ("step", "ema_params", "fixed", "latent_mean", "latent_var")
 TRAINING_FIELDS = ("params", "opt_state")
+
+
+class _Raised(python_logging.Filter):
+    """Drops records about Orbax's tasks, with their tracebacks: it raises the same."""
+
+    def filter(self, record: python_logging.LogRecord) -> bool:
+        frames = traceback.extract_tb(record.exc_info[2]) if record.exc_info else []
+        return not any("orbax" in path for path in (record.pathname, *(f.filename for f in frames)))
+
+
+_RAISED = _Raised()  # one object: adding it again changes nothing
 
 
 class Checkpoints:
@@ -27,6 +41,8 @@ class Checkpoints:
 
     def __init__(self, directory: epath.PathLike, keep: int = 3):
         self.directory = epath.Path(directory).absolute()
+        for logger in (logging.get_absl_logger(), python_logging.getLogger("asyncio")):
+            logger.addFilter(_RAISED)
         self._manager = ocp.CheckpointManager(
             self.directory,
             item_handlers={
@@ -58,9 +74,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     model=ocp.args.StandardSave({k: getattr(state, k) for k in MODEL_FIELDS}),
-                    training=ocp.args.StandardSave(
-                        {k: getattr(state, k) for k in TRAINING_FIELDS}
-                    ),
+                    training=ocp.args.StandardSave({k: getattr(state, k) for k in TRAINING_FIELDS}),
                     about=ocp.args.JsonSave(about),
                 ),
             )
@@ -151,7 +165,8 @@ def _compare(path: epath.Path, saved: Any, wanted: Any) -> None:
         # Named tuples of the optimizer come back as dicts: keys are compared as text.
         return {
             tuple(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path): (
-                tuple(leaf.shape), str(leaf.dtype)
+                tuple(leaf.shape),
+                str(leaf.dtype),
             )
             for path, leaf in flat
         }

@@ -76,7 +76,7 @@ def default_config() -> ConfigDict:
     config.eval.every = 5000  # steps; 0: only at the end
     config.eval.limit = 512  # tiles of a scheduled evaluation; 0: all
     config.eval.batch_size = 32
-    config.eval.photographs = True  # whole photographs at the end, where they can be found
+    config.eval.photographs = 16  # so many whole ones at the end, where they can be found
     return config
 
 
@@ -159,9 +159,7 @@ def _value_problems(config: ConfigDict, device_count: int) -> list[str]:
         not (data.dir and data.source),
         f"data.dir={data.dir!r} and data.source={data.source!r} exclude each other",
     )
-    require(
-        0 <= train.ema_decay < 1, f"train.ema_decay={train.ema_decay} must lie in [0, 1)"
-    )
+    require(0 <= train.ema_decay < 1, f"train.ema_decay={train.ema_decay} must lie in [0, 1)")
     for path, value in (
         ("loss.beta", config.loss.beta),
         ("loss.ssim_weight", config.loss.ssim_weight),
@@ -172,6 +170,7 @@ def _value_problems(config: ConfigDict, device_count: int) -> list[str]:
         ("train.max_minutes", train.max_minutes),
         ("eval.every", config.eval.every),
         ("eval.limit", config.eval.limit),
+        ("eval.photographs", config.eval.photographs),
         ("data.threads", data.threads),
     ):
         require(value >= 0, f"{path}={value} must not be negative")

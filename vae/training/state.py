@@ -101,7 +101,9 @@ def pca_of_training_tiles(config: ConfigDict, batches: Iterable[np.ndarray]) -> 
         patch = 3 * downsample**2
         zeros = np.zeros
         pca = PCA(
-            zeros(patch, np.float32), zeros((patch, channels), np.float32),
-            zeros(channels, np.float32), np.float32(0),
+            zeros(patch, np.float32),
+            zeros((patch, channels), np.float32),
+            zeros(channels, np.float32),
+            np.float32(0),
         )
     return multihost_utils.broadcast_one_to_all(pca)

@@ -134,4 +134,3 @@ def make_train_step(
         out_shardings=(state_sharding, replicated(mesh)),
         donate_argnums=0,
     )
-

@@ -23,7 +23,6 @@ from vae.training.state import (
     TrainState,
     abstract_state,
     initial_state,
-    make_model,
     pca_of_training_tiles,
 )
 from vae.training.steps import make_train_step
@@ -230,7 +229,7 @@ def _start(config: ConfigDict, dataset: Dataset, sharding: TrainState) -> TrainS
                 f"init_from={config.init_from} holds the model {_plain(saved.config.model)}, "
                 f"the config asks for {_plain(config.model)}"
             )
-        pca = saved.variables["pca"]["fit"]
+        pca = jax.device_get(saved.variables["pca"]["fit"])
     else:
         tiles = first_tiles(
             dataset, size=config.data.size, seed=config.seed, count=config.data.pca_tiles

@@ -1,0 +1,37 @@
+"""Runs an experiment in this process and does something to it before its Nth batch.
+
+    python tests/vae/interrupted.py kill|term|full|none N --config=... --workdir=...
+
+kill: SIGKILL; term: SIGTERM; full: no file may grow past 20 kB any more, like a full disk.
+"""
+
+import os
+import pathlib
+import resource
+import runpy
+import signal
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from vae.training import train  # noqa: E402
+
+action, at = sys.argv[1], int(sys.argv[2])
+sys.argv = [str(ROOT / "run_experiment.py"), *sys.argv[3:]]
+put_batch, count = train.put_batch, 0
+
+
+def put(mesh, batch):
+    global count
+    count += 1
+    if count == at:
+        if action == "full":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        elif action != "none":
+            os.kill(os.getpid(), {"kill": signal.SIGKILL, "term": signal.SIGTERM}[action])
+    return put_batch(mesh, batch)
+
+
+train.put_batch = put
+runpy.run_path(sys.argv[0], run_name="__main__")

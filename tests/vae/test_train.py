@@ -1,0 +1,207 @@
+"""Whole runs: restarted, killed, terminated, out of disk, diverged; and what they leave."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from data.errors import DataError
+from vae.training.checkpoint import Checkpoints
+from vae.training.saved import read_config, read_model
+from vae.training.state import abstract_state
+from vae.training.train import NonFiniteLossError, evaluate_workdir, train
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def state_of(workdir, config, step=8):
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    try:
+        return checkpoints.restore(step, abstract_state(config))
+    finally:
+        checkpoints.close()
+
+
+def flags(config, workdir):
+    """The command line of the config that differs from the smoke preset as tiny_config does."""
+    return [
+        "--config=configs/fundus256.py:smoke",
+        f"--workdir={workdir}",
+        f"--config.data.dir={config.data.dir}",
+        "--config.data.source=",
+        "--config.data.size=32",
+        "--config.data.crop=16",
+        "--config.data.pca_tiles=64",
+        "--config.train.tensorboard=false",
+        "--config.train.log_every=1",
+        "--config.eval.every=0",
+    ]
+
+
+def interrupted(config, workdir, action, at):
+    return subprocess.run(
+        [sys.executable, "tests/vae/interrupted.py", action, str(at), *flags(config, workdir)],
+        cwd=ROOT,
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "8"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_what_a_run_leaves(finished):
+    config, workdir = finished
+    assert {p.name for p in workdir.iterdir()} >= {
+        "config.json", "checkpoints", "metrics.jsonl", "figures", "results.json", "tiles.csv",
+    }  # fmt: skip
+    assert read_config(workdir) == config
+    written = lines(workdir)
+    assert [line["step"] for line in written] == list(range(8))
+    assert all(np.isfinite(line["loss"]) and 0 <= line["input_wait"] <= 1 for line in written)
+    assert len(written[0]["kl_channel"]) == config.model.latent_channels
+    rows = {row["name"]: row for row in json.loads((workdir / "results.json").read_text())["rows"]}
+    assert set(rows) >= {"mean_colour", "bicubic_x4", "pca", "jpeg", "model", "model_sampled"}
+    assert rows["model"]["ssim"] > rows["bicubic_x4"]["ssim"] > rows["mean_colour"]["ssim"]
+
+
+def test_kill_and_sigterm_change_nothing(finished, tmp_path):
+    """N + kill -9 + SIGTERM + the rest == 2N, bit for bit: state, losses and tiles seen."""
+    config, undisturbed = finished
+    killed = interrupted(config, tmp_path, "kill", at=7)
+    assert killed.returncode == -9, killed.stderr[-2000:]
+    assert not (tmp_path / "results.json").exists()
+    terminated = interrupted(config, tmp_path, "term", at=3)
+    assert terminated.returncode == 143, terminated.stderr[-2000:]
+    # It stood at checkpoint 4; batches 4, 5, 6 were taken, then it left.
+    assert "continuing from checkpoint 4" in terminated.stdout
+    assert "SIGTERM: saved checkpoint 7" in terminated.stdout
+    rest = interrupted(config, tmp_path, "none", at=0)
+    assert rest.returncode == 0, rest.stderr[-2000:]
+    assert "continuing from checkpoint 7" in rest.stdout
+
+    expected, state = state_of(undisturbed, config), state_of(tmp_path, config)
+    for (path, a), b in zip(
+        jax.tree_util.tree_flatten_with_path(expected)[0], jax.tree.leaves(state), strict=True
+    ):
+        np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
+    for key in ("step", "tiles_crc32", "loss"):
+        assert [x[key] for x in lines(tmp_path)] == [x[key] for x in lines(undisturbed)]
+
+
+def test_full_disk_keeps_the_last_checkpoint(finished, tmp_path):
+    config, _ = finished
+    full = interrupted(config, tmp_path, "full", at=6)
+    assert full.returncode == 1
+    assert "could not be written" in full.stderr and "Traceback" not in full.stderr
+    assert int(read_model(tmp_path).step) == 4
+
+
+def test_another_mesh_and_evaluation_mode(finished, tmp_path):
+    """The table of --mode=evaluate is the run's own."""
+    config, workdir = finished
+    before = json.loads((workdir / "results.json").read_text())
+    (workdir / "results.json").unlink()
+    evaluate_workdir(config, workdir)
+    after = json.loads((workdir / "results.json").read_text())
+    # The same numbers up to float32 sums in another layout of the variables.
+    for a, b in zip(before["rows"], after["rows"], strict=True):
+        assert a["name"] == b["name"] and a["ssim"] == pytest.approx(b["ssim"], abs=1e-5)
+
+
+def test_divergence_is_never_saved(tiny_config, tmp_path):
+    tiny_config.optimizer.learning_rate = 1e30
+    tiny_config.eval.every = 0
+    tiny_config.train.update(log_every=1, checkpoint_every=2)
+    with pytest.raises(NonFiniteLossError, match=r"loss of step \d .* checkpoint .* is \d"):
+        train(tiny_config, tmp_path)
+    saved = read_model(tmp_path)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved.variables))
+
+
+def test_changed_data_or_model_is_refused(finished, tiny_tiles, tmp_path):
+    import copy
+
+    from data.fundus_tiles.build import build
+
+    config, workdir = finished
+    other = copy.deepcopy(config)
+    other.model.width = 8
+    with pytest.raises(DataError, match=r"belongs to the model .*'width': 16.* has .*'width': 8"):
+        train(other, workdir)
+    fewer = tmp_path / "tiles"
+    fewer.mkdir()
+    manifest = (tiny_tiles / "manifest.csv").read_text().splitlines(keepends=True)
+    (fewer / "manifest.csv").write_text("".join(manifest[:1] + manifest[2:]))
+    for line in manifest[2:]:
+        name = line.split(",")[0]
+        (fewer / name).parent.mkdir(parents=True, exist_ok=True)
+        os.link(tiny_tiles / name, fewer / name)
+    build(fewer, tmp_path / "data", file_format="array_record", report=lambda line: None)
+    other = copy.deepcopy(config)
+    other.data.dir = str(tmp_path / "data")
+    with pytest.raises(DataError, match="belongs to the dataset fingerprint"):
+        train(other, workdir)
+
+
+def test_time_budget_ends_a_run_in_good_order(tiny_config, tmp_path, capsys):
+    tiny_config.train.update(max_minutes=1e-9, steps=10_000)
+    tiny_config.eval.every = 0
+    train(tiny_config, tmp_path)
+    assert "are over at step 0 of 10000" in capsys.readouterr().out
+    assert (tmp_path / "results.json").exists()
+
+
+def test_init_from_another_run(finished, tiny_config, tmp_path):
+    _, workdir = finished
+    tiny_config.init_from = str(workdir)
+    tiny_config.train.steps, tiny_config.eval.every = 1, 0
+    tiny_config.optimizer.learning_rate = 1e-12
+    train(tiny_config, tmp_path)
+    a, b = read_model(workdir).variables, read_model(tmp_path).variables
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-9)
+
+
+def test_wrong_models_are_named(finished, tmp_path):
+    _, workdir = finished
+    with pytest.raises(DataError, match="no such model"):
+        read_model(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="is no workdir of a run"):
+        read_model(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(DataError, match="damaged"):
+        read_model(tmp_path)
+    (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
+    with pytest.raises(DataError, match="no checkpoint yet"):
+        read_model(tmp_path)
+    with pytest.raises(DataError, match="3: no such model"):
+        read_model(workdir / "checkpoints" / "3")
+
+
+def test_checkpoint_with_a_lost_file(finished, tmp_path):
+    import shutil
+
+    _, workdir = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "8" / "model")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_model(tmp_path / "run" / "checkpoints" / "8")
+
+
+def test_checkpoint_of_another_dtype(finished):
+    config, workdir = finished
+    abstract = abstract_state(config)
+    half = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, np.float16), abstract.ema_params)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    with pytest.raises(DataError, match="belongs to another model, .*float32.*float16"):
+        checkpoints.restore(8, abstract.replace(ema_params=half))
+    checkpoints.close()
