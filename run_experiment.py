@@ -25,8 +25,10 @@ def main(argv: list[str]) -> None:
     try:
         _run(argv)
     except FundusError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        # At once: after a failed write Orbax's threads would go on to complain with tracebacks.
+        os._exit(error.exit_code)
 
 
 def _run(argv: list[str]) -> None:

@@ -3,7 +3,6 @@
 import concurrent.futures
 import contextlib
 import multiprocessing
-import os
 import shutil
 import signal
 import time
@@ -19,13 +18,6 @@ from data.images import encode_image
 
 _SAMPLED = 4  # photographs and ...
 _SAMPLED_TILES = 8  # ... tiles of each that are cut and dropped for the estimate
-
-
-def available_cores() -> int:
-    """Cores this process may use; containers and schedulers often grant fewer than there are."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def estimate(todo: Sequence[Job], workers: int, out: Path) -> str:

@@ -1,7 +1,6 @@
 """Tiles without any photographs of one's own: a bundled photograph, or procedural ones."""
 
 import csv
-import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,9 +109,7 @@ def prepare(source: str, out_dir: str | os.PathLike, tile: int) -> Path:
     from data.fundus_tiles.build import build
 
     tiles = {"retina": retina_tiles, "synthetic": synthetic_tiles}[source](out_dir, tile=tile)
-    # TFRecords are written by tensorflow, which training does without.
-    has_tensorflow = importlib.util.find_spec("tensorflow") is not None
-    build(tiles, data_dir, file_format="tfrecord" if has_tensorflow else "array_record")
+    build(tiles, data_dir)
     return data_dir
 
 

@@ -9,8 +9,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from data.cores import available_cores
 from data.cutting import Cut, Job, Record, finished, tile_origins
-from data.cutting_run import available_cores, estimate, format_bytes, format_time, run
+from data.cutting_run import estimate, format_bytes, format_time, run
 from data.errors import DataError, UsageError
 from data.images import list_images, replacing, write_beside
 from data.manifest import (

@@ -28,11 +28,11 @@ def tiny_tiles(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def tiny_data(tiny_tiles, tmp_path_factory) -> pathlib.Path:
-    """The same tiles, built as ArrayRecord: no tensorflow is loaded into the test process."""
+    """The same tiles, built."""
     from data.fundus_tiles.build import build
 
     data_dir = tmp_path_factory.mktemp("tiny_data")
-    build(tiny_tiles, data_dir, file_format="array_record", report=lambda line: None)
+    build(tiny_tiles, data_dir, report=lambda line: None)
     return data_dir
 
 

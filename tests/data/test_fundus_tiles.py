@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -435,6 +436,18 @@ def test_disk_too_small_is_told_before_it_starts(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     with pytest.raises(DataError, match="are free"):
         build(_tree(tmp_path / "t"), tmp_path / "d", patients_unknown=True, report=quietly)
+    assert not (tmp_path / "d").exists()
+
+
+def test_disk_that_fills_up_leaves_nothing(tmp_path):
+    tree = _tree(tmp_path / "t")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(DataError, match="cannot be written: File too large"):
+            build(tree, tmp_path / "d", patients_unknown=True, report=quietly)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not (tmp_path / "d").exists()
 
 

@@ -66,7 +66,9 @@ class AutoencoderKL(nn.Module):
         pca = self.pca.value
         x = x.astype(jnp.float32)
         mean = self.linear.encode(space_to_depth(x, self.downsample)) / pca.sd
-        delta_mean, delta_log_var = jnp.split(self.encoder(x), 2, axis=-1)
+        whitened = pca.encode(x).mean
+        residual = (x - pca.decode(whitened)) / pca.scale
+        delta_mean, delta_log_var = jnp.split(self.encoder(residual, whitened), 2, axis=-1)
         # A unit of the conv path is one standard deviation of the starting posterior: the size of
         # a correction that the noise of z does not drown.
         mean += jnp.exp(0.5 * pca.log_var()) * delta_mean
@@ -77,7 +79,7 @@ class AutoencoderKL(nn.Module):
         pca = self.pca.value
         z = z.astype(jnp.float32)
         linear = depth_to_space(self.linear.decode(z * pca.sd), self.downsample)
-        return linear + pca.scale * self.decoder(z, (linear - pca.mean.mean()) / pca.scale)
+        return linear + pca.scale * self.decoder(z)
 
     def log_scale(self) -> jax.Array:
         """Log standard deviation of the Gaussian likelihood, learned: float32 [].
@@ -133,7 +135,11 @@ class LinearPath(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """Image [B, H, W, 3] -> corrections of mean and log-variance, float32 [B, H/f, W/f, 2C]."""
+    """What PCA leaves of an image, and what it keeps -> corrections [B, H/f, W/f, 2C], float32.
+
+    In units of their deviations: in the image itself the details that matter here are a hundredth
+    of the brightness, and a network sees little of them.
+    """
 
     latent_channels: int
     widths: list[int]
@@ -141,21 +147,23 @@ class ConvEncoder(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        h = space_to_depth(x, STEM)
+    def __call__(self, residual: jax.Array, whitened: jax.Array) -> jax.Array:
+        h = space_to_depth(residual, STEM)
         for level, (width, depth) in enumerate(zip(self.widths, self.depth, strict=True)):
             if level:
                 h = space_to_depth(h, 2)
             h = nn.Dense(width, dtype=self.dtype, name=f"down{level}")(h)
+            if level == len(self.widths) - 1:
+                h += nn.Dense(width, dtype=self.dtype, use_bias=False, name="whitened")(whitened)
             h = Stage(depth, self.dtype, name=f"stage{level}")(h)
         return _zero_head(h, 2 * self.latent_channels, self.dtype)
 
 
 class ConvDecoder(nn.Module):
-    """Latents and the linear image -> correction of the image, float32 [B, H, W, 3].
+    """Latents -> correction of the image, float32 [B, H, W, 3], in units of PCA's residual.
 
-    The finest level sees the linear path's image as well: what is left to correct is mostly
-    next to what is already there.
+    The finest level sees the latents themselves as well: what is left to correct lies mostly next
+    to what is already there.
     """
 
     widths: list[int]
@@ -163,17 +171,19 @@ class ConvDecoder(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, z: jax.Array, linear: jax.Array) -> jax.Array:
+    def __call__(self, z: jax.Array) -> jax.Array:
+        coarsest = len(self.widths) - 1
         h = z
-        for level in reversed(range(len(self.widths))):
+        for level in reversed(range(coarsest + 1)):
             width = self.widths[level]
-            if level == len(self.widths) - 1:
+            if level == coarsest:
                 h = nn.Dense(width, dtype=self.dtype, name=f"up{level}")(h)
             else:
                 h = depth_to_space(nn.Dense(4 * width, dtype=self.dtype, name=f"up{level}")(h), 2)
-            if level == 0:
-                image = space_to_depth(linear, STEM)
-                h += nn.Dense(width, dtype=self.dtype, use_bias=False, name="image")(image)
+            if level == 0 and coarsest:
+                block = 2**coarsest
+                skip = nn.Dense(block**2 * width, dtype=self.dtype, use_bias=False, name="skip")(z)
+                h += depth_to_space(skip, block)
             h = Stage(self.depth[level], self.dtype, name=f"stage{level}")(h)
         return depth_to_space(_zero_head(h, STEM**2 * 3, self.dtype), STEM)
 

@@ -1,0 +1,152 @@
+"""How fast the training step is: tiles/s, FLOPs, GFLOP/s, MFU.
+
+    python benchmarks/train_step.py [--preset f8c32] [--crop 256] [--batch_size 4]
+
+On a CPU, and where torch and diffusers are installed, the step of a full-resolution KL autoencoder
+in PyTorch with the same latent size runs beside it, in turn, so that the ratio holds on a noisy
+machine: diffusers' AutoencoderKL, block_out_channels 64-128-128-128, one layer a block, batch 1.
+"""
+
+import argparse
+import importlib.util
+import pathlib
+import statistics
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import jax
+import numpy as np
+
+from configs.fundus256 import LATENT_CHANNELS, get_config
+from data.synthetic import fundus_photograph
+from vae.models import fit_pca
+from vae.training.sharding import make_mesh, put_batch, tree_sharding
+from vae.training.state import abstract_state, initial_state
+from vae.training.steps import make_train_step
+
+# Dense peak of the compute dtype's unit, FLOP/s a device, from the makers' data sheets.
+PEAK = {
+    ("H100", "bfloat16"): 989e12,
+    ("H100", "float32"): 494e12,  # TF32
+    ("H200", "bfloat16"): 989e12,
+    ("H200", "float32"): 494e12,
+    ("A100", "bfloat16"): 312e12,
+    ("A100", "float32"): 156e12,
+    ("TPU v4", "bfloat16"): 275e12,
+    ("TPU v5 lite", "bfloat16"): 197e12,
+    ("TPU v5p", "bfloat16"): 459e12,
+}
+
+
+def our_step(arguments):
+    """-> (a function that takes one step and waits for it, FLOPs of a step)."""
+    config = get_config(arguments.preset)
+    config.batch_size, config.data.crop = arguments.batch_size, arguments.crop
+    config.data.size = max(config.data.size, arguments.crop)
+    config.train.compute_dtype = arguments.dtype
+    photograph = fundus_photograph(0, 2 * config.data.size)
+    rng = np.random.default_rng(0)
+    origins = rng.integers(0, config.data.size, (config.batch_size, 2))
+    size = config.data.size
+    tiles = np.stack([photograph[y : y + size, x : x + size] for y, x in origins])
+    mesh = make_mesh()
+    sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)
+    pca = fit_pca([tiles], config.model.latent_channels, config.model.downsample)
+    state = jax.device_put(initial_state(config, pca), sharding)
+    images = put_batch(mesh, {"image": tiles})["image"]
+    compiled = make_train_step(config, mesh, sharding).lower(state, images).compile()
+
+    def step():
+        nonlocal state
+        state, metrics = compiled(state, images)
+        jax.block_until_ready(metrics["loss"])
+
+    return step, compiled.cost_analysis()["flops"]
+
+
+def torch_step(latent_channels: int, size: int = 256):
+    """The same for the PyTorch autoencoder at batch 1: one step of AdamW on MSE + KL."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    widths = (64, 128, 128, 128)
+    model = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=widths,
+        layers_per_block=1,
+        latent_channels=latent_channels,
+    )
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"PyTorch {torch.__version__}: {parameters:,} parameters")
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
+    images = torch.rand(1, 3, size, size) * 2 - 1
+
+    def step():
+        posterior = model.encode(images).latent_dist
+        output = model.decode(posterior.sample()).sample
+        loss = (output - images).square().mean() + 1e-6 * posterior.kl().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def seconds(step) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", choices=LATENT_CHANNELS, default="f8c32")
+    parser.add_argument("--crop", type=int, default=256, help="pixels")
+    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--repeats", type=int, default=7)
+    arguments = parser.parse_args()
+
+    device = jax.devices()[0].device_kind
+    ours, flops = our_step(arguments)
+    beside = None
+    found = all(map(importlib.util.find_spec, ("torch", "diffusers")))
+    if jax.default_backend() == "cpu" and found:
+        beside = torch_step(LATENT_CHANNELS[arguments.preset])
+    for step in (ours, beside):
+        if step is not None:
+            step()
+    times, other_times = [], []
+    for _ in range(arguments.repeats):
+        times.append(seconds(ours))
+        if beside is not None:
+            other_times.append(seconds(beside))
+
+    pixels = arguments.crop**2 / 256**2  # a tile is 256 x 256, whatever the crop
+    tiles = arguments.batch_size * pixels
+    rate = tiles / statistics.median(times)
+    achieved = flops / statistics.median(times)
+    print(f"{jax.device_count()} x {device}, {arguments.preset}, crop {arguments.crop}, "
+          f"batch {arguments.batch_size}, {arguments.dtype}, medians of {arguments.repeats}")  # fmt: skip
+    print(f"ours     {rate:10.2f} tiles/s   {flops / tiles / 1e9:.1f} GFLOP a tile   "
+          f"{achieved / 1e9:,.0f} GFLOP/s")  # fmt: skip
+    peaks = [
+        peak for (name, dtype), peak in PEAK.items() if name in device and dtype == arguments.dtype
+    ]
+    if peaks:
+        share = achieved / jax.device_count() / peaks[0]
+        print(f"MFU      {share:10.1%} of {peaks[0] / 1e12:.0f} TFLOP/s")
+    else:
+        print(f"MFU             -   the peak of {device!r} is not known")
+    if other_times:
+        ratios = [tiles * b / a for a, b in zip(times, other_times, strict=True)]
+        print(f"PyTorch  {1 / statistics.median(other_times):10.2f} tiles/s")
+        print(f"ours / PyTorch, pair by pair: median {statistics.median(ratios):.1f}, "
+              f"{min(ratios):.1f} to {max(ratios):.1f}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
