@@ -129,10 +129,14 @@ def main() -> None:
     tiles = arguments.batch_size * pixels
     rate = tiles / statistics.median(times)
     achieved = flops / statistics.median(times)
-    print(f"{jax.device_count()} x {device}, {arguments.preset}, crop {arguments.crop}, "
-          f"batch {arguments.batch_size}, {arguments.dtype}, medians of {arguments.repeats}")  # fmt: skip
-    print(f"ours     {rate:10.2f} tiles/s   {flops / tiles / 1e9:.1f} GFLOP a tile   "
-          f"{achieved / 1e9:,.0f} GFLOP/s")  # fmt: skip
+    print(
+        f"{jax.device_count()} x {device}, {arguments.preset}, crop {arguments.crop}, "
+        f"batch {arguments.batch_size}, {arguments.dtype}, medians of {arguments.repeats}"
+    )
+    print(
+        f"ours     {rate:10.2f} tiles/s   {flops / tiles / 1e9:.1f} GFLOP a tile   "
+        f"{achieved / 1e9:,.0f} GFLOP/s"
+    )
     peaks = [
         peak for (name, dtype), peak in PEAK.items() if name in device and dtype == arguments.dtype
     ]
@@ -144,8 +148,10 @@ def main() -> None:
     if other_times:
         ratios = [tiles * b / a for a, b in zip(times, other_times, strict=True)]
         print(f"PyTorch  {1 / statistics.median(other_times):10.2f} tiles/s")
-        print(f"ours / PyTorch, pair by pair: median {statistics.median(ratios):.1f}, "
-              f"{min(ratios):.1f} to {max(ratios):.1f}")  # fmt: skip
+        print(
+            f"ours / PyTorch, pair by pair: median {statistics.median(ratios):.1f}, "
+            f"{min(ratios):.1f} to {max(ratios):.1f}"
+        )
 
 
 if __name__ == "__main__":

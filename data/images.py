@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageCms, ImageOps
 
 from data.errors import DataError, UsageError
@@ -84,6 +85,9 @@ def decode_image(encoded: bytes, name: str) -> np.ndarray:
     if not encoded:
         raise DataError(f"{name}: the file is empty (0 bytes)")
     try:
+        if encoded.startswith(b"\xff\xd8"):
+            # Damage inside a JPEG is a mere warning to Pillow, which gives a picture all the same.
+            simplejpeg.decode_jpeg(encoded, strict=True)
         with Image.open(io.BytesIO(encoded)) as opened:
             opened.load()  # reports truncated files, which OpenCV fills with grey in silence
             profile = opened.info.get("icc_profile")

@@ -11,6 +11,7 @@ import zlib
 
 import cv2
 import numpy as np
+import simplejpeg
 
 from data.errors import DataError
 from data.images import decode_image, encode_image
@@ -42,12 +43,13 @@ class Encoded:
 def prepare(encoded: bytes) -> Encoded:
     """Validates a tile by decoding it, and frees it of metadata.
 
-    OpenCV pads a truncated JPEG with grey and only warns, so the structure is checked first: a
-    JPEG must reach its end marker, the chunks of a PNG must match their checksums.
+    The chunks of a PNG must match their checksums. A JPEG has none: it must reach its end marker,
+    and its decoder must meet nothing that it would warn of, where others go on and fill the rest
+    with grey. That finds all lost and all longer overwritten parts, but at best one in five single
+    flipped bits: mostly such a file is a JPEG as good as any other, of a somewhat other picture.
 
     Args:
       encoded: The bytes of an image file.
-      name: What to call it in an error.
 
     Raises:
       DataError: The bytes are empty, truncated, damaged or no image.
@@ -66,9 +68,12 @@ def prepare(encoded: bytes) -> Encoded:
         reason = str(error) if isinstance(error, ValueError) else "it is truncated"
         raise DataError(f"damaged: {reason}") from error
     try:
-        image = cv2.imdecode(np.frombuffer(kept, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error as error:
-        raise DataError(f"damaged: {error.err}") from error
+        if kept.startswith(_PNG_SIGNATURE):
+            image = cv2.imdecode(np.frombuffer(kept, np.uint8), cv2.IMREAD_COLOR)
+        else:
+            image = simplejpeg.decode_jpeg(kept, strict=True)
+    except (cv2.error, ValueError) as error:
+        raise DataError(f"damaged: {getattr(error, 'err', error)}") from error
     if image is None:
         raise DataError("damaged: cannot be decoded")
     return Encoded(kept, *image.shape[:2])

@@ -135,6 +135,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
             if profile is not None:
                 profile.after(step)
     finally:
+        if profile is not None:
+            profile.close()
         log.close()
         checkpoints.close()
     if stop.received:
@@ -211,12 +213,20 @@ class _Profile:
     def __init__(self, workdir: epath.Path, start: int):
         self._path = str(workdir / "profile")
         self._first, self._last = (start + steps for steps in PROFILED_STEPS)
+        self._tracing = False
 
     def after(self, step: int) -> None:
         if step == self._first:
             jax.profiler.start_trace(self._path)
+            self._tracing = True
         elif step == self._last:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the trace, of fewer steps where the run ends first."""
+        if self._tracing:
             jax.profiler.stop_trace()
+            self._tracing = False
             _say(f"profile of steps {self._first} to {self._last} in {self._path}")
 
 
