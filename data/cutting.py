@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 
 from data.errors import DataError
+from data.files import write_beside
 from data.fov import FieldOfView, find_fov
-from data.images import read_image, write_beside, write_image
+from data.images import read_image, write_image
 
 GRID = 8  # side of JPEG's blocks: origins are jittered over all of its phases
 

@@ -12,6 +12,7 @@ import simplejpeg
 from PIL import Image, ImageCms, ImageOps
 
 from data.errors import DataError, UsageError
+from data.files import write_beside
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".ppm")
 
@@ -186,22 +187,3 @@ def write_image(path: str | os.PathLike, image: np.ndarray, quality: int = 95) -
     encoded = encode_image(image, path.suffix, quality)
     write_beside(path, encoded)
     return len(encoded)
-
-
-def write_beside(path: str | os.PathLike, content: bytes) -> None:
-    """Writes a whole file under another name in the same folder, then renames it into place."""
-    with replacing(path) as unfinished:
-        unfinished.write_bytes(content)
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a name beside `path` to write to; renamed to `path` on success, else removed."""
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise

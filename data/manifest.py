@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from data.errors import DataError
+from data.files import replacing
 from data.fov import FieldOfView
-from data.images import replacing
 from data.splits import SPLITS
 
 MANIFEST = "manifest.csv"

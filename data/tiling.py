@@ -13,7 +13,8 @@ from data.cores import available_cores
 from data.cutting import Cut, Job, Record, finished, tile_origins
 from data.cutting_run import estimate, format_bytes, format_time, run
 from data.errors import DataError, UsageError
-from data.images import list_images, replacing, write_beside
+from data.files import replacing, write_beside
+from data.images import list_images
 from data.manifest import (
     MANIFEST,
     PHOTOGRAPHS,

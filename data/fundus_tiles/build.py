@@ -15,10 +15,10 @@ import tqdm
 
 from data.dataset import open_dataset
 from data.errors import DataError, UsageError
+from data.files import write_beside
 from data.fundus_tiles import NAME, VERSION
 from data.fundus_tiles.builder import SHARD_BYTES, FundusTiles, TooManyRejectedError
 from data.fundus_tiles.collect import TileList, collect
-from data.images import write_beside
 
 REJECTED = "rejected.csv"
 _STAGING = ".building-"  # Plus the process's number.

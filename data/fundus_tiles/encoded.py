@@ -45,8 +45,9 @@ def prepare(encoded: bytes) -> Encoded:
 
     The chunks of a PNG must match their checksums. A JPEG has none: it must reach its end marker,
     and its decoder must meet nothing that it would warn of, where others go on and fill the rest
-    with grey. That finds all lost and all longer overwritten parts, but at best one in five single
-    flipped bits: mostly such a file is a JPEG as good as any other, of a somewhat other picture.
+    with grey. That finds what was cut short and nearly all of what lost or had overwritten 512
+    bytes, but only one in ten to five single flipped bits: mostly such a file is a JPEG as valid
+    as any other, of another picture. Nobody can see that without the file it once was.
 
     Args:
       encoded: The bytes of an image file.

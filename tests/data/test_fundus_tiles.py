@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -23,6 +24,7 @@ from data.fundus_tiles.build import build
 from data.fundus_tiles.collect import collect
 from data.fundus_tiles.encoded import prepare
 from data.images import decode_image, encode_image
+from data.synthetic import fundus_photograph
 
 ROOT = Path(__file__).parents[2]
 # As if it were not installed. (tfds asks `"tensorflow" in sys.modules`: no entry of None.)
@@ -199,6 +201,50 @@ def _damaged() -> dict[str, bytes]:
 def test_damage_is_told(name):
     with pytest.raises(DataError):
         prepare(_damaged()[name])
+
+
+def _overwrite(with_: Callable[[int], bytes]) -> Callable:
+    return lambda jpeg, at, count: jpeg[:at] + with_(count) + jpeg[at + count :]
+
+
+def _flip_bit(jpeg: bytes, at: int, count: int) -> bytes:
+    return jpeg[:at] + bytes([jpeg[at] ^ 1 << at % 8]) + jpeg[at + 1 :]
+
+
+# Damage inside the coded pixels, its length, and the share of it that must not pass unseen.
+JPEG_DAMAGE = {
+    "cut short, end marker and all": (lambda jpeg, at, count: jpeg[:at] + b"\xff\xd9", 0, 1.0),
+    "512 bytes lost": (lambda jpeg, at, count: jpeg[:at] + jpeg[at + count :], 512, 0.95),
+    "512 bytes zeroed": (_overwrite(bytes), 512, 0.95),
+    "512 bytes of something else": (_overwrite(np.random.default_rng(0).bytes), 512, 0.9),
+    "16 bytes of 0xff": (_overwrite(lambda count: b"\xff" * count), 16, 0.9),
+    "16 bytes of something else": (_overwrite(np.random.default_rng(1).bytes), 16, 0.25),
+    "one byte lost": (lambda jpeg, at, count: jpeg[:at] + jpeg[at + 1 :], 1, 0.05),
+    "one bit flipped": (_flip_bit, 1, 0.05),  # Mostly another valid picture: nobody can tell.
+}
+
+
+@pytest.mark.parametrize("kind", ["4:4:4", "4:2:0", "progressive", "grey"])
+@pytest.mark.parametrize("damage", JPEG_DAMAGE)
+def test_damage_inside_a_jpeg_is_told(damage, kind, capfd):
+    spoil, length, share = JPEG_DAMAGE[damage]
+    picture = Image.fromarray(fundus_photograph(0, 512)[128:384, 128:384])
+    picture = picture.convert("L") if kind == "grey" else picture
+    jpeg = _encode(
+        picture,
+        "JPEG",
+        quality=90,
+        progressive=kind == "progressive",
+        subsampling="4:4:4" if kind == "4:4:4" else "4:2:0",
+    )
+    found, trials = 0, 60
+    for at in np.linspace(len(jpeg) // 3, len(jpeg) - 600, trials).astype(int):
+        try:
+            prepare(spoil(jpeg, int(at), length))
+        except DataError:
+            found += 1
+    assert found >= share * trials
+    assert not capfd.readouterr().err  # Nor does a library talk into the progress.
 
 
 # --- The dataset ---------------------------------------------------------------------------------

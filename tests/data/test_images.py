@@ -5,7 +5,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from data.errors import DataError, UsageError
-from data.images import decode_image, list_images, read_image, write_beside, write_image
+from data.files import write_beside
+from data.images import decode_image, list_images, read_image, write_image
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (24, 36, 3), dtype=np.uint8)
 
@@ -116,6 +117,15 @@ def test_truncated_file_is_refused(kind, tmp_path):
     path.write_bytes(encoded[: len(encoded) // 2])
     with pytest.raises(DataError, match=r"half\.png: cannot be decoded|half\.png: is no image"):
         read_image(path)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_damage_inside_a_jpeg_is_refused(mode):
+    encoded = encode(Image.fromarray(np.tile(PICTURE, (8, 8, 1))).convert(mode), "JPEG")
+    assert decode_image(encoded, "x").shape == (192, 288, 3)
+    half = len(encoded) // 2
+    with pytest.raises(DataError, match="x: cannot be decoded: Corrupt JPEG data"):
+        decode_image(encoded[:half] + bytes(1000) + encoded[half + 1000 :], "x")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image, ImageDraw, ImageFont
 
+from data.files import write_beside
 from vae.evaluation.evaluate import Evaluation
-from vae.evaluation.files import write_beside
 from vae.evaluation.passes import Split
 from vae.evaluation.placement import place_rows
 from vae.evaluation.scoring import reconstruct_step

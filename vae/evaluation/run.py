@@ -99,7 +99,6 @@ def evaluate_and_write(
             "version": vae.__version__,
             "dataset": dataset.fingerprint,
         }
-        (workdir / FIGURE).parent.mkdir(exist_ok=True)
         figures.write_figure(workdir / FIGURE, figure)
         table.write_tiles(workdir / TILES, evaluation)
         table.write_results(workdir / RESULTS, content)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from data.files import write_beside
 from vae.evaluation.evaluate import Evaluation
-from vae.evaluation.files import write_beside
 from vae.evaluation.photographs import PhotographEvaluation
 
 _WIDTH = 100

@@ -44,8 +44,8 @@ def default_config() -> ConfigDict:
     config.loss.ssim_weight = 4.0
 
     config.optimizer = ConfigDict()
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.linear_multiplier = 0.03  # of the linear path; 0 freezes it
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.linear_multiplier = 0.01  # of the linear path; 0 freezes it
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100
     config.optimizer.b1 = 0.9

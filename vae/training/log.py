@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from etils import epath
 
+from data.files import write_beside
+
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 _CONSOLE = ("loss", "bits_per_dim", "ssim", "psnr", "grad_norm")
@@ -125,9 +127,7 @@ def _drop_from(path: epath.Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError):
             continue
-    beside = path.parent / f".{path.name}.new"
-    beside.write_text("".join(kept))
-    beside.replace(path)
+    write_beside(path, "".join(kept).encode())
 
 
 def _event_writer(directory: epath.Path):

@@ -10,6 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from data.errors import DataError
+from data.files import write_beside
 from vae.training.checkpoint import Checkpoints
 from vae.training.config import default_config
 from vae.training.state import abstract_state
@@ -41,10 +42,8 @@ class SavedModel:
 
 def write_config(workdir: epath.PathLike, config: ConfigDict) -> None:
     """Writes the run's config into its workdir; finished or not at all."""
-    path = epath.Path(workdir) / CONFIG
-    beside = path.parent / f".{CONFIG}.new"
-    beside.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    beside.replace(path)
+    text = json.dumps(config.to_dict(), indent=2) + "\n"
+    write_beside(epath.Path(workdir) / CONFIG, text.encode())
 
 
 def read_config(workdir: epath.PathLike) -> ConfigDict:

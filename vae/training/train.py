@@ -27,6 +27,14 @@ from vae.training.state import (
 )
 from vae.training.steps import make_train_step
 
+OWN_PHOTOGRAPHS = """
+next, with a folder of your own photographs (its subfolders are the labels):
+  fundus-vae make-tiles --photographs PHOTOGRAPHS --out runs/tiles
+  fundus-vae build --tiles runs/tiles --data_dir runs/dataset
+  python run_experiment.py --config=configs/fundus256.py --config.data.dir=runs/dataset \\
+    --workdir=runs/mine --config.data.crop=128 --config.batch_size=16 \\
+    --config.train.steps=1000 --config.train.max_minutes=20"""
+
 # Steps in flight: enough to keep a device busy, few enough to bound the batches held there.
 IN_FLIGHT = 2
 PROFILED_STEPS = (10, 15)
@@ -150,6 +158,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
     from vae.evaluation.run import evaluate_and_write
 
     evaluate_and_write(config, state.variables, dataset, mesh, workdir, step=step)
+    if config.data.source:
+        _say(OWN_PHOTOGRAPHS)
 
 
 def evaluate_workdir(config: ConfigDict, workdir: epath.PathLike) -> None:
