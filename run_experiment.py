@@ -8,12 +8,13 @@ The same command continues a run that was interrupted.
 """
 
 import os
+import re
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from data.errors import FundusError, UsageError
+from data.errors import FundusError, UsageError, show
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Experiment, FILE.py[:preset].")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives.")
@@ -24,11 +25,10 @@ def main(argv: list[str]) -> None:
     """Runs what the flags ask for; a user's mistake is one line, not a traceback."""
     try:
         _run(argv)
-    except FundusError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+    except (FundusError, OSError) as error:
         sys.stdout.flush()
         # At once: after a failed write Orbax's threads would go on to complain with tracebacks.
-        os._exit(error.exit_code)
+        os._exit(show(error))
 
 
 def _run(argv: list[str]) -> None:
@@ -38,6 +38,11 @@ def _run(argv: list[str]) -> None:
         if not value:
             raise UsageError(f"--{name} is missing; see the head of run_experiment.py")
     config = _CONFIG.value
+    if not isinstance(config, ConfigDict):
+        raise UsageError(f"--config: get_config() gave a {type(config).__name__}, no ConfigDict")
+    from vae.training.config import validate_schema
+
+    validate_schema(config)
     if config.train.deterministic:
         flag = "--xla_gpu_deterministic_ops=true"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
@@ -52,10 +57,27 @@ def _run(argv: list[str]) -> None:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)
-    except (flags.Error, FundusError, AttributeError, KeyError, TypeError, ValueError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        rest = flags.FLAGS(argv)
+        if _CONFIG.value is not None:
+            _ = _CONFIG.value.keys  # A file that could not be loaded says so only when it is used.
+        return rest
+    except Exception as error:  # Whatever a config file of one's own raises.
+        sys.exit(show(UsageError(_reason(error, argv))))
+
+
+def _reason(error: Exception, argv: list[str]) -> str:
+    """What is wrong with the flags or the config file, in words of the command line."""
+    text = str(error).replace("\\n", " ").rpartition("earlier failure to load: ")[2]
+    if isinstance(error, (FundusError, flags.Error)):
+        return text
+    if isinstance(error, (AttributeError, KeyError)) and (name := re.search(r"'(\w+)", text)):
+        for flag in argv:
+            if re.match(rf"--config\.([\w.]+\.)?{name[1]}\b", flag):
+                close = re.search(r'Did you mean "(\w+)"', text)
+                return f"{flag}: there is no setting {name[1]}" + (
+                    f"; did you mean {close[1]}?" if close else " there"
+                )
+    return f"--config: {type(error).__name__}: {text}; expected FILE.py[:preset]"
 
 
 if __name__ == "__main__":

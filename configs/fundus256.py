@@ -35,7 +35,7 @@ def _demo(config: ConfigDict) -> None:
     config.data.source = "retina"
     config.data.crop = 128
     config.batch_size = 8
-    config.train.steps = 300
+    config.train.steps = 400
     config.train.max_minutes = 3.0
     config.train.ema_decay = 0.98
     config.train.log_every = 20

@@ -88,30 +88,34 @@ def open_dataset(data_dir: str | os.PathLike) -> Dataset:
             f"{data_dir}: tiles are read from local files; mount the bucket or copy the dataset"
         )
     path = _find(Path(data_dir))
-    info = _read_json(path / "dataset_info.json")
-    if info.get("version") != VERSION:
+    info = _read_json(path / "dataset_info.json", "version", "splits")
+    if info["version"] != VERSION:
         raise DataError(
-            f"{path} was built as version {info.get('version')} and this code reads {VERSION}; "
+            f"{path} was built as version {info['version']} and this code reads {VERSION}; "
             "build it again"
         )
+    metadata = _read_json(path / "metadata.json", "tiles", "patients_known")
     suffix = info.get("fileFormat", "tfrecord")
     shards = {}
-    for split in info.get("splits", ()):
-        counts = [int(count) for count in split["shardLengths"]]
+    for split in info["splits"]:
+        try:
+            counts, name = [int(count) for count in split["shardLengths"]], str(split["name"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(path / "dataset_info.json", f"split {split}") from error
         files = [
-            path / f"{NAME}-{split['name']}.{suffix}-{i:05d}-of-{len(counts):05d}"
+            path / f"{NAME}-{name}.{suffix}-{i:05d}-of-{len(counts):05d}"
             for i in range(len(counts))
         ]
         missing = [str(file) for file in files if not file.is_file()]
         if missing:
             raise DataError(
                 f"{missing[0]}: missing ({len(missing)} of the {len(files)} shards of "
-                f"{split['name']}); restore it or build the dataset again"
+                f"{name}); restore it or build the dataset again"
             )
-        shards[split["name"]] = tuple(zip(files, counts, strict=True))
+        shards[name] = tuple(zip(files, counts, strict=True))
     if not shards:
         raise DataError(f"{path}: an empty dataset; build it again")
-    return Dataset(path, shards, suffix, _read_json(path / "metadata.json"))
+    return Dataset(path, shards, suffix, metadata)
 
 
 def _find(data_dir: Path) -> Path:
@@ -131,8 +135,15 @@ def _find(data_dir: Path) -> Path:
     )
 
 
-def _read_json(path: Path) -> dict:
+def _read_json(path: Path, *keys: str) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        read = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: unreadable ({error}); build the dataset again") from error
+        raise _damaged(path, str(error)) from error
+    if not isinstance(read, dict) or (lacking := [key for key in keys if key not in read]):
+        raise _damaged(path, f"lacks {', '.join(lacking)}" if isinstance(read, dict) else "a list")
+    return read
+
+
+def _damaged(path: Path, reason: str) -> DataError:
+    return DataError(f"{path}: damaged ({reason}); build the dataset again with --overwrite")

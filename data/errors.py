@@ -1,5 +1,7 @@
 """Errors a person can act on: one line, shown without a traceback."""
 
+import sys
+
 
 class FundusError(Exception):
     """A mistake in the input or the command line, told in one line with the way out.
@@ -9,6 +11,19 @@ class FundusError(Exception):
     """
 
     exit_code = 1
+
+
+def show(error: FundusError | OSError) -> int:
+    """Prints an error as one line, "error: ...", to the standard error.
+
+    Returns:
+      What the command exits with.
+    """
+    text = str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        text = f"{error.filename}: {error.strerror}"
+    print(f"error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    return getattr(error, "exit_code", 1)
 
 
 class UsageError(FundusError):

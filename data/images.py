@@ -48,7 +48,20 @@ def _walk(root: Path) -> Iterator[Path]:
         for name in files:
             # The dot also skips macOS's "._photo.jpg" companions and our unfinished writes.
             if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES):
+                require_utf8(os.path.join(folder, name))
                 yield Path(folder, name)
+
+
+def require_utf8(path: str) -> None:
+    """Refuses a path that no table can hold, as of disks written under another encoding.
+
+    Raises:
+      DataError: It is not UTF-8.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{path!a}: this name is not UTF-8; rename the file or folder") from None
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:

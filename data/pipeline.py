@@ -52,7 +52,7 @@ def train_batches(
       start_step: Number of batches already taken.
       split: Which split.
       threads: Decoding threads; None for one a core.
-      prefetch: Batches held ready; None for two a thread.
+      prefetch: Batches held ready; None for one a thread and two more.
 
     Returns:
       Iterator of `image` uint8 [rows, size, size, 3] and `tile_id` str [rows].
@@ -205,7 +205,7 @@ def _too_small(tile: str, height: int, width: int, size: int) -> DataError:
 
 def _read_options(threads: int | None, prefetch: int | None) -> grain.ReadOptions:
     threads = threads or available_cores()
-    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch or 2 * threads)
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch or threads + 2)
 
 
 class _Example:

@@ -3,27 +3,34 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
-from data.errors import FundusError
+from data.errors import DataError, FundusError, UsageError, show
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises a wrong command as an error of one line instead of printing all of its options."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; `{self.prog} --help` shows what there is")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a subcommand; returns the exit code: 0, 1 for bad data, 2 for wrong usage."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="fundus-vae",
         description="Fundus photographs to tiles, tiles to a dataset for run_experiment.py.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_make_tiles(commands)
     _add_build(commands)
-    arguments = vars(parser.parse_args(argv))
-    run = arguments.pop("run")
-    del arguments["command"]
     try:
+        arguments = vars(parser.parse_args(argv))
+        run = arguments.pop("run")
+        del arguments["command"]
         return run(**arguments)
-    except FundusError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    except (FundusError, OSError) as error:
+        return show(error)
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
         return 130
@@ -94,9 +101,10 @@ def _make_tiles(**options) -> int:
 
     summary = make_tiles(**options)
     print(summary)
+    print(f"next: fundus-vae build --tiles {options['out']} --data_dir DIR", flush=True)
     if summary.rejected:
-        return 1
-    print(f"next: fundus-vae build --tiles {options['out']} --data_dir DIR")
+        # The tiles of the others are there, complete; but a script must be able to tell.
+        raise DataError(f"{len(summary.rejected)} photographs gave no tiles; they are listed above")
     return 0
 
 

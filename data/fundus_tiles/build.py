@@ -46,6 +46,20 @@ class BuildReport:
     seconds: float
     patients_known: bool
 
+    def __str__(self) -> str:
+        """The counts by split, and what was left out."""
+        counts = ", ".join(f"{split} {count:,}" for split, count in self.counts.items())
+        text = f"{counts} tiles, {self.bytes / 1e6:,.1f} MB"
+        if self.seconds:
+            text += f", {self.seconds:.0f} s ({self.tiles_per_second:,.0f} tiles/s)"
+        text += f": {self.path}"
+        if self.rejected:
+            listed = self.path.parents[1] / REJECTED
+            text += f"\n{len(self.rejected):,} damaged or missing tiles left out, see {listed}"
+        if not self.patients_known:
+            text += "\npatients are unknown: tiles of one may be in two splits, tables will say so"
+        return text
+
     @property
     def tiles_per_second(self) -> float:
         """The rate, rejected tiles included; 0 where nothing had to be built."""
@@ -95,6 +109,8 @@ def build(
         raise UsageError(f"file_format {file_format!r}: expected tfrecord or array_record")
     if not 0 <= max_rejected <= 1:
         raise UsageError(f"max_rejected {max_rejected}: expected a share from 0 to 1")
+    if workers is not None and workers < 1:
+        raise UsageError(f"workers {workers}: expected at least 1")
     began = time.perf_counter()
     data_dir = Path(data_dir)
     found = collect(
@@ -184,19 +200,21 @@ def _report(
 def _staging(data_dir: Path) -> Iterator[Path]:
     """A directory beside the target that is gone afterwards, as is `data_dir` if left empty."""
     existing = [parent for parent in (data_dir, *data_dir.parents) if parent.exists()]
-    data_dir.mkdir(parents=True, exist_ok=True)
-    for path in data_dir.glob(f"{_STAGING}*"):  # Left by a build that was killed.
-        if not _running(int(path.name.removeprefix(_STAGING))):
-            shutil.rmtree(path, ignore_errors=True)
     staging = data_dir / f"{_STAGING}{os.getpid()}"
-    staging.mkdir()
     try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        for path in data_dir.glob(f"{_STAGING}*"):  # Left by a build that was killed.
+            process = path.name.removeprefix(_STAGING)
+            if not (process.isdecimal() and _running(int(process))):
+                shutil.rmtree(path, ignore_errors=True)
+        staging.mkdir()
         yield staging
     except OSError as error:
         raise DataError(f"{data_dir}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        for path in (data_dir, *data_dir.parents):
+        made = (path for path in (data_dir, *data_dir.parents) if path.exists())
+        for path in made:
             if path in existing or any(path.iterdir()):
                 break
             path.rmdir()

@@ -11,7 +11,7 @@ import numpy as np
 
 from data import manifest
 from data.errors import DataError
-from data.images import IMAGE_SUFFIXES
+from data.images import IMAGE_SUFFIXES, require_utf8
 from data.splits import SPLITS, assign_splits, shorten
 
 
@@ -223,7 +223,8 @@ def _files(root: Path, folder: str = "") -> Iterator[tuple[str, int]]:
             if entry.is_dir():
                 yield from _files(root, f"{folder}{entry.name}/")
             elif entry.name.lower().endswith(IMAGE_SUFFIXES):
-                yield f"{folder}{entry.name}", entry.stat().st_size
+                require_utf8(path := f"{folder}{entry.name}")
+                yield path, entry.stat().st_size
 
 
 def _folder(path: str) -> str:

@@ -326,7 +326,7 @@ def test_other_version_is_refused_naming_both(own_copy, tmp_path):
 @pytest.mark.parametrize("name", ["dataset_info.json", "metadata.json"])
 def test_unreadable_description_is_refused(own_copy, name):
     (own_copy / name).write_text("{")
-    with pytest.raises(DataError, match=f"{name}: unreadable"):
+    with pytest.raises(DataError, match=f"{name}: damaged"):
         pipeline.open_dataset(own_copy)
 
 

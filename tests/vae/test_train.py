@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+import vae
 from data.errors import DataError
 from vae.training.checkpoint import Checkpoints
 from vae.training.saved import read_config, read_model
@@ -68,8 +69,10 @@ def test_what_a_run_leaves(finished):
     assert [line["step"] for line in written] == list(range(8))
     assert all(np.isfinite(line["loss"]) and 0 <= line["input_wait"] <= 1 for line in written)
     assert len(written[0]["kl_channel"]) == config.model.latent_channels
-    rows = {row["name"]: row for row in json.loads((workdir / "results.json").read_text())["rows"]}
+    results = json.loads((workdir / "results.json").read_text())
+    rows = {row["name"]: row for row in results["rows"]}
     assert set(rows) >= {"mean_colour", "bicubic_x4", "pca", "jpeg", "model", "model_sampled"}
+    assert results["model"] == vae.load_model(workdir).hash
     assert rows["model"]["ssim"] > rows["bicubic_x4"]["ssim"] > rows["mean_colour"]["ssim"]
 
 

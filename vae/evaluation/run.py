@@ -1,6 +1,8 @@
 """The evaluation of a run: from its config and dataset to results.json, a table and a figure."""
 
 import functools
+import shlex
+import sys
 from typing import Any
 
 import jax
@@ -14,6 +16,7 @@ from data.pipeline import Dataset, eval_batches
 from vae.evaluation import figures, table
 from vae.evaluation.evaluate import Evaluation, evaluate
 from vae.evaluation.photographs import PhotographEvaluation, whole_photographs
+from vae.training.saved import variables_hash
 from vae.training.sharding import local_rows
 from vae.training.state import make_model
 
@@ -98,6 +101,8 @@ def evaluate_and_write(
             "step": step,
             "version": vae.__version__,
             "dataset": dataset.fingerprint,
+            "model": variables_hash(variables),
+            "command": shlex.join(sys.argv),
         }
         figures.write_figure(workdir / FIGURE, figure)
         table.write_tiles(workdir / TILES, evaluation)

@@ -1,7 +1,6 @@
 """A model from a path, for tiles and photographs as uint8 arrays."""
 
 import functools
-import hashlib
 import os
 
 import flax.linen as nn
@@ -12,7 +11,7 @@ import numpy as np
 from vae.inference.windows import pad_to_factor, reconstruct_windows
 from vae.metrics import to_float, to_uint8
 from vae.models import Posterior
-from vae.training.saved import SavedModel, read_model
+from vae.training.saved import SavedModel, read_model, variables_hash
 from vae.training.state import make_model
 
 # Tiles in a call; smaller numbers are padded to a power of two, so few shapes are ever compiled.
@@ -38,13 +37,8 @@ class Model:
 
     @functools.cached_property
     def hash(self) -> str:
-        """Hex digest of the variables: names the model in everything made with it."""
-        digest = hashlib.sha256()
-        leaves, _ = jax.tree_util.tree_flatten_with_path(self.saved.variables)
-        for path, leaf in leaves:
-            digest.update(jax.tree_util.keystr(path).encode())
-            digest.update(np.asarray(leaf).tobytes())
-        return digest.hexdigest()[:16]
+        """Names the model in everything made with it."""
+        return variables_hash(self.saved.variables)
 
     def posterior(self, images: np.ndarray) -> Posterior:
         """q(z | x) of each image.

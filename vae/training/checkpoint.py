@@ -103,6 +103,8 @@ class Checkpoints:
             )
         except (OSError, ValueError, KeyError) as error:
             raise self._unreadable(step, error) from error
+        if not isinstance(restored["about"], dict):
+            raise self._unreadable(step, ValueError("its item about holds something else"))
         return restored["about"]
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:

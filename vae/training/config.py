@@ -90,8 +90,18 @@ def validate(config: ConfigDict, device_count: int) -> None:
     Raises:
       UsageError: Every problem, each with the values that clash.
     """
-    problems = _schema_problems(default_config(), config) or _value_problems(config, device_count)
-    if problems:
+    validate_schema(config)
+    if problems := _value_problems(config, device_count):
+        raise UsageError("config: " + "; ".join(problems))
+
+
+def validate_schema(config: ConfigDict) -> None:
+    """Refuses unknown, missing and mistyped settings.
+
+    Raises:
+      UsageError: Every problem.
+    """
+    if problems := _schema_problems(default_config(), config):
         raise UsageError("config: " + "; ".join(problems))
 
 
@@ -159,7 +169,12 @@ def _value_problems(config: ConfigDict, device_count: int) -> list[str]:
         not (data.dir and data.source),
         f"data.dir={data.dir!r} and data.source={data.source!r} exclude each other",
     )
-    require(0 <= train.ema_decay < 1, f"train.ema_decay={train.ema_decay} must lie in [0, 1)")
+    for path, value in (
+        ("train.ema_decay", train.ema_decay),
+        ("optimizer.b1", config.optimizer.b1),
+        ("optimizer.b2", config.optimizer.b2),
+    ):
+        require(0 <= value < 1, f"{path}={value} must lie in [0, 1)")
     for path, value in (
         ("loss.beta", config.loss.beta),
         ("loss.ssim_weight", config.loss.ssim_weight),

@@ -1,11 +1,13 @@
 """A trained model on disk: a run's workdir, or one checkpoint of it."""
 
 import dataclasses
+import hashlib
 import json
 import os
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -102,6 +104,15 @@ def read_model(path: str | os.PathLike) -> SavedModel:
         latent_mean=fields["latent_mean"],
         latent_var=fields["latent_var"],
     )
+
+
+def variables_hash(variables: dict[str, Any]) -> str:
+    """Names a model in everything made with it: hex digest of every variable's path and bytes."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _on_one_device(abstract: Any) -> Any:

@@ -12,7 +12,7 @@ from clu import parameter_overview
 from etils import epath
 from ml_collections import ConfigDict
 
-from data.errors import DataError, FundusError
+from data.errors import DataError, FundusError, UsageError
 from data.pipeline import Dataset, first_tiles, open_dataset, train_batches
 from vae.training.checkpoint import Checkpoints
 from vae.training.config import validate
@@ -55,7 +55,13 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
     """
     validate(config, jax.device_count())
     workdir = epath.Path(workdir).absolute()
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"--workdir={workdir} cannot be made: {error.strerror or error}; give a folder that "
+            "is there, or can be"
+        ) from error
 
     # ---- Data -----------------------------------------------------------------------------------
     dataset = open_data(config, workdir)
@@ -185,7 +191,7 @@ def open_data(config: ConfigDict, workdir: epath.Path) -> Dataset:
     """The dataset of a config; the bundled sources are prepared in the workdir on first use."""
     if not config.data.source:
         if not config.data.dir:
-            raise DataError(
+            raise UsageError(
                 "data.dir is empty; give --config.data.dir=DIR, made by `fundus-vae make-tiles` "
                 "and `fundus-vae build`, or use a preset that brings its data: "
                 "--config=configs/fundus256.py:demo"
@@ -290,9 +296,9 @@ def _check_splits(config: ConfigDict, dataset: Dataset) -> None:
 def _check_same_run(saved: dict, now: dict, workdir: epath.Path) -> None:
     """Refuses to continue with another model or other data than the checkpoint's."""
     for key, what in (("model", "model"), ("fingerprint", "dataset fingerprint")):
-        if saved[key] != now[key]:
+        if saved.get(key) != now[key]:
             raise DataError(
-                f"the checkpoint in {workdir} belongs to the {what} {saved[key]}, this run has "
+                f"the checkpoint in {workdir} belongs to the {what} {saved.get(key)}, this run has "
                 f"{now[key]}; use another --workdir, or start from it with --config.init_from"
             )
 

@@ -1,0 +1,77 @@
+"""Prints the closing tables of some runs as Markdown, from their results.json.
+
+python benchmarks/results_table.py runs/f8c32 runs/f8c16
+"""
+
+import argparse
+import json
+import pathlib
+
+ROWS = ("mean_colour", "bicubic_x4", "jpeg", "pca", "model", "pca_sampled", "model_sampled")
+
+
+def codec_table(results: dict) -> str:
+    """The table of codecs: SSIM and PSNR with intervals, size and rate."""
+    rows = {row["name"]: row for row in results["rows"]}
+    lines = [
+        "| codec | SSIM | 95% | PSNR dB | 95% | values / latents | kB a tile |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in ROWS:
+        row = rows[name]
+        interval = row["interval"] or {}
+        ratio = f"{row['ratio']:,.0f}:1" if row["ratio"] else ""
+        # A rate belongs to samples: a posterior mean has none.
+        rate = "" if name in ("pca", "model") else f"{row['bytes'] / 1000:.1f}"
+        lines.append(
+            f"| `{name}` | {row['ssim']:.4f} | {_span(interval.get('ssim'), 4)} "
+            f"| {row['psnr']:.2f} | {_span(interval.get('psnr'), 2)} | {ratio} | {rate} |"
+        )
+    return "\n".join(lines)
+
+
+def label_table(results: dict) -> str:
+    """Model and PCA by label (the photographs' folder)."""
+    lines = [
+        "| label | patients | tiles | `pca` SSIM / dB | `model` SSIM / dB | gain |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in results["labels"]:
+        gain = f"{row['ssim'] - row['pca_ssim']:+.4f} / {row['psnr'] - row['pca_psnr']:+.2f}"
+        lines.append(
+            f"| {row['label']} | {row['patients']} | {row['tiles']} "
+            f"| {row['pca_ssim']:.4f} / {row['pca_psnr']:.2f} "
+            f"| {row['ssim']:.4f} / {row['psnr']:.2f} | {gain} |"
+        )
+    return "\n".join(lines)
+
+
+def _span(interval: list[float] | None, digits: int) -> str:
+    return " .. ".join(f"{value:.{digits}f}" for value in interval) if interval else ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workdirs", nargs="+", type=pathlib.Path)
+    for workdir in parser.parse_args().workdirs:
+        results = json.loads((workdir / "results.json").read_text())
+        counts = results["counts"]
+        print(
+            f"### {results['config']}, {results['step']} steps\n\nSplit `{results['split']}`: "
+            f"{counts['tiles']} tiles of {counts['photographs']} photographs, "
+            f"{counts['patients']} patients.\n\n{codec_table(results)}\n"
+        )
+        if len(results["labels"]) > 1:
+            print(f"{label_table(results)}\n")
+        photographs = results["photographs"]
+        if photographs and photographs["rows"]:
+            means = photographs["means"]
+            print(
+                f"Whole photographs ({len(photographs['rows'])}): SSIM {means['ssim']:.4f} / "
+                f"{means['psnr']:.2f} dB; the means of their tiles {means['tile_ssim']:.4f} / "
+                f"{means['tile_psnr']:.2f} dB.\n"
+            )
+
+
+if __name__ == "__main__":
+    main()
