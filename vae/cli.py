@@ -56,7 +56,6 @@ def _add_make_tiles(commands) -> None:
     add("--fov_width", type=int, metavar="PIXELS", help="scale every field of view to this width")
     add("--format", dest="file_format", choices=("png", "jpg"), default="png",
         help="of training tiles; val and test are always png")  # fmt: skip
-    add("--patients", metavar="CSV", help="columns photograph, patient[, label, split]")
     _add_split_options(parser)
     add("--limit", type=int, metavar="N", help="cut only N photographs")
     add("--overlays", action="store_true", help="draw the field of view and tiles found")
@@ -90,6 +89,7 @@ def _add_build(commands) -> None:
 
 def _add_split_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    add("--patients", metavar="CSV", help="columns photograph, patient[, label, split]")
     add("--patient_regex", metavar="REGEX", help="its first group in the file name is the patient")
     add("--patients_unknown", action="store_true", help="accept that nobody knows; tables say so")
     add("--val", type=float, default=0.1, metavar="SHARE", help="of the patients (0.1)")

@@ -73,6 +73,7 @@ def build(
     *,
     file_format: str = "tfrecord",
     max_rejected: float = 0.001,
+    patients: str | os.PathLike | None = None,
     patient_regex: str | None = None,
     patients_unknown: bool = False,
     val: float = 0.1,
@@ -92,6 +93,7 @@ def build(
       data_dir: Where to; the shards go to `DATA_DIR/fundus_tiles/<version>`.
       file_format: "tfrecord" or "array_record".
       max_rejected: Share of the tiles that may be left out.
+      patients: Without a manifest: CSV file with photograph, patient and optionally label, split.
       patient_regex: Without a manifest: searched in the photographs' names; names the patient.
       patients_unknown: Without a manifest: accepts that nothing tells patients apart.
       val: Without a manifest: share of the patients for validation.
@@ -115,6 +117,7 @@ def build(
     data_dir = Path(data_dir)
     found = collect(
         tiles,
+        patients=patients,
         patient_regex=patient_regex,
         patients_unknown=patients_unknown,
         val=val,

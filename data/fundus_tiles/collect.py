@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from data import manifest
-from data.errors import DataError
+from data.errors import DataError, UsageError
 from data.images import IMAGE_SUFFIXES, require_utf8
 from data.splits import SPLITS, assign_splits, shorten
 
@@ -122,6 +122,7 @@ def tile_id(path: str) -> str:
 def collect(
     root: str | os.PathLike,
     *,
+    patients: str | os.PathLike | None = None,
     patient_regex: str | None = None,
     patients_unknown: bool = False,
     val: float = 0.1,
@@ -135,6 +136,7 @@ def collect(
 
     Args:
       root: Directory of tiles.
+      patients: CSV file with photograph, patient and optionally label, split.
       patient_regex: Searched in the names of the photographs' folders; names the patient.
       patients_unknown: Accepts that nothing tells patients apart.
       val: Share of the patients for validation.
@@ -142,15 +144,20 @@ def collect(
       report: Receives a line on what looks wrong but is no error.
 
     Raises:
-      UsageError: Nothing tells patients apart.
+      UsageError: Nothing tells patients apart, or two things do.
       DataError: No tiles, a bad manifest, two tiles of one name, or an empty split.
     """
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such directory; expected a folder of tiles")
     if (root / manifest.MANIFEST).is_file():
+        if patients or patient_regex:
+            raise UsageError(
+                f"{root / manifest.MANIFEST} says already whose the tiles are; give --patients or "
+                "--patient_regex to make-tiles, or build from a tree without a manifest"
+            )
         return _from_manifest(root, report)
-    return _from_tree(root, patient_regex, patients_unknown, val, test, report)
+    return _from_tree(root, patients, patient_regex, patients_unknown, val, test, report)
 
 
 def _from_manifest(root: Path, report: Callable[[str], None]) -> TileList:
@@ -179,6 +186,7 @@ def _from_manifest(root: Path, report: Callable[[str], None]) -> TileList:
 
 def _from_tree(
     root: Path,
+    patients: str | os.PathLike | None,
     patient_regex: str | None,
     patients_unknown: bool,
     val: float,
@@ -191,6 +199,7 @@ def _from_tree(
     photographs = {folder: _photograph(root, folder) for folder in set(map(_folder, files))}
     assigned = assign_splits(
         sorted(set(photographs.values())),
+        patients=patients,
         patient_regex=patient_regex,
         val=val,
         test=test,
@@ -198,10 +207,10 @@ def _from_tree(
         report=report,
     )
     origins = {
-        folder: Origin(id, assigned[id].patient, assigned[id].label, assigned[id].split)
-        for folder, id in photographs.items()
+        folder: Origin(found.photograph, found.patient, found.label, found.split)
+        for folder, found in ((folder, assigned[id]) for folder, id in photographs.items())
     }
-    tiles = TileList(root, patients_known=patient_regex is not None)
+    tiles = TileList(root, patients_known=bool(patients or patient_regex))
     seen: dict[str, str] = {}
     for path in files:
         if (other := seen.setdefault(tile_id(path), path)) != path:

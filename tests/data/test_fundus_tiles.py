@@ -285,6 +285,28 @@ def test_manifest_is_carried_over(tmp_path):
     assert not examples
 
 
+def test_tree_with_a_patients_file(tmp_path):
+    tree = _tree(tmp_path / "t")
+    folders = sorted({p.parent for p in tree.rglob("*.*")})
+    splits = ["test", "val"] + ["train"] * (len(folders) - 2)
+    csv_file = tmp_path / "patients.csv"
+    rows = [
+        f"{f.parent.name}/{f.name},eye {i},{s}"
+        for i, (f, s) in enumerate(zip(folders, splits, strict=True))
+    ]
+    csv_file.write_text("\n".join(["photograph,patient,split", *rows]))
+    report = build(tree, tmp_path / "d", patients=csv_file, report=quietly)
+    assert report.patients_known
+    examples = _examples(tmp_path / "d").values()
+    found = {(e["photograph"].decode(), e["patient"].decode(), e["split"]) for e in examples}
+    assert found == {tuple(row.split(",")) for row in rows}
+
+
+def test_patients_of_a_manifest_are_not_named_again(tiny_tiles, tmp_path):
+    with pytest.raises(UsageError, match="says already whose the tiles are"):
+        build(tiny_tiles, tmp_path / "d", patient_regex="(p)", report=quietly)
+
+
 def test_tree_without_manifest(tmp_path):
     _tree(tmp_path / "t")
     report = build(

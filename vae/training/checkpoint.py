@@ -43,6 +43,8 @@ class Checkpoints:
         self.directory = epath.Path(directory).absolute()
         for logger in (logging.get_absl_logger(), python_logging.getLogger("asyncio")):
             logger.addFilter(_RAISED)
+        if self.directory.exists() and not self.directory.is_dir():
+            raise DataError(f"{self.directory} is no folder; expected the checkpoints of a run")
         self._manager = ocp.CheckpointManager(
             self.directory,
             item_handlers={
