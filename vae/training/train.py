@@ -32,8 +32,8 @@ next, with a folder of your own photographs (its subfolders are the labels):
   fundus-vae make-tiles --photographs PHOTOGRAPHS --out runs/tiles
   fundus-vae build --tiles runs/tiles --data_dir runs/dataset
   python run_experiment.py --config=configs/fundus256.py --config.data.dir=runs/dataset \\
-    --workdir=runs/mine --config.data.crop=128 --config.batch_size=16 \\
-    --config.train.steps=1000 --config.train.max_minutes=20"""
+    --workdir=runs/mine --config.data.crop=128 --config.batch_size=8 \\
+    --config.train.steps=2000 --config.train.max_minutes=20"""
 
 # Steps in flight: enough to keep a device busy, few enough to bound the batches held there.
 IN_FLIGHT = 2
