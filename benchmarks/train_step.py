@@ -9,12 +9,8 @@ machine: diffusers' AutoencoderKL, block_out_channels 64-128-128-128, one layer 
 
 import argparse
 import importlib.util
-import pathlib
 import statistics
-import sys
 import time
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import jax
 import numpy as np

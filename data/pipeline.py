@@ -8,7 +8,7 @@ import contextlib
 import functools
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import cv2
 import grain
@@ -31,7 +31,7 @@ def train_batches(
     size: int,
     seed: int,
     batch_size: int,
-    rows: tuple[int, int] | None = None,
+    rows: Sequence[int] | None = None,
     start_step: int = 0,
     split: str = "train",
     threads: int | None = None,
@@ -48,7 +48,7 @@ def train_batches(
       size: Height and width of the tiles, pixels.
       seed: Of the order and the crops.
       batch_size: Rows of a global batch.
-      rows: The rows [start, stop) of each global batch that this host wants; None for all.
+      rows: Which rows of each global batch this host wants; None for all.
       start_step: Number of batches already taken.
       split: Which split.
       threads: Decoding threads; None for one a core.
@@ -63,18 +63,18 @@ def train_batches(
     """
     source = dataset.source(split)
     _check_size(dataset, size)
-    start, stop = rows or (0, batch_size)
-    if not 0 <= start < stop <= batch_size:
-        raise UsageError(f"rows {start}:{stop} are no rows of a batch of {batch_size}")
+    rows = range(batch_size) if rows is None else [int(row) for row in rows]
+    if not rows or min(rows) < 0 or max(rows) >= batch_size:
+        raise UsageError(f"rows {list(rows)} are no rows of a batch of {batch_size}")
 
     order = functools.lru_cache(maxsize=2)(
         lambda epoch: _permutation(len(source), f"{seed}:{epoch}")
     )
 
     def decode_batch(step: int) -> dict[str, np.ndarray]:
-        images = np.empty((stop - start, size, size, 3), np.uint8)
+        images = np.empty((len(rows), size, size, 3), np.uint8)
         tile_ids = []
-        for image, row in zip(images, range(start, stop), strict=True):
+        for image, row in zip(images, rows, strict=True):
             position = step * batch_size + row
             epoch, place = divmod(position, len(source))
             example = _Example(source, int(order(epoch)[place]))
@@ -96,7 +96,7 @@ def eval_batches(
     size: int,
     seed: int,
     batch_size: int,
-    rows: tuple[int, int] | None = None,
+    rows: Sequence[int] | None = None,
     limit: int | None = None,
     threads: int | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -110,7 +110,7 @@ def eval_batches(
       size: Height and width of the tiles, pixels.
       seed: Of the sample that `limit` takes.
       batch_size: Rows of a global batch.
-      rows: The rows [start, stop) of each global batch that this host wants; None for all.
+      rows: Which rows of each global batch this host wants; None for all.
       limit: Takes a random sample of this many tiles; None takes all.
       threads: Decoding threads; None for one a core.
 
@@ -124,24 +124,24 @@ def eval_batches(
     """
     source = dataset.source(split)
     _check_size(dataset, size)
-    start, stop = rows or (0, batch_size)
+    rows = range(batch_size) if rows is None else rows
     numbers = np.arange(len(source))
     if limit is not None and limit < len(source):
         numbers = np.sort(_permutation(len(source), f"{seed}:{split}")[:limit])
 
     def decode_batch(batch: int) -> dict[str, np.ndarray]:
-        mine = numbers[batch * batch_size : (batch + 1) * batch_size][start:stop]
-        images = np.zeros((stop - start, size, size, 3), np.uint8)
-        masks = np.zeros((stop - start, size, size), bool)
-        names = {key: [""] * (stop - start) for key in _NAMES}
-        for row, number in enumerate(mine):
-            example = _Example(source, int(number))
+        images = np.zeros((len(rows), size, size, 3), np.uint8)
+        masks = np.zeros((len(rows), size, size), bool)
+        names = {key: [""] * len(rows) for key in _NAMES}
+        places = batch * batch_size + np.asarray(rows)
+        valid = places < len(numbers)
+        for row in np.flatnonzero(valid):
+            example = _Example(source, int(numbers[places[row]]))
             y, x = example.decode_into(images[row], example.text("tile_id"))
             view, origin_y, origin_x = example.geometry()
             masks[row] = fov.fov_mask(view, images[row], origin_y + y, origin_x + x)
             for key in _NAMES:
                 names[key][row] = example.text(key)
-        valid = np.arange(stop - start) < len(mine)
         return {"image": images, "fov": masks, "valid": valid} | {
             key: np.array(values) for key, values in names.items()
         }

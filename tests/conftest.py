@@ -59,7 +59,7 @@ def finished(tiny_data, tmp_path_factory):
     config = get_config("smoke")
     config.data.update(dir=str(tiny_data), source="", size=32, crop=16, pca_tiles=64)
     config.train.update(tensorboard=False, log_every=1, checkpoint_every=4, steps=8)
-    config.eval.every = 0
+    config.eval.every = 4
     from vae.training.train import train
 
     workdir = tmp_path_factory.mktemp("finished")

@@ -78,7 +78,7 @@ def _add_build(commands) -> None:
     add("--tiles", required=True, metavar="DIR", help="of make-tiles, or LABEL/PHOTOGRAPH/*.png")
     add("--data_dir", required=True, metavar="DIR", help="where the dataset goes")
     add("--file_format", choices=("tfrecord", "array_record"), default="tfrecord",
-        help="array_record needs no tensorflow")  # fmt: skip
+        help="tfds's other format")  # fmt: skip
     add("--max_rejected", type=float, default=0.001, metavar="SHARE",
         help="refuse to build when more tiles than this are damaged (0.001)")  # fmt: skip
     _add_split_options(parser)

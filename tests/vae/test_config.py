@@ -44,6 +44,8 @@ CASES = [
     ("mesh.fsdp", 3, 8, r"mesh.fsdp=3 does not divide the 8 devices"),
     ("mesh.data", 3, 8, r"mesh.data=3 x mesh.fsdp=1 is not the 8 devices"),
     ("eval.batch_size", 12, 8, r"eval.batch_size = 12 is not divisible by the 8 devices"),
+    ("seed", -1, 1, r"seed=-1 must lie in \[0, 2\^32\)"),
+    ("model.encoder_depth", (-1, 2), 1, r"encoder_depth=\(-1, 2\) must be positive"),
     ("data.source", "moon", 1, r"data.source='moon' is none of"),
 ]
 

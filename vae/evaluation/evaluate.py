@@ -14,9 +14,10 @@ from vae.evaluation.aggregate import by_label, patient_intervals
 from vae.evaluation.baselines import BICUBIC_FACTOR
 from vae.evaluation.jpeg import SAMPLE_TILES, TileSample, jpeg_figures, match_quality
 from vae.evaluation.passes import Split, over_tiles
-from vae.evaluation.placement import local_positions, place_whole
+from vae.evaluation.placement import place_whole
 from vae.evaluation.scoring import baseline_step, latent_size, model_step
 from vae.models.pca import PCA
+from vae.training.sharding import local_rows
 
 RATE_NOTE = (
     "bytes is what an ideal coder needs for posterior samples (KL/8), so it belongs to the quality "
@@ -156,7 +157,7 @@ def _model_pass(module, variables, split: Split, *, mesh, pca, seed, baselines, 
         size = images.shape[1:3]
         if sample:
             valid = batch["valid"]
-            rows = first_row + local_positions(images)
+            rows = first_row + local_rows(mesh, len(images))
             drawn.add(batch["image"][valid], batch["tile_id"][valid], rows[valid])
         row = place_whole(np.int32(first_row), mesh)
         figures = model_step(module, mesh)(variables, images, fov, row, seed_on_mesh)

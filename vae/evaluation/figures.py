@@ -3,13 +3,14 @@
 import dataclasses
 import io
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from data.files import write_beside
 from vae.evaluation.evaluate import Evaluation
@@ -125,10 +126,15 @@ def reconstruction_figure(
     return np.asarray(canvas)
 
 
-def write_figure(path: str | os.PathLike, figure: np.ndarray) -> None:
-    """Writes uint8 [H, W, 3] as PNG; finished or not at all."""
+def write_figure(
+    path: str | os.PathLike, figure: np.ndarray, origin: Mapping[str, str] | None = None
+) -> None:
+    """Writes uint8 [H, W, 3] as PNG, with text fields that say what made it."""
+    fields = PngImagePlugin.PngInfo()
+    for name, text in (origin or {}).items():
+        fields.add_itxt(name, text)
     file = io.BytesIO()
-    Image.fromarray(figure).save(file, "PNG")
+    Image.fromarray(figure).save(file, "PNG", pnginfo=fields)
     write_beside(path, file.getvalue())
 
 

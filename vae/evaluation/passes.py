@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from vae.evaluation.placement import WHOLE, gather_names, local_positions, place_rows
+from vae.evaluation.placement import WHOLE, gather_names, place_rows
+from vae.training.sharding import local_rows
 
 # As `data.pipeline.eval_batches` gives it.
 Batch = Mapping[str, np.ndarray]
@@ -46,7 +47,7 @@ def over_tiles(
             figures.append(jax.device_get(pending))
         pending = current
         names.append({key: batch[key] for key in NAMES})
-        positions.append(first_row + local_positions(placed["valid"]))
+        positions.append(first_row + local_rows(mesh, len(placed["valid"])))
         first_row += placed["valid"].shape[0]
     if not pending:
         return {}, {}

@@ -23,7 +23,7 @@ from data.manifest import PhotographRow
 from vae import metrics
 from vae.evaluation.evaluate import Evaluation
 from vae.evaluation.placement import BATCH, WHOLE, place_whole, sum_over_hosts
-from vae.inference.windows import reconstruct_windows
+from vae.inference.windows import reconstruct_windows, window_side
 
 # SSIM is computed in blocks of this many positions a side: memory stays the same for any size.
 BLOCK = 512
@@ -68,7 +68,7 @@ def whole_photographs(
     factor: int,
     encoder_halo: int,
     decoder_halo: int,
-    window: int = 512,
+    window: int | None = None,
 ) -> PhotographEvaluation:
     """Reconstructs whole photographs and measures them inside their fields of view.
 
@@ -83,7 +83,7 @@ def whole_photographs(
       factor: Pixels per latent position and axis.
       encoder_halo: In pixels.
       decoder_halo: In latent positions.
-      window: Side of a window in pixels, divisible by `factor`.
+      window: Side of a window in pixels, divisible by `factor`; None for one that suits the halos.
 
     Returns:
       The figures; files that cannot be read are named in the notes.
@@ -110,7 +110,7 @@ def whole_photographs(
             factor=factor,
             encoder_halo=encoder_halo,
             decoder_halo=decoder_halo,
-            window=window,
+            window=window or window_side(factor, encoder_halo, decoder_halo),
             batch=mesh.size,
         )
         ssim, psnr = compare(image, output, mask)

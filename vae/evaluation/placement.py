@@ -34,13 +34,6 @@ def place_whole(
         )
 
 
-def local_positions(batch: jax.Array) -> np.ndarray:
-    """Which rows of a global batch this host gave: int [b], in the order it gave them."""
-    slices = batch.sharding.addressable_devices_indices_map(batch.shape).values()
-    spans = sorted({entry[0].indices(batch.shape[0])[:2] for entry in slices})
-    return np.concatenate([np.arange(start, stop) for start, stop in spans])
-
-
 def sum_over_hosts(values: np.ndarray) -> np.ndarray:
     """The sum over all hosts of float64 [n], the same on each."""
     if jax.process_count() == 1:

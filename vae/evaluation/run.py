@@ -17,7 +17,7 @@ from vae.evaluation import figures, table
 from vae.evaluation.evaluate import Evaluation, evaluate
 from vae.evaluation.photographs import PhotographEvaluation, whole_photographs
 from vae.training.saved import variables_hash
-from vae.training.sharding import local_rows
+from vae.training.sharding import local_rows, replicated
 from vae.training.state import make_model
 
 RESULTS = "results.json"
@@ -94,17 +94,22 @@ def evaluate_and_write(
     """
     evaluation, figure = evaluate_and_draw(config, variables, dataset, mesh, baselines=True)
     photographs = _photographs(config, variables, dataset, mesh, evaluation)
+    # Every process takes part: a leaf may lie on devices of several.
+    whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(variables)
     if jax.process_index() == 0:
+        origin = {
+            "model": variables_hash(whole),
+            "version": vae.__version__,
+            "command": shlex.join(sys.argv),
+        }
         content = table.results(evaluation, photographs) | {
             "config": config.name,
             "split": config.eval.split,
             "step": step,
-            "version": vae.__version__,
             "dataset": dataset.fingerprint,
-            "model": variables_hash(variables),
-            "command": shlex.join(sys.argv),
+            **origin,
         }
-        figures.write_figure(workdir / FIGURE, figure)
+        figures.write_figure(workdir / FIGURE, figure, origin)
         table.write_tiles(workdir / TILES, evaluation)
         table.write_results(workdir / RESULTS, content)
         print(f"\n{config.name} after {step} steps, split {config.eval.split}:")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae.inference.windows import pad_to_factor, reconstruct_windows
+from vae.inference.windows import pad_to_factor, reconstruct_windows, window_side
 from vae.metrics import to_float, to_uint8
 from vae.models import Posterior
 from vae.training.saved import SavedModel, read_model, variables_hash
@@ -16,7 +16,6 @@ from vae.training.state import make_model
 
 # Tiles in a call; smaller numbers are padded to a power of two, so few shapes are ever compiled.
 MAX_BATCH = 16
-WINDOW = 512
 
 
 class Model:
@@ -96,14 +95,15 @@ class Model:
         """
         if images.ndim == 3:
             _check(images[None], "photograph", np.uint8, "[H, W, 3] with values 0..255", 3)
+            module = self._module
             return reconstruct_windows(
                 lambda x: np.asarray(self._encode(self.saved.variables, x).mean),
                 lambda z: np.asarray(self._decode(self.saved.variables, z)),
                 images,
-                factor=self.downsample,
-                encoder_halo=self._module.encoder_halo,
-                decoder_halo=self._module.decoder_halo,
-                window=WINDOW,
+                factor=module.downsample,
+                encoder_halo=module.encoder_halo,
+                decoder_halo=module.decoder_halo,
+                window=window_side(module.downsample, module.encoder_halo, module.decoder_halo),
             )
         height, width = images.shape[1:3]
         return self.decode(self.encode(images))[:, :height, :width]

@@ -15,7 +15,22 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+# Side of a window in pixels, at least: large enough that little of it is halo.
+WINDOW = 512
+
 Half = Callable[[np.ndarray], jax.Array | np.ndarray]
+
+
+def window_side(factor: int, encoder_halo: int, decoder_halo: int) -> int:
+    """A side for windows of which at least half is kept: pixels, divisible by `factor`.
+
+    Args:
+      factor: Pixels per latent position and axis.
+      encoder_halo: In pixels.
+      decoder_halo: In latent positions.
+    """
+    halo = max(encoder_halo, decoder_halo * factor)
+    return -(-max(WINDOW, 4 * halo) // factor) * factor
 
 
 def window_origins(length: int, window: int, halo: int) -> list[int]:

@@ -94,8 +94,15 @@ class Checkpoints:
             raise self._not_saved(self.latest_step(), error) from error
 
     def close(self) -> None:
-        """Waits and releases the threads."""
-        self._manager.close()
+        """Waits and releases the threads.
+
+        Raises:
+          DataError: The last checkpoint could not be written.
+        """
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
     def about(self, step: int) -> dict[str, Any]:
         """What `save` was told about the checkpoint."""

@@ -59,7 +59,8 @@ def default_config() -> ConfigDict:
     config.train.accumulate = 1  # gradient of a batch in this many parts
     config.train.compute_dtype = "float32"  # of the convolutions
     config.train.ema_decay = 0.999
-    config.train.deterministic = False  # bitwise repeatable on GPUs too, slower
+    # Bitwise repeatable on GPUs too, slower; run_experiment.py passes it to XLA at the start.
+    config.train.deterministic = False
     config.train.log_every = 50
     config.train.checkpoint_every = 1000
     config.train.keep_checkpoints = 3
@@ -189,6 +190,15 @@ def _value_problems(config: ConfigDict, device_count: int) -> list[str]:
         ("data.threads", data.threads),
     ):
         require(value >= 0, f"{path}={value} must not be negative")
+    require(0 <= config.seed < 2**32, f"seed={config.seed} must lie in [0, 2^32)")
+    for path, depths in (
+        ("model.encoder_depth", model.encoder_depth),
+        ("model.decoder_depth", model.decoder_depth),
+    ):
+        require(
+            all(type(depth) is int and depth > 0 for depth in depths),
+            f"{path}={depths} must be positive whole numbers",
+        )
     if problems:
         return problems
 

@@ -20,8 +20,8 @@ _CONSOLE = ("loss", "bits_per_dim", "ssim", "psnr", "grad_norm")
 class RunLog:
     """Writes the figures of a run; on processes other than the first it does nothing.
 
-    A continued run drops what was logged at or after the step it continues from, so each step
-    stands in `metrics.jsonl` once.
+    A line is a training step's or an evaluation's of the state before that step. A continued run
+    drops what was logged at or after the step it continues from, so nothing stands there twice.
     """
 
     def __init__(self, workdir: epath.PathLike, start_step: int, tensorboard: bool):

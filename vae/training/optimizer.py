@@ -35,14 +35,14 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     kernels of the conv paths only; norms, biases and the log-scale have none.
     """
     c = config.optimizer
-    parts = [optax.clip_by_global_norm(c.clip_norm)] if c.clip_norm else []
-    parts += [
+    return optax.chain(
+        # The same chain without clipping: the optimizer's state keeps its shape.
+        optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity(),
         optax.scale_by_adam(b1=c.b1, b2=c.b2),
         optax.add_decayed_weights(c.weight_decay, mask=_decayed),
         optax.masked(optax.scale(c.linear_multiplier), _linear),
         optax.scale_by_learning_rate(learning_rate_schedule(config)),
-    ]
-    return optax.chain(*parts)
+    )
 
 
 def _linear(params: dict) -> dict:

@@ -30,7 +30,7 @@ class SavedModel:
       config: The run's.
       step: Steps taken.
       variables: For `module.apply`: averaged parameters and the fixed variables.
-      latent_mean: float32 [C], mean of the latents over the training data.
+      latent_mean: float32 [C], mean of the latents over the training's last batches.
       latent_var: float32 [C], their variance.
     """
 

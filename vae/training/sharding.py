@@ -67,19 +67,15 @@ def tree_sharding(tree, mesh: Mesh, min_size: int):
     )
 
 
-def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, int]:
-    """The rows of the global batch that this process feeds: (start, stop).
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The rows of a global batch that this process feeds: ascending, int [b].
 
-    Read from the sharding, for a process number says nothing about where its devices stand in
-    the mesh.
+    Read from the sharding, for a process number says nothing about where its devices stand in the
+    mesh: on a TPU slice they need not even stand together.
     """
     indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
-    starts = {index[0].start or 0 for index in indices.values()}
-    stops = {batch_size if index[0].stop is None else index[0].stop for index in indices.values()}
-    start, stop = min(starts), max(stops)
-    if stop - start != len(starts) * (batch_size // mesh.size):
-        raise ValueError(f"this process's rows are not contiguous: {sorted(starts)}")
-    return start, stop
+    spans = sorted({index[0].indices(batch_size)[:2] for index in indices.values()})
+    return np.concatenate([np.arange(start, stop) for start, stop in spans])
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -23,8 +23,8 @@ class TrainState:
       ema_params: Their exponential moving average, which evaluation and users get.
       opt_state: The optimizer's.
       fixed: Variables that are not learned: {"pca": ...}.
-      latent_mean: float32 [C], running mean of the posterior means.
-      latent_var: float32 [C], running variance of the same.
+      latent_mean: float32 [C], mean of the posterior means of the latest batches (about 100).
+      latent_var: float32 [C], variance of the same.
     """
 
     step: jax.Array

@@ -107,7 +107,8 @@ def make_train_step(
         mean, square = metrics.pop("latent_mean"), metrics.pop("latent_square")
         keep = jnp.minimum(LATENT_DECAY, t / (1 + t))
         latent_mean = keep * state.latent_mean + (1 - keep) * mean
-        spread = square - jnp.square(mean)
+        # Within the batches, and between them: the law of total variance.
+        spread = square - jnp.square(mean) + keep * jnp.square(mean - state.latent_mean)
         latent_var = keep * state.latent_var + (1 - keep) * spread
         metrics |= {
             "loss": loss,

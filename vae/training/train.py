@@ -1,6 +1,8 @@
 """A run from its config to its table: this reads top to bottom."""
 
+import shlex
 import signal
+import sys
 import time
 import zlib
 from collections import deque
@@ -12,6 +14,7 @@ from clu import parameter_overview
 from etils import epath
 from ml_collections import ConfigDict
 
+import vae
 from data.errors import DataError, FundusError, UsageError
 from data.pipeline import Dataset, first_tiles, open_dataset, train_batches
 from vae.training.checkpoint import Checkpoints
@@ -66,7 +69,12 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
     # ---- Data -----------------------------------------------------------------------------------
     dataset = open_data(config, workdir)
     _check_splits(config, dataset)
-    about = {"fingerprint": dataset.fingerprint, "model": _plain(config.model)}
+    about = {
+        "fingerprint": dataset.fingerprint,
+        "model": _plain(config.model),
+        "version": vae.__version__,
+        "command": shlex.join(sys.argv),
+    }
 
     # ---- State: the newest checkpoint, or step 0 ------------------------------------------------
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
@@ -97,20 +105,21 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
     )
     log = RunLog(workdir, start, config.train.tensorboard)
     clock = Clock(config.batch_size, config.train.steps)
-    stop = StopSignals()
     pending: deque[tuple[int, dict[str, Any], int]] = deque()
     deadline = time.monotonic() + 60 * config.train.max_minutes
     profile = _Profile(workdir, start) if config.train.profile else None
+    stop = StopSignals()
 
     def read_pending(keep: int) -> None:
         """Fetches the metrics of steps taken, all but the newest `keep`, and logs what is due."""
         while len(pending) > keep:
             step, metrics, tiles = pending.popleft()
             clock.stepped()
-            if not np.isfinite(metrics["loss"]):  # waits until the step is done
+            loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])  # waits for the step
+            if not np.isfinite([loss, norm]).all():
                 log.write(step, jax.device_get(metrics))
                 raise NonFiniteLossError(
-                    f"the loss of step {step} is {float(metrics['loss'])}; the last good "
+                    f"the loss of step {step} is {loss}, its gradient's norm {norm}; the last good "
                     f"checkpoint of {workdir} is {checkpoints.latest_step()}: lower "
                     f"optimizer.learning_rate={config.optimizer.learning_rate} and continue"
                 )
@@ -128,15 +137,16 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
         while True:
             done = step >= config.train.steps
             out_of_time = config.train.max_minutes > 0 and _agreed(time.monotonic() > deadline)
-            every = config.eval.every
-            if every and step % every == 0 and not done and (step > start or step == 0):
+            signalled = stop.received
+            leave = done or out_of_time or signalled
+            if config.eval.every and step % config.eval.every == 0 and not leave:
                 read_pending(keep=0)
                 _scheduled_evaluation(config, state, dataset, mesh, step, log)
                 clock.restart()
-            if done or out_of_time or stop.received or step % config.train.checkpoint_every == 0:
+            if leave or step % config.train.checkpoint_every == 0:
                 save(step)
                 clock.restart()
-            if done or out_of_time or stop.received:
+            if leave:
                 break
             waiting = time.perf_counter()
             batch = next(batches)
@@ -153,9 +163,11 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
             profile.close()
         log.close()
         checkpoints.close()
-    if stop.received:
-        _say(f"{stop.name}: saved checkpoint {step} in {workdir}; the same command continues")
-        raise SystemExit(128 + stop.received)
+        stop.restore()
+    if signalled:
+        name = signal.Signals(signalled).name
+        _say(f"{name}: saved checkpoint {step} in {workdir}; the same command continues")
+        raise SystemExit(128 + signalled)
     if out_of_time and not done:
         _say(f"train.max_minutes={config.train.max_minutes} are over at step {step} of "
              f"{config.train.steps}; the same command continues")  # fmt: skip
@@ -211,12 +223,13 @@ class StopSignals:
 
     def __init__(self):
         self.received = 0
-        signal.signal(signal.SIGTERM, self._note)
-        signal.signal(signal.SIGINT, self._note)
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
 
-    @property
-    def name(self) -> str:
-        return signal.Signals(self.received).name
+    def restore(self) -> None:
+        """Gives the signals back to whoever had them."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: Any) -> None:
         self.received = number
@@ -229,17 +242,19 @@ class _Profile:
     def __init__(self, workdir: epath.Path, start: int):
         self._path = str(workdir / "profile")
         self._first, self._last = (start + steps for steps in PROFILED_STEPS)
-        self._tracing = False
+        self._tracing = self._begun = False
 
     def after(self, step: int) -> None:
         if step == self._first:
             jax.profiler.start_trace(self._path)
-            self._tracing = True
+            self._tracing = self._begun = True
         elif step == self._last:
             self.close()
 
     def close(self) -> None:
         """Ends the trace, of fewer steps where the run ends first."""
+        if not self._begun:
+            _say(f"no profile: the run ended before step {self._first}")
         if self._tracing:
             jax.profiler.stop_trace()
             self._tracing = False
