@@ -71,12 +71,14 @@ def ssim_map(a: jax.Array, b: jax.Array) -> jax.Array:
         raise ValueError(f"SSIM needs sides of at least {SSIM_WINDOW} pixels, got {a.shape[1:3]}")
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     # Shifting both by the same constant leaves the covariances what they are and keeps float32
-    # from cancelling: E[x^2] - E[x]^2 of values around zero.
-    a_shifted, b_shifted = a - 0.5, b - 0.5
+    # from cancelling: E[x^2] - E[x]^2 of values around zero. Nothing depends on the shift, so no
+    # gradient flows through it.
+    shift = jax.lax.stop_gradient(jnp.mean(a, axis=(1, 2), keepdims=True))
+    a_shifted, b_shifted = a - shift, b - shift
     mean_a, mean_b = _blur(a_shifted), _blur(b_shifted)
     square = _blur(a_shifted**2 + b_shifted**2) - mean_a**2 - mean_b**2
     product = _blur(a_shifted * b_shifted) - mean_a * mean_b
-    mean_a, mean_b = mean_a + 0.5, mean_b + 0.5
+    mean_a, mean_b = mean_a + shift, mean_b + shift
     luminance = (2 * mean_a * mean_b + K1**2) / (mean_a**2 + mean_b**2 + K1**2)
     return luminance * (2 * product + K2**2) / (square + K2**2)
 
