@@ -14,11 +14,11 @@ from data.errors import DataError
 from data.files import write_beside
 from data.fov import FieldOfView, find_fov
 from data.images import read_image, write_image
+from data.manifest import OVERLAYS
 
 GRID = 8  # side of JPEG's blocks: origins are jittered over all of its phases
 
 _RECORDS = ".finished"  # hidden, so that no tree walk takes it for a label
-_OVERLAYS = "overlays"
 _OVERLAY_SIDE = 800
 
 
@@ -208,7 +208,7 @@ def cut_photograph(job: Job) -> Record:
     Raises:
       DataError: The photograph gives no tiles; the message says why.
     """
-    overlay = job.out / _OVERLAYS / f"{job.photograph}.jpg"
+    overlay = job.out / OVERLAYS / f"{job.photograph}.jpg"
     record = finished(job)
     if record and (overlay.exists() or not job.overlay):
         return record

@@ -18,6 +18,7 @@ from data.splits import SPLITS
 
 MANIFEST = "manifest.csv"
 PHOTOGRAPHS = "photographs.csv"
+OVERLAYS = "overlays"  # A folder beside the tiles, of pictures to look at.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -173,7 +173,7 @@ def _from_manifest(root: Path, report: Callable[[str], None]) -> TileList:
     for path, size in _files(root):
         if path in sizes:
             sizes[path] = size
-        else:
+        elif not path.startswith(f"{manifest.OVERLAYS}/"):
             tiles.unlisted.append(path)
     tiles.sizes = np.fromiter(sizes.values(), np.int64, len(tiles))
     if tiles.unlisted:

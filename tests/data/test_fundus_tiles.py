@@ -392,6 +392,8 @@ def test_missing_and_unlisted_tiles_are_told(tmp_path):
         for path in [*paths[3:], "hrf/gone.png"]
     ]
     manifest.write_manifest(tree / "manifest.csv", rows)
+    (tree / "overlays" / "hrf").mkdir(parents=True)  # make-tiles' own pictures
+    (tree / "overlays" / "hrf" / "a.png").write_bytes((tree / paths[0]).read_bytes())
     said = []
     report = build(tree, tmp_path / "d", max_rejected=0.03, report=said.append)
     assert report.rejected == [("hrf/gone.png", "No such file or directory")]
