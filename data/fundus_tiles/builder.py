@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
 
 from data import manifest, record_files, records
 from data.cores import available_cores
@@ -148,13 +149,21 @@ class TooManyRejectedError(DataError):
 
 
 class _ExampleWriter(tfds.core.writer.ExampleWriter):
-    """Writes TFRecords without tensorflow; other formats as tfds does."""
+    """Writes TFRecords without tensorflow, other formats as tfds does; always the same bytes."""
 
     def write(self, path, examples):
+        examples = ((key, _in_order(serialized)) for key, serialized in examples)
         if self.file_format == tfds.core.FileFormat.TFRECORD:
             record_files.write_tfrecords(path, (serialized for _, serialized in examples))
             return None
         return super().write(path, examples)
+
+
+def _in_order(serialized: bytes) -> bytes:
+    """The example with its features sorted: protobuf leaves their order to chance in each process,
+    and a dataset built again of the same tiles would look like another one."""
+    example = tf_example_pb2.Example.FromString(serialized)
+    return example.SerializeToString(deterministic=True)
 
 
 @dataclasses.dataclass

@@ -285,6 +285,19 @@ def test_manifest_is_carried_over(tmp_path):
     assert not examples
 
 
+@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
+def test_the_same_tiles_give_the_same_dataset(tmp_path, file_format):
+    """In every process: protobuf's own order of features differs from one to the next."""
+    tree = _tree(tmp_path / "t")
+    build(tree, tmp_path / "d", patients_unknown=True, file_format=file_format, report=quietly)
+    dataset = pipeline.open_dataset(tmp_path / "d")
+    for split, count in dataset.counts.items():
+        for number in range(count):
+            record = dataset.source(split)[number]
+            example = tf_example_pb2.Example.FromString(record)
+            assert record == example.SerializeToString(deterministic=True)
+
+
 def test_tree_with_a_patients_file(tmp_path):
     tree = _tree(tmp_path / "t")
     folders = sorted({p.parent for p in tree.rglob("*.*")})
