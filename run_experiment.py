@@ -40,7 +40,7 @@ def _run(argv: list[str]) -> None:
     config = _CONFIG.value
     if not isinstance(config, ConfigDict):
         raise UsageError(f"--config: get_config() gave a {type(config).__name__}, no ConfigDict")
-    from vae.training.config import validate_schema
+    from vae.training.validation import validate_schema
 
     validate_schema(config)
     if config.train.deterministic:

@@ -30,13 +30,18 @@ def list_images(root: str | os.PathLike) -> list[Path]:
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such directory; expected a folder of images")
-    found = sorted(_walk(root))
+    found = sorted(iterate_images(root))
     if not found:
         raise DataError(f"{root}: no images; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
     return found
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def iterate_images(root: Path) -> Iterator[Path]:
+    """The image files below `root` in no order; hidden files and folders are skipped.
+
+    Raises:
+      DataError: The name of one is not UTF-8.
+    """
     visited = set()  # collections are often assembled from links: follow them, but not in circles
     for folder, subfolders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)

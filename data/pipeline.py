@@ -8,7 +8,7 @@ import contextlib
 import functools
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import cv2
 import grain
@@ -254,3 +254,24 @@ class _Example:
     def _damaged(self, what: str) -> DataError:
         source, number = self._place
         return damaged(*source.locate(number), what, source[number])
+
+
+def paired(
+    clean: Iterable[dict[str, np.ndarray]], masked: Iterable[dict[str, np.ndarray]]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of tiles and of the same tiles masked, from two datasets with the same names.
+
+    Yields:
+      The batches of `clean`, `image` uint8 [b, size, size, 6]: the tile, and masked behind it.
+
+    Raises:
+      DataError: The datasets are not of the same tiles; the first pair that differs is named.
+    """
+    for batch, other in zip(clean, masked, strict=True):
+        for name, mask_name in zip(batch["tile_id"], other["tile_id"], strict=True):
+            if name != mask_name:
+                raise DataError(
+                    f"data.masked_dir: beside tile {name} stands {mask_name}; build both datasets "
+                    "from trees of the same names with the same splits"
+                )
+        yield batch | {"image": np.concatenate([batch["image"], other["image"]], axis=-1)}

@@ -14,7 +14,7 @@ FLOORS = (
     ("vae.training", "configs"),
     ("vae.inference",),
     ("vae.evaluation",),
-    ("vae.cli", "vae.__init__"),
+    ("vae.convert_torch_checkpoint", "vae.cli", "vae.__init__"),
     ("run_experiment",),
 )
 # The loop hands over to the evaluation, and the package to `load_model`, inside functions only.

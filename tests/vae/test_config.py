@@ -4,8 +4,9 @@ import pytest
 
 from configs.fundus256 import PRESETS, get_config
 from data.errors import UsageError
-from vae.training.config import default_config, validate
+from vae.training.config import default_config
 from vae.training.state import abstract_state
+from vae.training.validation import validate
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -14,7 +14,7 @@ from vae.models import fit_pca
 from vae.training.augment import augment
 from vae.training.optimizer import learning_rate_schedule
 from vae.training.sharding import local_rows, make_mesh, partition, put_batch, tree_sharding
-from vae.training.state import abstract_state, initial_state, make_model
+from vae.training.state import abstract_state, initial_state, initial_variables, make_model
 from vae.training.steps import make_train_step, step_key
 
 STEPS, RATE = 5, 1e-3
@@ -30,12 +30,16 @@ def batches():
     return np.stack([[photograph[y : y + 32, x : x + 32] for y, x in step] for step in origins])
 
 
+def fresh_state(config, pca=None):
+    return initial_state(config, initial_variables(config, pca))
+
+
 def run(config, batches, mesh_shape=(1, 1), perturb=True):
     """-> (losses [STEPS], state) from a start where no parameter is zero."""
     devices = np.array(jax.devices()[: np.prod(mesh_shape)]).reshape(mesh_shape)
     mesh = Mesh(devices, ("data", "fsdp"))
     sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)
-    state = initial_state(config, fit_pca([batches[0]], config.model.latent_channels, 8))
+    state = fresh_state(config, fit_pca([batches[0]], config.model.latent_channels, 8))
     if perturb:
         rng = np.random.default_rng(1)
         moved = jax.tree.map(
@@ -93,7 +97,7 @@ def test_accumulation_changes_nothing(config, batches, single):
 
 
 def test_every_parameter_moves_and_no_path_is_dead(config, batches):
-    start = initial_state(config, fit_pca([batches[0]], 8, 8)).params
+    start = fresh_state(config, fit_pca([batches[0]], 8, 8)).params
     _, state, metrics = run(config, batches)
     rng = np.random.default_rng(1)
     begun = jax.tree.map(
@@ -120,7 +124,7 @@ def test_ema_follows_its_rule(config, batches):
     """decay = min(d, (1 + t) / (10 + t)), from a copy of the start."""
     config.train.ema_decay = 0.15
     one, many = batches[:1], batches[:2]
-    start = initial_state(config, fit_pca([batches[0]], 8, 8)).params
+    start = fresh_state(config, fit_pca([batches[0]], 8, 8)).params
     first, second = run(config, one, perturb=False)[1], run(config, many, perturb=False)[1]
     name = ("encoder", "head", "kernel")
     get = lambda tree: np.asarray(tree[name[0]][name[1]][name[2]])  # noqa: E731
@@ -141,7 +145,7 @@ def test_start_does_not_fall_below_pca(config, tiny_data):
     pca = fit_pca([tiles], 8, 8)
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
     sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)
-    state = jax.device_put(initial_state(config, pca), sharding)
+    state = jax.device_put(fresh_state(config, pca), sharding)
     step = make_train_step(config, mesh, sharding)
     for i in range(20):
         rows = np.arange(8 * i, 8 * i + 8) % len(tiles)

@@ -194,7 +194,7 @@ def test_wrong_models_are_named(finished, tmp_path):
     _, workdir = finished
     with pytest.raises(DataError, match="no such model"):
         read_model(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="is no workdir of a run"):
+    with pytest.raises(DataError, match="is an empty folder, no model; expected a run's workdir"):
         read_model(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(DataError, match="damaged"):

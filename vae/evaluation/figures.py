@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from data.files import write_beside
 from vae.evaluation.evaluate import Evaluation
 from vae.evaluation.passes import Split
-from vae.evaluation.placement import place_rows
 from vae.evaluation.scoring import reconstruct_step
+from vae.training.sharding import put_batch
 
 DIFFERENCE_GAIN = 10
 _COLUMNS = ("original", "reconstruction", f"{DIFFERENCE_GAIN} x difference")
@@ -74,7 +74,7 @@ def reconstruct_examples(
     found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     first_row = 0
     for batch in split():
-        images = place_rows(batch["image"], mesh)
+        images = put_batch(mesh, {"image": batch["image"]})["image"]
         here = [row for row in wanted if 0 <= row - first_row < len(images)]
         if here:
             step = reconstruct_step(module, mesh)

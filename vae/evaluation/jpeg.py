@@ -13,8 +13,9 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from vae.evaluation.passes import Batch, over_tiles
-from vae.evaluation.placement import place_rows, sum_over_hosts
+from vae.evaluation.placement import sum_over_hosts
 from vae.evaluation.scoring import jpeg_step
+from vae.training.sharding import put_batch
 
 # Tiles the quality is searched on; their mean size is within about 2% of a large split's.
 SAMPLE_TILES = 512
@@ -118,11 +119,9 @@ def jpeg_figures(batches: Iterable[Batch], mesh: Mesh, quality: int) -> dict[str
             files = list(pool.map(lambda image: encode_jpeg(image, quality), batch["image"]))
             decoded = np.stack(list(pool.map(decode_jpeg, files)))
             sizes = np.array([len(file) for file in files], np.int32)
+            sent = put_batch(mesh, {"decoded": decoded, "sizes": sizes})
             return jpeg_step(mesh)(
-                placed["image"],
-                place_rows(decoded, mesh),
-                placed["fov"],
-                place_rows(sizes, mesh),
+                placed["image"], sent["decoded"], placed["fov"], sent["sizes"]
             )
 
         figures, _ = over_tiles(batches, mesh, step)

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from vae.evaluation.placement import WHOLE, gather_names, place_rows
-from vae.training.sharding import local_rows
+from vae.evaluation.placement import WHOLE, gather_names
+from vae.training.sharding import local_rows, put_batch
 
 # As `data.pipeline.eval_batches` gives it.
 Batch = Mapping[str, np.ndarray]
@@ -40,7 +40,7 @@ def over_tiles(
     pending: Mapping[str, jax.Array] = {}
     first_row = 0
     for batch in batches:
-        placed = {key: place_rows(batch[key], mesh) for key in ("image", "fov", "valid")}
+        placed = put_batch(mesh, {key: batch[key] for key in ("image", "fov", "valid")})
         current = {**step(batch, placed, first_row), "valid": _whole(mesh)(placed["valid"])}
         # Read a batch late: the next one is decoded and sent while the devices compute.
         if pending:

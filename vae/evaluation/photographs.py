@@ -22,11 +22,14 @@ from data.images import read_image
 from data.manifest import PhotographRow
 from vae import metrics
 from vae.evaluation.evaluate import Evaluation
+from vae.evaluation.figures import DIFFERENCE_GAIN
 from vae.evaluation.placement import BATCH, WHOLE, place_whole, sum_over_hosts
 from vae.inference.windows import reconstruct_windows, window_side
 
 # SSIM is computed in blocks of this many positions a side: memory stays the same for any size.
 BLOCK = 512
+# Longer side of the pictures kept of a photograph, pixels.
+PICTURE_SIDE = 900
 # Neighbouring blocks share the pixels that windows starting in one take from the other.
 OVERLAP = metrics.SSIM_WINDOW - 1
 
@@ -40,10 +43,13 @@ class PhotographEvaluation:
         ssim, psnr (dB, inside the field of view), tile_ssim, tile_psnr (means over its tiles),
         tiles (number of them).
       notes: Which photographs are missing here, why, and what to do.
+      pictures: By photograph, reduced to `PICTURE_SIDE`, where they were asked for: uint8
+        [3, height, width, 3], the original, the reconstruction and the amplified difference.
     """
 
     rows: list[dict[str, Any]]
     notes: list[str]
+    pictures: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def means(self) -> dict[str, float]:
@@ -69,6 +75,7 @@ def whole_photographs(
     encoder_halo: int,
     decoder_halo: int,
     window: int | None = None,
+    pictures: bool = False,
 ) -> PhotographEvaluation:
     """Reconstructs whole photographs and measures them inside their fields of view.
 
@@ -84,6 +91,7 @@ def whole_photographs(
       encoder_halo: In pixels.
       decoder_halo: In latent positions.
       window: Side of a window in pixels, divisible by `factor`; None for one that suits the halos.
+      pictures: Whether to keep reduced pictures of them.
 
     Returns:
       The figures; files that cannot be read are named in the notes.
@@ -91,7 +99,7 @@ def whole_photographs(
     encode, decode = _halves(module, mesh)
     of_tiles = _tile_means(evaluation)
     measurable = [p for p in photographs if p.photograph in of_tiles]
-    rows, problems = [], []
+    rows, problems, kept = [], [], {}
     for photograph in measurable:
         try:
             image, problem = read_as_tiled(photograph), None
@@ -114,6 +122,8 @@ def whole_photographs(
             batch=mesh.size,
         )
         ssim, psnr = compare(image, output, mask)
+        if pictures:
+            kept[photograph.photograph] = _reduced(image, np.where(mask[..., None], output, 0))
         rows.append(
             {
                 "photograph": photograph.photograph,
@@ -126,7 +136,7 @@ def whole_photographs(
                 **of_tiles[photograph.photograph],
             }
         )
-    return PhotographEvaluation(rows, _notes(problems, len(measurable)))
+    return PhotographEvaluation(rows, _notes(problems, len(measurable)), kept)
 
 
 def read_as_tiled(photograph: PhotographRow) -> np.ndarray:
@@ -233,6 +243,16 @@ def _tile_means(evaluation: Evaluation) -> dict[str, dict[str, float | int]]:
         str(name): {"tile_ssim": float(s), "tile_psnr": float(p), "tiles": int(n)}
         for name, s, p, n in zip(names, ssim, psnr, count, strict=True)
     }
+
+
+def _reduced(image: np.ndarray, output: np.ndarray) -> np.ndarray:
+    """-> uint8 [3, height, width, 3]. The difference is amplified after it is reduced: a mean."""
+    factor = min(PICTURE_SIDE / max(image.shape[:2]), 1.0)
+    size = tuple(max(round(side * factor), 1) for side in image.shape[1::-1])
+    difference = np.abs(image.astype(np.float32) - output)
+    layers = (image.astype(np.float32), output.astype(np.float32), DIFFERENCE_GAIN * difference)
+    reduced = [cv2.resize(layer, size, interpolation=cv2.INTER_AREA) for layer in layers]
+    return np.round(np.stack(reduced)).clip(0, 255).astype(np.uint8)
 
 
 def _notes(problems: list[str], count: int) -> list[str]:

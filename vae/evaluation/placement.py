@@ -11,13 +11,6 @@ BATCH = PartitionSpec(("data", "fsdp"))
 WHOLE = PartitionSpec()
 
 
-def place_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
-    """This host's rows [b, ...] of a batch -> the global batch [B, ...], split over the devices."""
-    # Wanted here, whatever the guard against copies that nobody wrote.
-    with jax.transfer_guard("allow"):
-        return jax.make_array_from_process_local_data(NamedSharding(mesh, BATCH), rows)
-
-
 def place_whole(
     array: np.ndarray | jax.Array, mesh: Mesh, spec: PartitionSpec = WHOLE
 ) -> jax.Array:

@@ -1,10 +1,13 @@
-"""The evaluation of a run: from its config and dataset to results.json, a table and a figure."""
+"""The evaluation of a model: from its config and dataset to results, a table, figures, a report."""
 
 import functools
+import math
+import os
 import shlex
 import sys
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from etils import epath
@@ -12,18 +15,27 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import vae
-from data.pipeline import Dataset, eval_batches
+from data.errors import DataError, UsageError
+from data.pipeline import Dataset, eval_batches, first_tiles, open_dataset
 from vae.evaluation import figures, table
+from vae.evaluation.curves import rate_curves
 from vae.evaluation.evaluate import Evaluation, evaluate
+from vae.evaluation.passes import Split
 from vae.evaluation.photographs import PhotographEvaluation, whole_photographs
+from vae.evaluation.scoring import latent_size
+from vae.models.pca import PCA, fit_pca
+from vae.training.exported import SavedModel
 from vae.training.saved import variables_hash
-from vae.training.sharding import local_rows, replicated
+from vae.training.sharding import local_rows, make_mesh, replicated
 from vae.training.state import make_model
 
 RESULTS = "results.json"
 TILES = "tiles.csv"
 FIGURE = "figures/reconstructions.png"
 EXAMPLES = 5
+# Side of the patches of the PCA beside a model with one vector a tile: its few values go further
+# over large patches.
+PATCH = 32
 
 
 def evaluate_and_draw(
@@ -49,22 +61,13 @@ def evaluate_and_draw(
       The figures, and a picture uint8 [H, W, 3] of originals, reconstructions and differences.
     """
     module = make_model(config)
-    split = functools.partial(
-        eval_batches,
-        dataset,
-        config.eval.split,
-        size=config.data.size,
-        seed=config.seed,
-        batch_size=config.eval.batch_size,
-        rows=local_rows(mesh, config.eval.batch_size),
-        limit=limit or None,
-    )
+    split = _split(config, dataset, mesh, limit)
     evaluation = evaluate(
         module,
         variables,
         split,
         mesh=mesh,
-        pca=variables["pca"]["fit"] if baselines else None,
+        pca=_pca(module, config, variables, dataset) if baselines else None,
         seed=config.seed,
         baselines=baselines,
         jpeg=baselines,
@@ -84,48 +87,185 @@ def evaluate_and_write(
     variables: Any,
     dataset: Dataset,
     mesh: Mesh,
-    workdir: epath.Path,
+    out: epath.Path | None,
     *,
     step: int,
+    limit: int = 0,
+    report: epath.Path | None = None,
 ) -> Evaluation:
     """The closing table: every tile of the split and every photograph that can be found.
 
-    Prints the table and writes `results.json`, `tiles.csv` and the figure into the workdir.
+    Prints the table; writes `results.json`, `tiles.csv` and the figure into `out`, and into
+    `report` a page to look at, with the results beside it. A report is for one process.
     """
-    evaluation, figure = evaluate_and_draw(config, variables, dataset, mesh, baselines=True)
-    photographs = _photographs(config, variables, dataset, mesh, evaluation)
+    evaluation, figure = evaluate_and_draw(
+        config, variables, dataset, mesh, limit=limit, baselines=True
+    )
+    photographs = _photographs(config, variables, dataset, mesh, evaluation, report is not None)
     # Every process takes part: a leaf may lie on devices of several.
     whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(variables)
-    if jax.process_index() == 0:
-        origin = {
-            "model": variables_hash(whole),
-            "version": vae.__version__,
-            "command": shlex.join(sys.argv),
-        }
-        content = table.results(evaluation, photographs) | {
-            "config": config.name,
-            "split": config.eval.split,
-            "step": step,
-            "dataset": dataset.fingerprint,
-            **origin,
-        }
-        figures.write_figure(workdir / FIGURE, figure, origin)
-        table.write_tiles(workdir / TILES, evaluation)
-        table.write_results(workdir / RESULTS, content)
-        print(f"\n{config.name} after {step} steps, split {config.eval.split}:")
-        print(table.format_table(evaluation, photographs))
-        print(f"\nwritten to {workdir}: {RESULTS}, {TILES}, {FIGURE}", flush=True)
+    if jax.process_index() != 0:
+        return evaluation
+    origin = {
+        "model": variables_hash(whole),
+        "version": vae.__version__,
+        "command": shlex.join(sys.argv),
+    }
+    content = table.results(evaluation, photographs) | {
+        "config": config.name,
+        "split": config.eval.split,
+        "step": step,
+        "dataset": dataset.fingerprint,
+        **origin,
+    }
+    written = []
+    if out is not None:
+        figures.write_figure(out / FIGURE, figure, origin)
+        table.write_tiles(
+            out / TILES, evaluation, {key: origin[key] for key in ("model", "version")}
+        )
+        table.write_results(out / RESULTS, content)
+        written += [out / RESULTS, out / TILES, out / FIGURE]
+    if report is not None:
+        written += _write_report(
+            report, config, variables, dataset, mesh, content, evaluation, photographs, limit
+        )
+    print(f"\n{config.name} after {step} steps, split {config.eval.split}:")
+    print(table.format_table(evaluation, photographs))
+    print("\nwritten: " + ", ".join(map(str, written)) if written else "", flush=True)
     return evaluation
 
 
+def evaluate_model(
+    saved: SavedModel,
+    data_dir: str | os.PathLike,
+    *,
+    split: str = "test",
+    limit: int = 0,
+    out: epath.PathLike | None = None,
+    report: epath.PathLike | None = None,
+) -> Evaluation:
+    """Evaluates a model of any kind on any dataset: the same as a run's closing table.
+
+    Args:
+      saved: The model.
+      data_dir: What `fundus-vae build` wrote.
+      split: Which part of it.
+      limit: A seeded sample of so many tiles; 0 for every tile once.
+      out: Folder for `results.json`, `tiles.csv` and the figure; None for none.
+      report: Folder for the page; None for none.
+
+    Raises:
+      UsageError: There is no such split.
+      DataError: The split is empty, its tiles are too small, or a folder cannot be written.
+    """
+    out, report = (None if path is None else _writable(path) for path in (out, report))
+    dataset = open_dataset(data_dir)
+    module = make_model(saved.config)
+    config = saved.config.copy_and_resolve_references()
+    config.eval.split = split
+    config.data.size = module.tile_size or config.data.size
+    _check_tiles(dataset, config)
+    mesh = make_mesh()
+    # The batch of a pod's run does not divide over whatever is here.
+    config.eval.batch_size = math.ceil(config.eval.batch_size / mesh.size) * mesh.size
+    variables = jax.device_put(saved.variables, replicated(mesh))
+    return evaluate_and_write(
+        config, variables, dataset, mesh, out, step=saved.step, limit=limit, report=report
+    )
+
+
+def _write_report(
+    folder: epath.Path,
+    config: ConfigDict,
+    variables: Any,
+    dataset: Dataset,
+    mesh: Mesh,
+    content: dict[str, Any],
+    evaluation: Evaluation,
+    photographs: PhotographEvaluation | None,
+    limit: int,
+) -> list[epath.Path]:
+    from vae.evaluation.report import PAGE, pick, write_report
+
+    module = make_model(config)
+    split = _split(config, dataset, mesh, limit)
+    curves = rate_curves(
+        evaluation,
+        split,
+        mesh=mesh,
+        latents=latent_size(module, variables, (*evaluation.size, 3)),
+        pca=_wider_pca(_pca(module, config, variables, dataset), config, dataset),
+        seed=config.seed,
+    )
+    examples = pick(evaluation)
+    pairs = figures.reconstruct_examples(module, variables, split, examples, mesh=mesh)
+    content = content | {"curves": curves.as_dict(), "data": str(dataset.path)}
+    write_report(folder, content, evaluation, photographs, examples, *pairs)
+    table.write_results(folder / RESULTS, content)
+    return [folder / PAGE, folder / RESULTS]
+
+
+def _split(config: ConfigDict, dataset: Dataset, mesh: Mesh, limit: int) -> Split:
+    return functools.partial(
+        eval_batches,
+        dataset,
+        config.eval.split,
+        size=config.data.size,
+        seed=config.seed,
+        batch_size=config.eval.batch_size,
+        rows=local_rows(mesh, config.eval.batch_size),
+        limit=limit or None,
+    )
+
+
+def _pca(module: nn.Module, config: ConfigDict, variables: Any, dataset: Dataset) -> PCA | None:
+    """The linear codec of about the model's latent size, for the row `pca`.
+
+    An AutoencoderKL brings the fit that it started from. For another model one is made of the
+    dataset's training tiles; None where there are none.
+    """
+    if "pca" in variables:
+        return variables["pca"]["fit"]
+    side = config.data.size
+    patch = math.gcd(side, PATCH)
+    latents = latent_size(module, variables, (side, side, 3))
+    channels = round(latents / (side // patch) ** 2)
+    return _fit(config, dataset, min(max(channels, 1), 3 * patch**2), patch)
+
+
+def _wider_pca(pca: PCA | None, config: ConfigDict, dataset: Dataset) -> PCA | None:
+    """A fit to the dataset with twice the components, for curves beyond the model's own size."""
+    if pca is None:
+        return None
+    return _fit(config, dataset, min(2 * pca.sd.size, pca.mean.size), pca.downsample) or pca
+
+
+def _fit(config: ConfigDict, dataset: Dataset, channels: int, patch: int) -> PCA | None:
+    if not dataset.counts.get("train"):
+        return None
+    tiles = first_tiles(
+        dataset, size=config.data.size, seed=config.seed, count=config.data.pca_tiles
+    )
+    return fit_pca(tiles, channels, patch)
+
+
 def _photographs(
-    config: ConfigDict, variables: Any, dataset: Dataset, mesh: Mesh, evaluation: Evaluation
+    config: ConfigDict,
+    variables: Any,
+    dataset: Dataset,
+    mesh: Mesh,
+    evaluation: Evaluation,
+    pictures: bool,
 ) -> PhotographEvaluation | None:
     rows = [row for row in dataset.photographs() if row.split == config.eval.split]
     if not config.eval.photographs or not rows:
         return None
     rows = rows[:: -(-len(rows) // config.eval.photographs)]  # spread over the labels
     module = make_model(config)
+    if module.tile_size:
+        note = f"whole photographs are not measured: the model takes {module.tile_size} pixels only"
+        return PhotographEvaluation([], [note])
     return whole_photographs(
         module,
         variables,
@@ -135,6 +275,7 @@ def _photographs(
         factor=module.downsample,
         encoder_halo=module.encoder_halo,
         decoder_halo=module.decoder_halo,
+        pictures=pictures,
     )
 
 
@@ -142,3 +283,40 @@ def _scale(dataset: Dataset, split: str) -> float | None:
     """The scale of the split's photographs where they all have the same."""
     scales = {row.scale for row in dataset.photographs() if row.split == split}
     return scales.pop() if len(scales) == 1 else None
+
+
+def _check_tiles(dataset: Dataset, config: ConfigDict) -> None:
+    """Refuses before anything is compiled what would fail later."""
+    split, side = config.eval.split, config.data.size
+    if split not in dataset.counts:
+        raise UsageError(
+            f"--split {split}: {dataset.path} has no such split; it has {dataset.counts}"
+        )
+    if not dataset.counts[split]:
+        raise DataError(
+            f"--split {split}: {dataset.path} has no tiles in it ({dataset.counts}); take another, "
+            "or build it with a share of the patients"
+        )
+    smallest = dataset.metadata.get("smallest")
+    if smallest and min(smallest["height"], smallest["width"]) < side:
+        raise DataError(
+            f"{dataset.path}: the model was made for tiles of {side} x {side} pixels, and "
+            f"{smallest['tile']} is {smallest['height']} x {smallest['width']}; cut the "
+            f"photographs again with `fundus-vae make-tiles --tile {side}`"
+        )
+
+
+def _writable(path: epath.PathLike) -> epath.Path:
+    """The folder, made; refused now rather than after the minutes that an evaluation takes."""
+    path = epath.Path(path).absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".{os.getpid()}.tmp"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written: {error.strerror or error}; give a folder that is there, or "
+            "can be made"
+        ) from error
+    return path

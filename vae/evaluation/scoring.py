@@ -69,6 +69,26 @@ def baseline_step(mesh: Mesh) -> Callable[..., Figures]:
 
 
 @_cached
+def pca_step(mesh: Mesh) -> Callable[..., Figures]:
+    """Step (pca, images, fov, first_row, seed) -> `pca.` and `pca_sampled.` figures, `pca.kl`."""
+
+    def step(pca: PCA, images, fov, first_row, seed):
+        return _codec("pca", pca.encode, pca.decode, images, fov, first_row, seed)
+
+    return _jit(step, mesh)
+
+
+@_cached
+def bicubic_step(mesh: Mesh, factor: int) -> Callable[..., Figures]:
+    """Step (images, fov) -> `bicubic.ssim`, `bicubic.psnr` of tiles reduced by a factor."""
+
+    def step(images, fov):
+        return _score("bicubic", images, baselines.bicubic(images, factor), fov)
+
+    return _jit(step, mesh)
+
+
+@_cached
 def jpeg_step(mesh: Mesh) -> Callable[..., Figures]:
     """Step (images, decoded, fov, sizes) -> `jpeg.ssim`, `jpeg.psnr` and `jpeg.bytes`."""
 

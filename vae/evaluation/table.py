@@ -6,6 +6,7 @@ import json
 import math
 import os
 import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -67,13 +68,23 @@ def write_results(path: str | os.PathLike, content: dict[str, Any]) -> None:
     write_beside(path, (text + "\n").encode())
 
 
-def write_tiles(path: str | os.PathLike, evaluation: Evaluation) -> None:
-    """Writes the CSV of all tiles; figures of tiles that were left out are empty."""
+def write_tiles(
+    path: str | os.PathLike, evaluation: Evaluation, origin: Mapping[str, str] | None = None
+) -> None:
+    """Writes the CSV of all tiles; figures of tiles that were left out are empty.
+
+    Args:
+      path: Of the file.
+      evaluation: Whose tiles.
+      origin: Columns that say in every row what made it, so that rows of several files may be
+        put together: name and value.
+    """
+    origin = origin or {}
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(evaluation.tiles)
+    writer.writerow([*evaluation.tiles, *origin])
     for row in zip(*evaluation.tiles.values(), strict=True):
-        writer.writerow([_cell(value) for value in row])
+        writer.writerow([_cell(value) for value in row] + list(origin.values()))
     write_beside(path, text.getvalue().encode())
 
 

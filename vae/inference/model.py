@@ -2,37 +2,55 @@
 
 import functools
 import os
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from vae.inference.windows import pad_to_factor, reconstruct_windows, window_side
+from vae.inference.photograph import reconstruct_photograph
+from vae.inference.windows import LARGEST, decode_windows, encode_windows
 from vae.metrics import to_float, to_uint8
 from vae.models import Posterior
 from vae.training.saved import SavedModel, read_model, variables_hash
 from vae.training.state import make_model
 
-# Tiles in a call; smaller numbers are padded to a power of two, so few shapes are ever compiled.
+# Images in a call: at most so many, and at most so many pixels. Smaller numbers are filled up to a
+# power of two, so few shapes are ever compiled.
 MAX_BATCH = 16
+MAX_PIXELS = 1 << 20
 
 
 class Model:
-    """A trained autoencoder.
+    """A trained autoencoder of one of two kinds.
+
+    `AutoencoderKL` (`tile_size` is None) takes images of any size, and latents are a grid: N images
+    [N, H, W, 3] have latents [N, ceil(H/f), ceil(W/f), C], one image [H, W, 3] has
+    [ceil(H/f), ceil(W/f), C]. Its reach is bounded, so images of more than about a megapixel go
+    through in windows with no seam; memory is that of a window and the arrays in and out.
+
+    `FundusVAE` takes tiles of `tile_size` pixels only, and latents are vectors: [N, L]. Larger or
+    smaller photographs can be reconstructed, as tiles that overlap by half and are blended; they
+    have no latents of their own.
 
     Attributes:
       saved: What was read: path, config, step, variables, latent statistics.
-      downsample: f, pixels per latent position and axis.
-      latent_channels: C.
+      tile_size: The one side of an image that the model takes, pixels; None: any.
+      downsample: f, pixels per latent position and axis; None where latents are vectors.
+      latent_channels: C or L, the last axis of latents.
     """
 
     def __init__(self, saved: SavedModel):
         self.saved = saved
         self._module = make_model(saved.config)
-        self.downsample = self._module.downsample
-        self.latent_channels = self._module.latent_channels
-        self._encode, self._decode = _halves(self._module)
+        self.tile_size: int | None = self._module.tile_size
+        self.downsample: int | None = getattr(self._module, "downsample", None)
+        self.latent_channels: int = len(saved.latent_mean)
+        variables = jax.device_put(saved.variables)  # once, not with every call
+        encode, decode = _halves(self._module)
+        self._encode = functools.partial(encode, variables)
+        self._decode = functools.partial(decode, variables)
 
     @functools.cached_property
     def hash(self) -> str:
@@ -40,49 +58,49 @@ class Model:
         return variables_hash(self.saved.variables)
 
     def posterior(self, images: np.ndarray) -> Posterior:
-        """q(z | x) of each image.
+        """q(z | x) of images [N, H, W, 3], or of one image [H, W, 3].
 
         Args:
-          images: uint8 [N, H, W, 3], any N, H and W; sides not divisible by f are continued by
-            their edge pixels.
+          images: uint8, sRGB, any N. Sides not divisible by f are continued by their edge pixels.
 
         Returns:
-          Mean and log-variance, numpy float32 [N, ceil(H/f), ceil(W/f), C].
+          Mean and log-variance, numpy float32, of the shape of the latents (see the class).
 
         Raises:
-          ValueError: Another shape or dtype.
+          ValueError: Another shape or dtype, or not the size of the model's tiles.
         """
-        _check(images, "images", np.uint8, "[N, H, W, 3] with values 0..255", 3)
-        padded = [pad_to_factor(image, self.downsample) for image in images]
-        height, width = (-(-side // self.downsample) for side in images.shape[1:3])
-        if not padded:
-            empty = np.zeros((0, height, width, self.latent_channels), np.float32)
-            return Posterior(empty, empty.copy())
-        encode = functools.partial(self._encode, self.saved.variables)
-        return _in_batches(encode, np.stack(padded))
+        return self._latents(images, lambda posterior: posterior)
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """Posterior means: uint8 [N, H, W, 3] -> float32 [N, ceil(H/f), ceil(W/f), C]."""
-        return self.posterior(images).mean
+        """Posterior means of images, float32; see `posterior`."""
+        return self._latents(images, lambda posterior: posterior.mean)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Latents, float32 [N, h, w, C] -> images, uint8 [N, h*f, w*f, 3].
+        """Latents -> images, uint8 [N, h*f, w*f, 3] or [h*f, w*f, 3]; of vectors, [N, S, S, 3].
+
+        Args:
+          latents: Of the shape that `encode` gives, any floating dtype.
 
         Raises:
           ValueError: Another shape or dtype.
         """
-        _check(latents, "latents", np.float32, "[N, h, w, C]", self.latent_channels)
-        if not len(latents):
-            _, height, width, _ = latents.shape
-            f = self.downsample
-            return np.zeros((0, height * f, width * f, 3), np.uint8)
-        return _in_batches(functools.partial(self._decode, self.saved.variables), latents)
+        latents = self._check_latents(latents)
+        f = self.downsample
+        if f is None:
+            return _in_batches(self._decode, latents, self.tile_size**2)
+        if latents.ndim == 3:
+            return decode_windows(self._decode, latents, factor=f, halo=self._module.decoder_halo)
+        height, width = latents.shape[1] * f, latents.shape[2] * f
+        if len(latents) and max(height, width) > LARGEST:
+            return np.stack([self.decode(grid) for grid in latents])
+        return _in_batches(self._decode, latents, height * width)
 
     def reconstruct(self, images: np.ndarray) -> np.ndarray:
-        """decode(encode(x)) of tiles [N, H, W, 3], or of one photograph [H, W, 3] of any size.
+        """decode(encode(x)) of images [N, H, W, 3], or of one photograph [H, W, 3].
 
-        A photograph goes through in windows whose seams cannot be seen, for there are none: the
-        model's reach is bounded and every window has enough halo. Memory is bounded by a window.
+        For an `AutoencoderKL` it is exactly that, for photographs of any size as for tiles. A
+        `FundusVAE` has latents of tiles only: of their size it is that, and other photographs go
+        through as overlapping tiles, blended.
 
         Args:
           images: uint8.
@@ -93,30 +111,74 @@ class Model:
         Raises:
           ValueError: Another shape or dtype.
         """
-        if images.ndim == 3:
-            _check(images[None], "photograph", np.uint8, "[H, W, 3] with values 0..255", 3)
-            module = self._module
-            return reconstruct_windows(
-                lambda x: np.asarray(self._encode(self.saved.variables, x).mean),
-                lambda z: np.asarray(self._decode(self.saved.variables, z)),
-                images,
-                factor=module.downsample,
-                encoder_halo=module.encoder_halo,
-                decoder_halo=module.decoder_halo,
-                window=window_side(module.downsample, module.encoder_halo, module.decoder_halo),
+        images = _check_images(images)
+        height, width = images.shape[-3:-1]
+        if self.tile_size is None:
+            return self.decode(self.encode(images))[..., :height, :width, :]
+        if (height, width) == (self.tile_size, self.tile_size):
+            tiles = images.reshape(-1, height, width, 3)
+            return self.decode(self.encode(tiles)).reshape(images.shape)
+        if images.ndim == 4:
+            return (
+                np.stack([self.reconstruct(image) for image in images]) if len(images) else images
             )
-        height, width = images.shape[1:3]
-        return self.decode(self.encode(images))[:, :height, :width]
+        return reconstruct_photograph(
+            self._module,
+            lambda tiles: self._encode(tiles).mean,
+            self._decode,
+            images,
+            batch=_batch_size(self.tile_size**2),
+        )
+
+    def _latents(self, images: np.ndarray, pick: Callable[[Posterior], Any]) -> Any:
+        """What `pick` takes of the posteriors."""
+        images = _check_images(images)
+
+        def encode(batch):
+            return pick(self._encode(batch))
+
+        height, width = images.shape[-3:-1]
+        side, f = self.tile_size, self.downsample
+        if side is not None:
+            if images.ndim != 4 or (height, width) != (side, side):
+                raise ValueError(
+                    f"images: this model encodes tiles [N, {side}, {side}, 3], got "
+                    f"{list(images.shape)}; reconstruct takes photographs of any size"
+                )
+            return _in_batches(encode, images, side * side)
+        if images.ndim == 3:
+            return encode_windows(encode, images, factor=f, halo=self._module.encoder_halo)
+        if len(images) and max(height, width) > LARGEST:
+            return _stack([self._latents(image, pick) for image in images])
+        images = np.pad(images, ((0, 0), (0, -height % f), (0, -width % f), (0, 0)), mode="edge")
+        return _in_batches(encode, images, height * width)
+
+    def _check_latents(self, latents: np.ndarray) -> np.ndarray:
+        latents = np.asarray(latents)
+        vectors = self.downsample is None
+        if (
+            not np.issubdtype(latents.dtype, np.floating)
+            or latents.ndim not in ((2,) if vectors else (3, 4))
+            or latents.shape[-1] != self.latent_channels
+            or (not vectors and 0 in latents.shape[-3:-1])
+        ):
+            shape = "[N, L]" if vectors else "[N, h, w, C] or [h, w, C]"
+            raise ValueError(
+                f"latents: expected float32 {shape}, last axis {self.latent_channels}, got "
+                f"{latents.dtype} {list(latents.shape)}"
+            )
+        return latents.astype(np.float32, copy=False)
 
 
 def load_model(path: str | os.PathLike) -> Model:
     """Loads a model for use.
 
     Args:
-      path: A run's workdir (its newest checkpoint is taken) or one of its `checkpoints/STEP`.
+      path: A run's workdir (its newest checkpoint is taken), one of its `checkpoints/STEP`, what
+        `convert_torch_checkpoint` wrote, or an exported `.safetensors` file.
 
     Raises:
-      data.errors.DataError: It is neither, or it is damaged.
+      data.errors.DataError: It is none of them, or it is damaged.
     """
     return Model(read_model(path))
 
@@ -135,27 +197,47 @@ def _halves(module: nn.Module):
     return encode, decode
 
 
-def _in_batches(function, inputs: np.ndarray):
-    """Applies a function of [n, ...] to [N, ...] in batches of few different sizes."""
-    parts = []
-    for start in range(0, len(inputs), MAX_BATCH):
-        part = inputs[start : start + MAX_BATCH]
+def _batch_size(pixels: int) -> int:
+    """The largest power of two of images of so many pixels that go together."""
+    fit = min(MAX_BATCH, max(1, MAX_PIXELS // pixels))
+    return 1 << (fit.bit_length() - 1)
+
+
+def _in_batches(function: Callable[[np.ndarray], Any], inputs: np.ndarray, pixels: int) -> Any:
+    """Applies a function of [n, ...] to [N, ...] in batches of few different sizes.
+
+    Args:
+      function: Compiled for each shape that it meets.
+      inputs: Rows, also none.
+      pixels: Of an image.
+    """
+    if not len(inputs):
+        outputs = jax.eval_shape(function, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype))
+        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), outputs)
+    largest, parts = _batch_size(pixels), []
+    for start in range(0, len(inputs), largest):
+        part = inputs[start : start + largest]
         size = 1 << (len(part) - 1).bit_length()
-        padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-        output = jax.device_get(function(jnp.asarray(padded)))
-        kept = slice(len(part))
-        parts.append(jax.tree.map(lambda leaf, kept=kept: leaf[kept], output))
+        filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+        outputs = jax.device_get(function(filled))
+        parts.append(jax.tree.map(lambda leaf, kept=len(part): leaf[:kept], outputs))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
-def _check(array: np.ndarray, name: str, dtype: type, expected: str, channels: int) -> None:
+def _stack(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+
+def _check_images(images: np.ndarray) -> np.ndarray:
+    images = np.asarray(images)
     if (
-        not isinstance(array, np.ndarray)
-        or array.dtype != dtype
-        or array.ndim != 4
-        or (array.shape[-1] != channels)
+        images.dtype != np.uint8
+        or images.ndim not in (3, 4)
+        or images.shape[-1] != 3
+        or 0 in images.shape[-3:]
     ):
-        got = f"{getattr(array, 'dtype', type(array).__name__)} {getattr(array, 'shape', '')}"
         raise ValueError(
-            f"{name}: expected {np.dtype(dtype).name} {expected}, last axis {channels}, got {got}"
+            "images: expected uint8 [N, H, W, 3] or [H, W, 3] with values 0..255, got "
+            f"{images.dtype} {list(images.shape)}"
         )
+    return images

@@ -6,31 +6,49 @@ least a halo away from an edge *inside* the photograph is kept. Encoding and dec
 halves, with the latents of the whole photograph assembled between them: each needs only its own
 halo, and memory is that of one batch of windows beside the arrays going in and out.
 
-The callables take and return batches; every call for one photograph has the same shape, so a
-jitted callable compiles once for all photographs of at least a window.
+The callables take and return batches; every call for one photograph has the same shape, and the
+sides of windows come in steps, so a jitted callable compiles for few shapes whatever the
+photographs.
 """
 
-from collections.abc import Callable
+import collections
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-# Side of a window in pixels, at least: large enough that little of it is halo.
-WINDOW = 512
+# Sides of windows, pixels. Larger ones compute less twice and take more memory; beyond this one a
+# CPU's caches lose what a smaller halo gains.
+LARGEST = 1024
+STEP = 64
 
-Half = Callable[[np.ndarray], jax.Array | np.ndarray]
+# Calls whose results are not fetched yet: the device works while the host copies.
+_IN_FLIGHT = 2
+
+Half = Callable[[np.ndarray], Any]
 
 
-def window_side(factor: int, encoder_halo: int, decoder_halo: int) -> int:
-    """A side for windows of which at least half is kept: pixels, divisible by `factor`.
+def window_side(length: int, halo: int, *, largest: int, step: int) -> int:
+    """The side of windows that cover an axis with little computed twice.
 
     Args:
-      factor: Pixels per latent position and axis.
-      encoder_halo: In pixels.
-      decoder_halo: In latent positions.
+      length: Length of the axis.
+      halo: What is not kept at a window's edges inside the axis.
+      largest: Sides are at most this long, unless that leaves less than half of a window to keep.
+      step: Sides are multiples of it, unless the whole axis is shorter than that takes.
+
+    Returns:
+      At most `length`.
     """
-    halo = max(encoder_halo, decoder_halo * factor)
-    return -(-max(WINDOW, 4 * halo) // factor) * factor
+    largest = max(largest, 4 * halo + step)
+    if length <= largest and length % step == 0:
+        return length
+    count, side = 1, largest + 1
+    while side > largest:
+        count += 1
+        side = -(-(length + 2 * halo * (count - 1)) // (count * step)) * step
+    return min(side, length)
 
 
 def window_origins(length: int, window: int, halo: int) -> list[int]:
@@ -61,36 +79,46 @@ def pad_to_factor(image: np.ndarray, factor: int) -> np.ndarray:
 
 
 def encode_windows(
-    encode: Half, image: np.ndarray, *, factor: int, halo: int, window: int, batch: int = 1
-) -> np.ndarray:
+    encode: Half,
+    image: np.ndarray,
+    *,
+    factor: int,
+    halo: int,
+    window: int | None = None,
+    batch: int = 1,
+) -> Any:
     """Encodes an image as if it were encoded whole.
 
     Args:
-      encode: [batch, h, w, C] -> [batch, h/factor, w/factor, D], for any h and w divisible by
-        `factor`; its output at a position depends on that position's own patch of `factor` x
-        `factor` pixels and on at most `halo` pixels around it.
+      encode: [batch, h, w, C] -> [batch, h/factor, w/factor, D] or a tree of such arrays, for any
+        h and w divisible by `factor`; its output at a position depends on that position's own
+        patch of `factor` x `factor` pixels and on at most `halo` pixels around it.
       image: [H, W, C], any dtype `encode` takes; sides not divisible by `factor` are edge-padded.
       factor: Pixels per latent position and axis.
       halo: In pixels.
-      window: Side of a window in pixels, divisible by `factor`.
+      window: Side of a window in pixels, divisible by `factor`; None for what suits the image.
       batch: Windows in a call.
 
     Returns:
-      [ceil(H/factor), ceil(W/factor), D].
+      Numpy [ceil(H/factor), ceil(W/factor), D], or a tree of them.
 
     Raises:
       ValueError: `window` is not divisible by `factor`, or has no inside.
     """
-    _check_window(window, factor)
     image = pad_to_factor(image, factor)
-    return _apply(
-        encode, image, unit_in=factor, unit_out=1, halo=-(-halo // factor),
-        window=window // factor, batch=batch,
-    )  # fmt: skip
+    halo = -(-halo // factor)
+    shape = _window_shape(image.shape[0] // factor, image.shape[1] // factor, halo, factor, window)
+    return _apply(encode, image, unit_in=factor, unit_out=1, halo=halo, shape=shape, batch=batch)
 
 
 def decode_windows(
-    decode: Half, latents: np.ndarray, *, factor: int, halo: int, window: int, batch: int = 1
+    decode: Half,
+    latents: np.ndarray,
+    *,
+    factor: int,
+    halo: int,
+    window: int | None = None,
+    batch: int = 1,
 ) -> np.ndarray:
     """Decodes latents as if they were decoded whole.
 
@@ -100,7 +128,7 @@ def decode_windows(
       latents: [h, w, D].
       factor: Pixels per latent position and axis.
       halo: In latent positions.
-      window: Side of a window in pixels, divisible by `factor`.
+      window: Side of a window in pixels, divisible by `factor`; None for what suits the image.
       batch: Windows in a call.
 
     Returns:
@@ -109,10 +137,8 @@ def decode_windows(
     Raises:
       ValueError: `window` is not divisible by `factor`, or has no inside.
     """
-    _check_window(window, factor)
-    return _apply(
-        decode, latents, unit_in=1, unit_out=factor, halo=halo, window=window // factor, batch=batch
-    )
+    shape = _window_shape(*latents.shape[:2], halo, factor, window)
+    return _apply(decode, latents, unit_in=1, unit_out=factor, halo=halo, shape=shape, batch=batch)
 
 
 def reconstruct_windows(
@@ -123,7 +149,7 @@ def reconstruct_windows(
     factor: int,
     encoder_halo: int,
     decoder_halo: int,
-    window: int,
+    window: int | None = None,
     batch: int = 1,
 ) -> np.ndarray:
     """Encodes and decodes an image as if it had been done whole.
@@ -135,7 +161,7 @@ def reconstruct_windows(
       factor: Pixels per latent position and axis.
       encoder_halo: In pixels.
       decoder_halo: In latent positions.
-      window: Side of a window in pixels, divisible by `factor`.
+      window: Side of a window in pixels, divisible by `factor`; None for what suits the image.
       batch: Windows in a call.
 
     Returns:
@@ -153,9 +179,16 @@ def reconstruct_windows(
     return output[: image.shape[0], : image.shape[1]]
 
 
-def _check_window(window: int, factor: int) -> None:
+def _window_shape(
+    height: int, width: int, halo: int, factor: int, window: int | None
+) -> tuple[int, int]:
+    """Height and width of every window; all but `factor` and `window` in latent positions."""
+    if window is None:
+        limits = {"largest": LARGEST // factor, "step": max(STEP // factor, 1)}
+        return window_side(height, halo, **limits), window_side(width, halo, **limits)
     if window <= 0 or window % factor:
         raise ValueError(f"the window must be a positive multiple of {factor}, got {window}")
+    return min(window // factor, height), min(window // factor, width)
 
 
 def _apply(
@@ -165,38 +198,69 @@ def _apply(
     unit_in: int,
     unit_out: int,
     halo: int,
-    window: int,
+    shape: tuple[int, int],
     batch: int,
-) -> np.ndarray:
-    """One half over all windows. Halo and window count latent positions, units pixels of each."""
-    height, width = array.shape[0] // unit_in, array.shape[1] // unit_in
-    h, w = min(window, height), min(window, width)
+) -> Any:
+    """One half over all windows. Halo and shape count latent positions, units pixels of each."""
+    (height, width), (h, w) = (side // unit_in for side in array.shape[:2]), shape
     corners = [
         (y, x) for y in window_origins(height, h, halo) for x in window_origins(width, w, halo)
     ]
+
+    def cut(y: int, x: int) -> np.ndarray:
+        return array[_span(y, h, unit_in), _span(x, w, unit_in)]
+
     output = None
+    for (y, x), result in map_windows(function, cut, corners, batch):
+        if output is None:
+            output = jax.tree.map(
+                lambda r: np.empty((height * unit_out, width * unit_out, *r.shape[2:]), r.dtype),
+                result,
+            )
+        top, left = halo * (y > 0), halo * (x > 0)
+        bottom, right = h - halo * (y + h < height), w - halo * (x + w < width)
+        rows, columns = _span(top, bottom - top, unit_out), _span(left, right - left, unit_out)
+        there = _span(y + top, bottom - top, unit_out), _span(x + left, right - left, unit_out)
+        for whole, part in zip(jax.tree.leaves(output), jax.tree.leaves(result), strict=True):
+            whole[there] = part[rows, columns]
+    return output
+
+
+def map_windows(
+    function: Half,
+    cut: Callable[[int, int], np.ndarray],
+    corners: Sequence[tuple[int, int]],
+    batch: int,
+) -> Iterator[tuple[tuple[int, int], Any]]:
+    """Applies a function of batches to windows that all have one shape.
+
+    Args:
+      function: Of [batch, ...]; the last batch is filled up with windows nobody looks at, so that
+        it is compiled once.
+      cut: Gives the window at a corner.
+      corners: Of the windows.
+      batch: Windows in a call.
+
+    Yields:
+      Each corner with what the function made of its window, fetched while the next is computed.
+    """
+    in_flight = collections.deque()
+
+    def fetch() -> Iterator[tuple[tuple[int, int], Any]]:
+        chunk, results = in_flight.popleft()
+        results = jax.device_get(results)
+        for slot, corner in enumerate(chunk):
+            yield corner, jax.tree.map(lambda leaf, slot=slot: leaf[slot], results)
+
     for first in range(0, len(corners), batch):
         chunk = corners[first : first + batch]
-        # The last chunk is filled up with windows nobody looks at: one shape, one compilation.
-        inputs = np.zeros((batch, h * unit_in, w * unit_in, *array.shape[2:]), array.dtype)
-        for slot, (y, x) in enumerate(chunk):
-            inputs[slot] = array[_span(y, h, unit_in), _span(x, w, unit_in)]
-        results = jax.device_get(function(inputs))
-        if output is None:
-            shape = (height * unit_out, width * unit_out, *results.shape[3:])
-            output = np.empty(shape, results.dtype)
-        for slot, (y, x) in enumerate(chunk):
-            top, left = halo * (y > 0), halo * (x > 0)
-            bottom, right = h - halo * (y + h < height), w - halo * (x + w < width)
-            rows, columns = (
-                _span(y + top, bottom - top, unit_out),
-                _span(x + left, right - left, unit_out),
-            )
-            kept = results[
-                slot, _span(top, bottom - top, unit_out), _span(left, right - left, unit_out)
-            ]
-            output[rows, columns] = kept
-    return output
+        windows = [cut(*corner) for corner in chunk]
+        windows += [np.zeros_like(windows[0])] * (batch - len(chunk))
+        in_flight.append((chunk, function(np.stack(windows))))
+        if len(in_flight) == _IN_FLIGHT:
+            yield from fetch()
+    while in_flight:
+        yield from fetch()
 
 
 def _span(start: int, length: int, unit: int) -> slice:

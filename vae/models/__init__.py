@@ -3,5 +3,6 @@
 from vae.models.autoencoder import AutoencoderKL, with_pca
 from vae.models.pca import PCA, fit_pca
 from vae.models.posterior import Posterior
+from vae.models.published import FundusVAE
 
-__all__ = ["PCA", "AutoencoderKL", "Posterior", "fit_pca", "with_pca"]
+__all__ = ["PCA", "AutoencoderKL", "FundusVAE", "Posterior", "fit_pca", "with_pca"]

@@ -61,8 +61,11 @@ class AutoencoderKL(nn.Module):
         self.decoder = ConvDecoder(widths, self.decoder_depth, self.dtype)
         self.raw_log_scale = self.param("log_scale", nn.initializers.constant(-4.0), ())
 
-    def encode(self, x: jax.Array) -> Posterior:
-        """Images [B, H, W, 3] in [-1, 1], sides divisible by f -> posterior [B, H/f, W/f, C]."""
+    def encode(self, x: jax.Array, train: bool = False) -> Posterior:
+        """Images [B, H, W, 3] in [-1, 1], sides divisible by f -> posterior [B, H/f, W/f, C].
+
+        `train` changes nothing: no layer here has another way for training.
+        """
         pca = self.pca.value
         x = x.astype(jnp.float32)
         mean = self.linear.encode(space_to_depth(x, self.downsample)) / pca.sd
@@ -93,6 +96,11 @@ class AutoencoderKL(nn.Module):
         """Images -> reconstruction from the posterior mean, [B, H, W, 3]; uses every parameter."""
         self.log_scale()
         return self.decode(self.encode(x).mean)
+
+    @property
+    def tile_size(self) -> None:
+        """The one side of image that the model takes: any."""
+        return None
 
     @property
     def encoder_halo(self) -> int:

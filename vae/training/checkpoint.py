@@ -1,8 +1,8 @@
 """Checkpoints of a run, by Orbax: what inference needs in one item, the rest in another.
 
-`checkpoints/STEP/model` holds the averaged parameters, the fixed variables and the latent
-statistics; `checkpoints/STEP/training` the raw parameters and the optimizer's state; `.../about`
-says which data and model they belong to.
+`checkpoints/STEP/model` holds the averaged parameters, the other variables and the latent
+statistics; `checkpoints/STEP/training` the optimizer's state, and the raw parameters where those of
+the model are averages; `.../about` says which data and model they belong to.
 """
 
 import logging as python_logging
@@ -17,8 +17,7 @@ from etils import epath
 from data.errors import DataError
 from vae.training.state import TrainState
 
-MODEL_FIELDS = ("step", "ema_params", "fixed", "latent_mean", "latent_var")
-TRAINING_FIELDS = ("params", "opt_state")
+MODEL, TRAINING = "model", "training"
 
 
 class _Raised(python_logging.Filter):
@@ -48,8 +47,8 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self.directory,
             item_handlers={
-                "model": ocp.StandardCheckpointHandler(),
-                "training": ocp.StandardCheckpointHandler(),
+                MODEL: ocp.StandardCheckpointHandler(),
+                TRAINING: ocp.StandardCheckpointHandler(),
                 "about": ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
@@ -75,9 +74,8 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    model=ocp.args.StandardSave({k: getattr(state, k) for k in MODEL_FIELDS}),
-                    training=ocp.args.StandardSave({k: getattr(state, k) for k in TRAINING_FIELDS}),
                     about=ocp.args.JsonSave(about),
+                    **{item: ocp.args.StandardSave(tree) for item, tree in _items(state).items()},
                 ),
             )
             self._manager.check_for_errors()
@@ -126,18 +124,19 @@ class Checkpoints:
         Raises:
           DataError: Damaged, or of another model (every differing leaf is named).
         """
-        parts = self._restore(step, abstract, {"model": MODEL_FIELDS, "training": TRAINING_FIELDS})
-        return TrainState(**parts)
+        fields = self._restore(step, _items(abstract))
+        fields = {"fixed": {}, "batch_stats": {}, **fields[MODEL], **fields[TRAINING]}
+        averaged = fields.pop("ema_params")
+        if abstract.ema_params is None:
+            return TrainState(**fields, params=averaged, ema_params=None)
+        return TrainState(**fields, ema_params=averaged)
 
     def restore_model(self, step: int, abstract: TrainState) -> dict[str, Any]:
-        """The fields of the state that inference needs, as a dict; see `restore`."""
-        return self._restore(step, abstract, {"model": MODEL_FIELDS})
+        """What inference needs: step, ema_params, fixed, batch_stats, latent_mean, latent_var."""
+        wanted = _items(abstract)[MODEL]
+        return {"fixed": {}, "batch_stats": {}} | self._restore(step, {MODEL: wanted})[MODEL]
 
-    def _restore(self, step: int, abstract: TrainState, items: dict) -> dict[str, Any]:
-        wanted = {
-            item: {field: getattr(abstract, field) for field in fields}
-            for item, fields in items.items()
-        }
+    def _restore(self, step: int, wanted: dict[str, dict]) -> dict[str, dict[str, Any]]:
         try:
             saved = self._manager.item_metadata(step)
             for item, tree in wanted.items():
@@ -150,7 +149,7 @@ class Checkpoints:
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._unreadable(step, error) from error
-        return {field: value for item in items for field, value in restored[item].items()}
+        return {item: restored[item] for item in wanted}
 
     def _not_saved(self, step: int | None, error: Exception) -> DataError:
         return DataError(
@@ -164,6 +163,25 @@ class Checkpoints:
             f"checkpoint {self.directory / str(step)} cannot be read: {_one_line(error)}; remove "
             "that directory to fall back to the one before it"
         )
+
+
+def _items(state: TrainState) -> dict[str, dict[str, Any]]:
+    """The items of a checkpoint and their fields; what is empty is not stored."""
+    model = {
+        "step": state.step,
+        "ema_params": state.averaged,
+        "fixed": state.fixed,
+        "batch_stats": state.batch_stats,
+        "latent_mean": state.latent_mean,
+        "latent_var": state.latent_var,
+    }
+    training = {"opt_state": state.opt_state}
+    if state.ema_params is not None:
+        training["params"] = state.params
+    return {
+        MODEL: {n: field for n, field in model.items() if not isinstance(field, dict) or field},
+        TRAINING: training,
+    }
 
 
 def _compare(path: epath.Path, saved: Any, wanted: Any) -> None:

@@ -3,7 +3,8 @@
     loss = (nll + beta * kl) / D + ssim_weight * (1 - SSIM)          D = input values of an example
 
 With ssim_weight = 0 and beta = 1 it is the negative ELBO per input value; otherwise both are
-logged.
+logged. Per tile, D = 1: the sums that most trainers add up, and that their gradient clipping and
+Adam's epsilon are meant for.
 """
 
 import flax.struct
@@ -34,9 +35,10 @@ class Terms:
     ssim: jax.Array
     values: int = flax.struct.field(pytree_node=False)
 
-    def loss(self, beta: float, ssim_weight: float) -> jax.Array:
-        """What the optimizer sees, nats per input value: float32 [B]."""
-        return (self.nll + beta * self.kl) / self.values + ssim_weight * (1.0 - self.ssim)
+    def loss(self, beta: float, ssim_weight: float, per: str = "value") -> jax.Array:
+        """What the optimizer sees, nats per input "value" or per "tile": float32 [B]."""
+        unit = self.values if per == "value" else 1
+        return (self.nll + beta * self.kl) / unit + ssim_weight * (1.0 - self.ssim)
 
     def bits_per_dim(self) -> jax.Array:
         """The negative ELBO in bits per value of 8-bit data: float32 [B]."""

@@ -1,6 +1,5 @@
-"""A trained model on disk: a run's workdir, or one checkpoint of it."""
+"""A trained model on disk: a run's workdir, one checkpoint of it, or an exported file."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -14,32 +13,16 @@ from ml_collections import ConfigDict
 from data.errors import DataError
 from data.files import write_beside
 from vae.training.checkpoint import Checkpoints
-from vae.training.config import default_config
-from vae.training.state import abstract_state
+from vae.training.config import from_dict
+from vae.training.exported import EXPORTED, SavedModel, read_exported
+from vae.training.state import abstract_state, join_variables
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
-
-
-@dataclasses.dataclass(frozen=True)
-class SavedModel:
-    """What a run left for its users.
-
-    Attributes:
-      path: Of the checkpoint.
-      config: The run's.
-      step: Steps taken.
-      variables: For `module.apply`: averaged parameters and the fixed variables.
-      latent_mean: float32 [C], mean of the latents over the training's last batches.
-      latent_var: float32 [C], their variance.
-    """
-
-    path: epath.Path
-    config: ConfigDict
-    step: int
-    variables: dict[str, Any]
-    latent_mean: jax.Array
-    latent_var: jax.Array
+KINDS = (
+    "a run's workdir, checkpoints/STEP inside it, what convert_torch_checkpoint wrote, or an "
+    "exported .safetensors file"
+)
 
 
 def write_config(workdir: epath.PathLike, config: ConfigDict) -> None:
@@ -64,27 +47,37 @@ def read_config(workdir: epath.PathLike) -> ConfigDict:
         ) from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: damaged ({error}); restore it from a backup") from error
-    config = default_config()
     try:
-        config.update(_tuples(stored))
+        return from_dict(stored)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: of another version ({' '.join(str(error).split())})") from error
-    return config
 
 
 def read_model(path: str | os.PathLike) -> SavedModel:
-    """Reads a workdir (its newest checkpoint) or a checkpoint directory `.../checkpoints/STEP`.
+    """Reads a model.
+
+    Args:
+      path: A workdir (its newest checkpoint), a checkpoint directory `.../checkpoints/STEP`, an
+        exported `.safetensors` file, or a directory with such a file, as conversion leaves it.
 
     Raises:
-      DataError: It is neither, or it is damaged.
+      DataError: It is none of them, or it is damaged.
     """
     path = epath.Path(path).absolute()
     if not path.exists():
-        raise DataError(f"{path}: no such model; expected a workdir or a checkpoint of a run")
+        raise DataError(f"{path}: no such model; expected {KINDS}")
+    if path.is_file():
+        if path.suffix == ".safetensors":
+            return read_exported(path)
+        raise DataError(f"{path} is {_what(path)}, no model; expected {KINDS}")
+    if (path / EXPORTED).exists():
+        return read_exported(path / EXPORTED)
     step = None
     workdir = path
     if path.parent.name == CHECKPOINTS and path.name.isdigit():
         workdir, step = path.parent.parent, int(path.name)
+    if not (workdir / CONFIG).exists():
+        raise DataError(f"{path} is {_what(path)}, no model; expected {KINDS}")
     config = read_config(workdir)
     if not (workdir / CHECKPOINTS).exists():
         raise DataError(f"{workdir} has no checkpoint yet; train it first")
@@ -94,15 +87,17 @@ def read_model(path: str | os.PathLike) -> SavedModel:
         if step is None:
             raise DataError(f"{workdir} has no complete checkpoint; train it first")
         fields = checkpoints.restore_model(step, _on_one_device(abstract_state(config)))
+        about = checkpoints.about(step)
     finally:
         checkpoints.close()
     return SavedModel(
         path=workdir / CHECKPOINTS / str(step),
         config=config,
         step=int(fields["step"]),
-        variables={"params": fields["ema_params"], **fields["fixed"]},
+        variables=join_variables(fields["ema_params"], fields["fixed"], fields["batch_stats"]),
         latent_mean=fields["latent_mean"],
         latent_var=fields["latent_var"],
+        about=about,
     )
 
 
@@ -123,8 +118,16 @@ def _on_one_device(abstract: Any) -> Any:
     )
 
 
-def _tuples(value: Any) -> Any:
-    """JSON has no tuples; configs have no lists."""
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(value) if isinstance(value, list) else value
+def _what(path: epath.Path) -> str:
+    """What somebody took for a model."""
+    if path.is_dir():
+        if (path / "manifest.csv").exists():
+            return "a folder of tiles"
+        if any(path.glob("fundus_tiles/*/dataset_info.json")):
+            return "a dataset"
+        if not any(path.iterdir()):
+            return "an empty folder"
+        return "a folder of something else"
+    if path.suffix in (".pth", ".pt", ".ckpt"):
+        return f"a PyTorch file (`convert_torch_checkpoint {path.name} --out DIR` converts it)"
+    return f"a {path.suffix.lstrip('.') or 'nameless kind of'} file"

@@ -1,7 +1,9 @@
 """What a run carries from step to step, and how it starts."""
 
+import functools
 from collections.abc import Iterable
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,8 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from vae.models import PCA, AutoencoderKL, fit_pca, with_pca
+from vae.models import PCA, AutoencoderKL, FundusVAE, fit_pca, with_pca
+from vae.training.config import AUTOENCODER_KL
 from vae.training.optimizer import make_optimizer
 
 
@@ -20,72 +23,110 @@ class TrainState:
     Attributes:
       step: int32 [], optimizer steps taken.
       params: Learned parameters, float32.
-      ema_params: Their exponential moving average, which evaluation and users get.
+      ema_params: Their exponential moving average, which evaluation and users get; None in a run
+        without one (`train.ema_decay=0`), whose users get the parameters themselves.
       opt_state: The optimizer's.
-      fixed: Variables that are not learned: {"pca": ...}.
+      fixed: Variables that never change: {"pca": ...}, or {}.
+      batch_stats: Running statistics of batch normalisation, {} where there is none.
       latent_mean: float32 [C], mean of the posterior means of the latest batches (about 100).
       latent_var: float32 [C], variance of the same.
     """
 
     step: jax.Array
     params: dict
-    ema_params: dict
+    ema_params: dict | None
     opt_state: optax.OptState
     fixed: dict
+    batch_stats: dict
     latent_mean: jax.Array
     latent_var: jax.Array
 
     @property
+    def averaged(self) -> dict:
+        """The parameters that evaluation and users get."""
+        return self.params if self.ema_params is None else self.ema_params
+
+    @property
     def variables(self) -> dict:
-        """What the model is applied with in evaluation: averaged parameters."""
-        return {"params": self.ema_params, **self.fixed}
+        """What the model is applied with in evaluation."""
+        return join_variables(self.averaged, self.fixed, self.batch_stats)
 
 
-def make_model(config: ConfigDict) -> AutoencoderKL:
+def join_variables(params: dict, fixed: dict, batch_stats: dict) -> dict:
+    """The collections of a module's variables; without an empty one."""
+    return {"params": params, **fixed} | ({"batch_stats": batch_stats} if batch_stats else {})
+
+
+def make_model(config: ConfigDict) -> nn.Module:
     """The flax module that a config describes."""
-    return AutoencoderKL(
-        **{
-            key: tuple(value) if isinstance(value, tuple | list) else value
-            for key, value in config.model.items()
-        },
-        dtype=jnp.dtype(config.train.compute_dtype),
-    )
+    settings = {
+        key: tuple(value) if isinstance(value, tuple | list) else value
+        for key, value in config.model.items()
+    }
+    architecture = settings.pop("architecture")
+    module = AutoencoderKL if architecture == AUTOENCODER_KL else FundusVAE
+    return module(**settings, dtype=jnp.dtype(config.train.compute_dtype))
 
 
-def initial_state(config: ConfigDict, pca: PCA) -> TrainState:
-    """Step 0: probabilistic PCA, with conv paths that end in zero. Traceable by `jax.eval_shape`.
+def initial_variables(config: ConfigDict, pca: PCA | None = None) -> dict:
+    """Fresh variables of a run's model. Traceable by `jax.eval_shape`.
 
     Args:
       config: The run's.
-      pca: The fit to the training data; of another run's or of zeros for shapes alone.
+      pca: The fit to the training data, where `starts_from_pca`: then step 0 is probabilistic PCA.
     """
-    model = make_model(config)
     images = jnp.zeros((1, config.data.crop, config.data.crop, 3))
-    variables = with_pca(model.init(jax.random.key(config.seed), images), pca)
-    params = variables.pop("params")
-    channels = config.model.latent_channels
+    variables = make_model(config).init(jax.random.key(config.seed), images)
+    return with_pca(variables, pca) if pca is not None else variables
+
+
+def initial_state(config: ConfigDict, variables: dict) -> TrainState:
+    """Step 0 of a run that starts from some variables. Traceable by `jax.eval_shape`.
+
+    Args:
+      config: The run's.
+      variables: Of `initial_variables`, or of a trained model.
+    """
+    fixed = dict(variables)
+    params = fixed.pop("params")
+    batch_stats = fixed.pop("batch_stats", {})
+    model = make_model(config)
+    image = jax.ShapeDtypeStruct((1, config.data.crop, config.data.crop, 3), jnp.float32)
+    encode = functools.partial(model.apply, method="encode")
+    channels = jax.eval_shape(encode, variables, image).mean.shape[-1]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        ema_params=jax.tree.map(jnp.copy, params),  # donated buffers must not be shared
+        # A copy: donated buffers must not be shared.
+        ema_params=jax.tree.map(jnp.copy, params) if config.train.ema_decay else None,
         opt_state=make_optimizer(config).init(params),
-        fixed=variables,
+        fixed=fixed,
+        batch_stats=batch_stats,
         latent_mean=jnp.zeros(channels),
         latent_var=jnp.ones(channels),
     )
 
 
+def starts_from_pca(config: ConfigDict) -> bool:
+    """Whether a model that is not told otherwise starts as probabilistic PCA."""
+    return config.model.architecture == AUTOENCODER_KL
+
+
 def abstract_state(config: ConfigDict) -> TrainState:
     """Shapes and dtypes of the state; nothing is allocated."""
+    pca = _abstract_pca(config) if starts_from_pca(config) else None
+    return jax.eval_shape(lambda fit: initial_state(config, initial_variables(config, fit)), pca)
+
+
+def _abstract_pca(config: ConfigDict) -> PCA:
     patch, channels = 3 * config.model.downsample**2, config.model.latent_channels
     shape = jax.ShapeDtypeStruct
-    pca = PCA(
+    return PCA(
         mean=shape((patch,), jnp.float32),
         components=shape((patch, channels), jnp.float32),
         sd=shape((channels,), jnp.float32),
         scale=shape((), jnp.float32),
     )
-    return jax.eval_shape(lambda fit: initial_state(config, fit), pca)
 
 
 def pca_of_training_tiles(config: ConfigDict, batches: Iterable[np.ndarray]) -> PCA:
@@ -98,12 +139,5 @@ def pca_of_training_tiles(config: ConfigDict, batches: Iterable[np.ndarray]) -> 
     if jax.process_index() == 0:
         pca = fit_pca(batches, channels, downsample)
     else:
-        patch = 3 * downsample**2
-        zeros = np.zeros
-        pca = PCA(
-            zeros(patch, np.float32),
-            zeros((patch, channels), np.float32),
-            zeros(channels, np.float32),
-            np.float32(0),
-        )
+        pca = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), _abstract_pca(config))
     return multihost_utils.broadcast_one_to_all(pca)

@@ -10,11 +10,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vae.metrics import to_float
-from vae.training.augment import augment
+from vae.training.augment import augment, mask_squares
 from vae.training.losses import objective_terms
 from vae.training.optimizer import learning_rate_schedule, make_optimizer
 from vae.training.sharding import batch_sharding, replicated
-from vae.training.state import TrainState, make_model
+from vae.training.state import TrainState, join_variables, make_model
 
 # The running latent statistics forget with this factor a step, once they have seen enough.
 LATENT_DECAY = 0.99
@@ -42,21 +42,25 @@ def make_train_step(
 
     Returns:
       A jitted function. `state` is donated; `images` is uint8 [batch_size, S, S, 3] sharded over
-      the whole mesh; metrics are replicated scalars, and vectors [C] by latent channel.
+      the whole mesh, or [batch_size, S, S, 6] where the masked tiles that the encoder sees come
+      along; metrics are replicated scalars, and vectors [C] by latent channel.
     """
     model = make_model(config)
     optimizer = make_optimizer(config)
     schedule = learning_rate_schedule(config)
     beta, ssim_weight = config.loss.beta, config.loss.ssim_weight
 
-    def loss_fn(params, fixed, x, rows, key):
-        variables = {"params": params, **fixed}
-        posterior = model.apply(variables, x, method="encode")
+    def loss_fn(params, fixed, batch_stats, seen, x, rows, key):
+        variables = join_variables(params, fixed, batch_stats)
+        # Statistics over a batch that is sharded are those of the whole batch: XLA adds them up.
+        posterior, updated = model.apply(
+            variables, seen, train=True, method="encode", mutable=["batch_stats"]
+        )
         z = posterior.sample_rows(key, rows)
         image = model.apply(variables, z, method="decode")
         log_scale = model.apply(variables, method="log_scale")
         terms = objective_terms(x, image, log_scale, posterior, config.loss.likelihood)
-        mean = posterior.mean
+        mean, channels = posterior.mean, posterior.mean.shape[-1]
         metrics = {
             "nll": terms.nll.mean(),
             "kl": terms.kl.mean(),
@@ -64,45 +68,61 @@ def make_train_step(
             "ssim": terms.ssim.mean(),
             "mse": jnp.square(x - image).mean(),
             "posterior_std": jnp.exp(0.5 * posterior.log_var).mean(),
-            "kl_channel": posterior.kl_map().sum(axis=(1, 2)).mean(axis=0),
-            "latent_mean": mean.mean(axis=(0, 1, 2)),
-            "latent_square": jnp.square(mean).mean(axis=(0, 1, 2)),
+            "kl_channel": posterior.kl_map().reshape(len(x), -1, channels).sum(axis=1).mean(axis=0),
+            "latent_mean": mean.reshape(-1, channels).mean(axis=0),
+            "latent_square": jnp.square(mean).reshape(-1, channels).mean(axis=0),
         }
-        return terms.loss(beta, ssim_weight).mean(), metrics
+        loss = terms.loss(beta, ssim_weight, config.loss.per).mean()
+        return loss, (metrics, updated.get("batch_stats", {}))
 
     def gradients(state, images):
-        """Loss, metrics and gradient of the batch, in `accumulate` parts one after the other."""
+        """Loss, metrics, batch statistics and gradient, in `accumulate` parts one by one."""
         size, parts = images.shape[0], config.train.accumulate
         sample_key = step_key(config.seed, "posterior", state.step)
         augment_key = step_key(config.seed, "augment", state.step)
+        mask_key = step_key(config.seed, "mask", state.step)
+        grad = jax.value_and_grad(loss_fn, has_aux=True)
 
-        def part(images, rows):
+        def part(batch_stats, images, rows):
             images = augment(images, augment_key, rows, config.data.crop, config.data.augment)
-            grad = jax.value_and_grad(loss_fn, has_aux=True)
-            return grad(state.params, state.fixed, to_float(images), rows, sample_key)
+            # The target, and behind it, where tiles come in pairs, what the encoder sees of it.
+            target, seen = images[..., :3], images[..., -3:]
+            if config.train.mask == "squares":
+                seen = mask_squares(seen, mask_key, rows)
+            arguments = (to_float(seen), to_float(target), rows, sample_key)
+            (loss, (metrics, stats)), grads = grad(
+                state.params, state.fixed, batch_stats, *arguments
+            )
+            return stats, (loss, metrics, grads)
 
         rows = jnp.arange(size)
         if parts == 1:
-            return part(images, rows)
+            return part(state.batch_stats, images, rows)
         # Every part takes each `parts`-th row, so that each device keeps its own rows.
         cut = lambda a: a.reshape(size // parts, parts, *a.shape[1:]).swapaxes(0, 1)  # noqa: E731
-        total, _ = jax.lax.scan(
-            lambda total, piece: (jax.tree.map(jnp.add, total, part(*piece)), None),
-            jax.tree.map(
-                lambda a: jnp.zeros(a.shape, a.dtype),
-                jax.eval_shape(part, images[: size // parts], rows[: size // parts]),
-            ),
-            (cut(images), cut(rows)),
-        )
-        return jax.tree.map(lambda a: a / parts, total)
+
+        def add(carry, piece):
+            stats, total = carry
+            stats, new = part(stats, *piece)
+            return (stats, jax.tree.map(jnp.add, total, new)), None
+
+        shapes = jax.eval_shape(
+            part, state.batch_stats, images[: size // parts], rows[: size // parts]
+        )[1]
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        pieces = (cut(images), cut(rows))
+        (stats, total), _ = jax.lax.scan(add, (state.batch_stats, zeros), pieces)
+        return stats, jax.tree.map(lambda a: a / parts, total)
 
     def step(state: TrainState, images: jax.Array):
-        (loss, metrics), grads = gradients(state, images)
+        batch_stats, (loss, metrics, grads) = gradients(state, images)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         t = state.step.astype(jnp.float32)
-        decay = jnp.minimum(config.train.ema_decay, (1 + t) / (10 + t))
-        ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
+        ema_params = None
+        if state.ema_params is not None:
+            decay = jnp.minimum(config.train.ema_decay, (1 + t) / (10 + t))
+            ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
 
         mean, square = metrics.pop("latent_mean"), metrics.pop("latent_square")
         keep = jnp.minimum(LATENT_DECAY, t / (1 + t))
@@ -113,7 +133,9 @@ def make_train_step(
         metrics |= {
             "loss": loss,
             "psnr": 10 * jnp.log10(4.0 / metrics.pop("mse")),
-            "log_scale": model.apply({"params": params, **state.fixed}, method="log_scale"),
+            "log_scale": model.apply(
+                join_variables(params, state.fixed, batch_stats), method="log_scale"
+            ),
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": schedule(state.step),
             "latent_std": jnp.sqrt(jnp.mean(latent_var)),
@@ -124,6 +146,7 @@ def make_train_step(
             params=params,
             ema_params=ema_params,
             opt_state=opt_state,
+            batch_stats=batch_stats,
             latent_mean=latent_mean,
             latent_var=latent_var,
         )

@@ -1,5 +1,6 @@
 """A run from its config to its table: this reads top to bottom."""
 
+import functools
 import shlex
 import signal
 import sys
@@ -15,20 +16,25 @@ from etils import epath
 from ml_collections import ConfigDict
 
 import vae
-from data.errors import DataError, FundusError, UsageError
-from data.pipeline import Dataset, first_tiles, open_dataset, train_batches
+from data.errors import DataError, FundusError
+from data.pipeline import open_dataset, paired, train_batches
 from vae.training.checkpoint import Checkpoints
-from vae.training.config import validate
 from vae.training.log import Clock, RunLog, console_line
+from vae.training.profile import Profile
 from vae.training.saved import CHECKPOINTS, read_model, write_config
 from vae.training.sharding import local_rows, make_mesh, put_batch, tree_sharding
-from vae.training.state import (
-    TrainState,
-    abstract_state,
-    initial_state,
-    pca_of_training_tiles,
+from vae.training.signals import StopSignals
+from vae.training.start import (
+    check_same_model,
+    check_same_run,
+    check_splits,
+    open_data,
+    plain,
+    start_state,
 )
+from vae.training.state import TrainState, abstract_state
 from vae.training.steps import make_train_step
+from vae.training.validation import validate
 
 OWN_PHOTOGRAPHS = """
 next, with a folder of your own photographs (its subfolders are the labels):
@@ -40,7 +46,6 @@ next, with a folder of your own photographs (its subfolders are the labels):
 
 # Steps in flight: enough to keep a device busy, few enough to bound the batches held there.
 IN_FLIGHT = 2
-PROFILED_STEPS = (10, 15)
 
 
 class NonFiniteLossError(FundusError):
@@ -68,10 +73,12 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
 
     # ---- Data -----------------------------------------------------------------------------------
     dataset = open_data(config, workdir)
-    _check_splits(config, dataset)
+    check_splits(config, dataset)
+    masked = open_dataset(config.data.masked_dir) if config.data.masked_dir else None
     about = {
         "fingerprint": dataset.fingerprint,
-        "model": _plain(config.model),
+        "masked_fingerprint": masked.fingerprint if masked else None,
+        "model": plain(config.model),
         "version": vae.__version__,
         "command": shlex.join(sys.argv),
     }
@@ -83,10 +90,10 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
     checkpoints = Checkpoints(workdir / CHECKPOINTS, config.train.keep_checkpoints)
     start = checkpoints.latest_step()
     if start is None:
-        state, start = _start(config, dataset, sharding), 0
+        state, start = start_state(config, dataset, sharding), 0
         _say(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     else:
-        _check_same_run(checkpoints.about(start), about, workdir)
+        check_same_run(checkpoints.about(start), about, workdir)
         state = checkpoints.restore(start, _with_sharding(abstract, sharding))
         _say(f"continuing from checkpoint {start} of {workdir}")
     if jax.process_index() == 0:
@@ -94,8 +101,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
 
     # ---- The loop: evaluate, save, next batch, step ---------------------------------------------
     step_fn = make_train_step(config, mesh, sharding)
-    batches = train_batches(
-        dataset,
+    read = functools.partial(
+        train_batches,
         size=config.data.size,
         seed=config.seed,
         batch_size=config.batch_size,
@@ -103,11 +110,12 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
         start_step=start,
         threads=config.data.threads or None,
     )
+    batches = read(dataset) if masked is None else paired(read(dataset), read(masked))
     log = RunLog(workdir, start, config.train.tensorboard)
     clock = Clock(config.batch_size, config.train.steps)
     pending: deque[tuple[int, dict[str, Any], int]] = deque()
     deadline = time.monotonic() + 60 * config.train.max_minutes
-    profile = _Profile(workdir, start) if config.train.profile else None
+    profile = Profile(workdir, start, _say) if config.train.profile else None
     stop = StopSignals()
 
     def read_pending(keep: int) -> None:
@@ -187,101 +195,12 @@ def evaluate_workdir(config: ConfigDict, workdir: epath.PathLike) -> None:
     validate(config, jax.device_count())
     workdir = epath.Path(workdir).absolute()
     saved = read_model(workdir)
-    if _plain(saved.config.model) != _plain(config.model):
-        raise DataError(
-            f"{workdir} holds the model {_plain(saved.config.model)}, the config asks for "
-            f"{_plain(config.model)}; give the config the run was made with"
-        )
+    check_same_model(saved, config, str(workdir))
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     shardings = tree_sharding(saved.variables, mesh, config.mesh.fsdp_min_size)
     variables = jax.device_put(saved.variables, shardings)
     dataset = open_data(config, workdir)
     evaluate_and_write(config, variables, dataset, mesh, workdir, step=saved.step)
-
-
-def open_data(config: ConfigDict, workdir: epath.Path) -> Dataset:
-    """The dataset of a config; the bundled sources are prepared in the workdir on first use."""
-    if not config.data.source:
-        if not config.data.dir:
-            raise UsageError(
-                "data.dir is empty; give --config.data.dir=DIR, made by `fundus-vae make-tiles` "
-                "and `fundus-vae build`, or use a preset that brings its data: "
-                "--config=configs/fundus256.py:demo"
-            )
-        return open_dataset(config.data.dir)
-    from data import demo
-
-    return open_dataset(demo.prepare(config.data.source, workdir / "data", config.data.size))
-
-
-class StopSignals:
-    """Notes SIGTERM and SIGINT instead of dying of them; the loop saves and leaves.
-
-    Attributes:
-      received: The signal's number, 0 while there was none. A second SIGINT interrupts at once.
-    """
-
-    def __init__(self):
-        self.received = 0
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        self._before = {number: signal.signal(number, self._note) for number in numbers}
-
-    def restore(self) -> None:
-        """Gives the signals back to whoever had them."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: Any) -> None:
-        self.received = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-class _Profile:
-    """Traces a few steps once everything is compiled."""
-
-    def __init__(self, workdir: epath.Path, start: int):
-        self._path = str(workdir / "profile")
-        self._first, self._last = (start + steps for steps in PROFILED_STEPS)
-        self._tracing = self._begun = False
-
-    def after(self, step: int) -> None:
-        if step == self._first:
-            jax.profiler.start_trace(self._path)
-            self._tracing = self._begun = True
-        elif step == self._last:
-            self.close()
-
-    def close(self) -> None:
-        """Ends the trace, of fewer steps where the run ends first."""
-        if not self._begun:
-            _say(f"no profile: the run ended before step {self._first}")
-        if self._tracing:
-            jax.profiler.stop_trace()
-            self._tracing = False
-            _say(f"profile of steps {self._first} to {self._last} in {self._path}")
-
-
-def _start(config: ConfigDict, dataset: Dataset, sharding: TrainState) -> TrainState:
-    """Step 0: the PCA of the training tiles, or the model that `init_from` names."""
-    if config.init_from:
-        saved = read_model(config.init_from)
-        if _plain(saved.config.model) != _plain(config.model):
-            raise DataError(
-                f"init_from={config.init_from} holds the model {_plain(saved.config.model)}, "
-                f"the config asks for {_plain(config.model)}"
-            )
-        pca = jax.device_get(saved.variables["pca"]["fit"])
-    else:
-        tiles = first_tiles(
-            dataset, size=config.data.size, seed=config.seed, count=config.data.pca_tiles
-        )
-        pca = pca_of_training_tiles(config, tiles)
-    state = jax.jit(lambda fit: initial_state(config, fit), out_shardings=sharding)(pca)
-    if config.init_from:
-        params = jax.device_put(saved.variables["params"], sharding.params)
-        copy = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 0, tree))
-        state = state.replace(params=params, ema_params=copy(params))
-    return state
 
 
 def _scheduled_evaluation(config, state, dataset, mesh, step, log) -> None:
@@ -299,25 +218,6 @@ def _scheduled_evaluation(config, state, dataset, mesh, step, log) -> None:
     )
 
 
-def _check_splits(config: ConfigDict, dataset: Dataset) -> None:
-    for split, key in (("train", "the training"), (config.eval.split, "eval.split")):
-        if not dataset.counts.get(split):
-            raise DataError(
-                f"{dataset.path} has no tiles for {key} split {split!r}, it has {dataset.counts}; "
-                "build it with such a share of the patients, or set --config.eval.split"
-            )
-
-
-def _check_same_run(saved: dict, now: dict, workdir: epath.Path) -> None:
-    """Refuses to continue with another model or other data than the checkpoint's."""
-    for key, what in (("model", "model"), ("fingerprint", "dataset fingerprint")):
-        if saved.get(key) != now[key]:
-            raise DataError(
-                f"the checkpoint in {workdir} belongs to the {what} {saved.get(key)}, this run has "
-                f"{now[key]}; use another --workdir, or start from it with --config.init_from"
-            )
-
-
 def _with_sharding(abstract: TrainState, sharding: TrainState) -> TrainState:
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
@@ -333,11 +233,6 @@ def _agreed(flag: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return bool(multihost_utils.broadcast_one_to_all(np.array(flag)))
-
-
-def _plain(config: ConfigDict) -> dict[str, Any]:
-    """As JSON would give it back."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in config.to_dict().items()}
 
 
 def _say(line: str) -> None:

@@ -1,39 +1,14 @@
-"""The command `fundus-vae`: from photographs to a dataset."""
+"""`make-tiles` and `build`: from photographs to a dataset."""
 
 import argparse
-import sys
-from collections.abc import Sequence
-from typing import NoReturn
 
-from data.errors import DataError, FundusError, UsageError, show
+from data.errors import DataError
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises a wrong command as an error of one line instead of printing all of its options."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; `{self.prog} --help` shows what there is")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a subcommand; returns the exit code: 0, 1 for bad data, 2 for wrong usage."""
-    parser = _Parser(
-        prog="fundus-vae",
-        description="Fundus photographs to tiles, tiles to a dataset for run_experiment.py.",
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+def add(commands) -> None:
+    """Registers the commands."""
     _add_make_tiles(commands)
     _add_build(commands)
-    try:
-        arguments = vars(parser.parse_args(argv))
-        run = arguments.pop("run")
-        del arguments["command"]
-        return run(**arguments)
-    except (FundusError, OSError) as error:
-        return show(error)
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
 
 
 def _add_make_tiles(commands) -> None:
@@ -115,7 +90,3 @@ def _build(**options) -> int:
     print("next: python run_experiment.py --config=configs/fundus256.py "
           f"--config.data.dir={options['data_dir']} --workdir=DIR")  # fmt: skip
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,55 @@
+"""One record of a built dataset, parsed: the tile and what is known of it."""
+
+import cv2
+import numpy as np
+from google.protobuf.message import DecodeError
+from tensorflow_datasets.proto import tf_example_pb2
+
+from data import fov, records
+from data.record_files import damaged
+
+
+class Example:
+    """A record of a source; nothing of its image is decoded before it is asked for."""
+
+    def __init__(self, source: records.RecordSource, number: int):
+        """Reads and parses record `number`.
+
+        Raises:
+          DataError: It does not match its checksum, or is no example.
+        """
+        record = source[number]
+        self._place = (source, number)
+        try:
+            self._features = tf_example_pb2.Example.FromString(record).features.feature
+        except DecodeError as error:
+            raise self._damaged("is no example") from error
+
+    def text(self, name: str) -> str:
+        """One of tile_id, photograph, patient, label."""
+        return self._features[name].bytes_list.value[0].decode()
+
+    def geometry(self) -> tuple[fov.FieldOfView, int, int]:
+        """The field of view of the tile's photograph, and the tile's origin (y, x) in it."""
+        circle = (
+            self._features[f"fov_{name}"].float_list.value[0]
+            for name in ("x", "y", "radius", "top", "bottom")
+        )
+        y, x = (self._features[name].int64_list.value[0] for name in ("y", "x"))
+        return fov.FieldOfView(*circle), y, x
+
+    def decode(self) -> np.ndarray:
+        """The tile as it was built: uint8 [H, W, 3].
+
+        Raises:
+          DataError: The record holds no image.
+        """
+        encoded = np.frombuffer(self._features["image"].bytes_list.value[0], np.uint8)
+        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
+        if image is None:
+            raise self._damaged("holds no image")
+        return image
+
+    def _damaged(self, what: str):
+        source, number = self._place
+        return damaged(*source.locate(number), what, source[number])

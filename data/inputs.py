@@ -1,0 +1,316 @@
+"""What a user names on a command line, one image after another: files, folders and datasets.
+
+Images are decoded a little ahead of their use by a few threads, in the order they were named, and
+memory does not grow with their number.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from data.cores import available_cores
+from data.errors import DataError, UsageError
+from data.fov import UNKNOWN, FieldOfView, find_fov, fov_mask
+from data.fundus_tiles import NAME
+from data.images import IMAGE_SUFFIXES, iterate_images, read_image, require_utf8
+from data.manifest import MANIFEST, TileRow, iterate_manifest
+from data.splits import SPLITS
+
+if TYPE_CHECKING:
+    from data.dataset import Dataset
+
+# An image of no known origin is searched for a field of view from this short side on: smaller
+# ones are tiles, in which a vessel's edge may pass for a part of a disc.
+PHOTOGRAPH_SIDE = 384
+
+# Decoded images waiting for their turn: at most so many, and about so many bytes of them.
+_AHEAD = 64
+_AHEAD_BYTES = 96 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One image as the user gave it.
+
+    Attributes:
+      item_id: The tile's id where it is known ("<label>/<photograph>/<photograph>_y0_x0"), else
+        the path below the folder that was named, without its suffix; unique, with "/" in it.
+      path: The file, or the directory of the dataset.
+      image: uint8 [H, W, 3], sRGB.
+      fov: Of the photograph; `data.fov.UNKNOWN` where none is known or found.
+      origin: Row and column of the image in its photograph, (-1, -1) where unknown.
+      photograph: "<label>/<stem>" of a tile's photograph; the item's own id for a photograph in
+        which a field of view was found; "" where unknown.
+      patient: "" where unknown.
+      label: "" where unknown.
+      split: "" where unknown.
+    """
+
+    item_id: str
+    path: str
+    image: np.ndarray
+    fov: FieldOfView = UNKNOWN
+    origin: tuple[int, int] = (-1, -1)
+    photograph: str = ""
+    patient: str = ""
+    label: str = ""
+    split: str = ""
+
+    def mask(self) -> np.ndarray:
+        """Where the field of view is, bool [H, W]: the circle if known, else the lit region."""
+        return fov_mask(self.fov, self.image, *self.origin)
+
+    def inside(self) -> np.ndarray:
+        """The image with black outside the circle, uint8 [H, W, 3]; as it is if none is known.
+
+        Dates and names are burned in outside. The lit region is no substitute: they are lit.
+        """
+        if not self.fov.known:
+            return self.image
+        return np.where(self.mask()[..., None], self.image, np.uint8(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """An image that cannot be read; those after it can.
+
+    Attributes:
+      item_id: As `Item`'s.
+      path: As `Item`'s.
+      reason: One line that names the file.
+    """
+
+    item_id: str
+    path: str
+    reason: str
+
+
+class Inputs:
+    """Images in a stable order; made by `open_inputs`."""
+
+    def __init__(self, parts: Sequence["_Files | _Records"], threads: int):
+        self._parts = parts
+        self._threads = threads
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self._parts)
+
+    def names(self) -> list[str]:
+        """The ids of all items in order; no image is decoded, but every record is read."""
+        return [name for part in self._parts for name in part.names()]
+
+    def read(self, start: int = 0) -> Iterator[Item | Failure]:
+        """Reads the images from number `start` on.
+
+        Args:
+          start: How many to pass over; they are not read.
+
+        Yields:
+          An item for each image, or a failure in its place.
+        """
+        jobs = itertools.islice(self._jobs(start), len(self))
+        with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
+            waiting = collections.deque()
+            try:
+                ahead = self._threads + 1  # until the first shows how large they are
+                while True:
+                    for job in itertools.islice(jobs, max(0, ahead - len(waiting))):
+                        waiting.append(pool.submit(job))
+                    if not waiting:
+                        return
+                    item = waiting.popleft().result()
+                    if isinstance(item, Item):
+                        fit = _AHEAD_BYTES // max(item.image.nbytes, 1)
+                        ahead = min(max(fit, self._threads), _AHEAD)
+                    yield item
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _jobs(self, start: int) -> Iterator[Callable[[], Item | Failure]]:
+        for part in self._parts:
+            for number in range(min(start, len(part)), len(part)):
+                yield lambda part=part, number=number: part.read(number)
+            start = max(0, start - len(part))
+
+
+def open_inputs(
+    paths: Sequence[str | os.PathLike], *, split: str | None = None, threads: int | None = None
+) -> Inputs:
+    """Opens images for reading, tiles and whole photographs alike.
+
+    Args:
+      paths: Each an image file; a folder, searched with its subfolders (where it has a
+        `manifest.csv`, the tiles that it lists); or a dataset that `fundus-vae build` wrote.
+      split: Only this split of datasets and of folders with a manifest; None takes all.
+      threads: That decode; None for one a core.
+
+    Returns:
+      The images, none of them read yet.
+
+    Raises:
+      UsageError: No paths, a model instead of images, or `split` where there are none.
+      DataError: A path is missing, a folder has no images, or two images have one id.
+    """
+    paths = [os.fspath(path) for path in paths]
+    if not paths:
+        raise UsageError("no input; name image files, folders, or a dataset")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads {threads}: expected at least 1")
+    if split is not None and split not in SPLITS:
+        raise UsageError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
+    parts: list[_Files | _Records] = []
+    for path in paths:
+        parts.extend(_open(path, split))
+    # A dataset's tiles differ from each other by its build: alone it need not be read twice.
+    if any(isinstance(part, _Files) for part in parts) or len(paths) > 1:
+        _refuse_shared_ids(parts)
+    return Inputs(parts, threads or available_cores())
+
+
+def _open(path: str, split: str | None) -> list["_Files | _Records"]:
+    if "://" in path:
+        raise UsageError(f"{path}: images are read from local files; mount or copy them")
+    require_utf8(path)
+    if not os.path.exists(path):
+        raise DataError(f"{path}: no such file or folder; expected images or a dataset")
+    folder = Path(path)
+    if not folder.is_dir():
+        _refuse_split(path, split)
+        return [_Files("", [path])]
+    if (folder / "checkpoints").is_dir() and (folder / "config.json").is_file():
+        raise UsageError(f"{path} is a model's workdir; expected images here and it as --model")
+    if (folder / "dataset_info.json").is_file() or (folder / NAME).is_dir():
+        from data.dataset import open_dataset  # Takes half a second that a jpg need not wait.
+
+        dataset = open_dataset(path)
+        return [_Records(dataset, name) for name in ([split] if split else dataset.shards)]
+    if (folder / MANIFEST).is_file():
+        rows = [row for row in iterate_manifest(folder / MANIFEST) if split in (None, row.split)]
+        if not rows:
+            raise DataError(f"{folder / MANIFEST}: no tiles of split {split}")
+        return [_Files(path, [row.tile for row in rows], rows)]
+    _refuse_split(path, split)
+    files = sorted(os.path.relpath(file, path) for file in iterate_images(folder))
+    if not files:
+        raise DataError(f"{path}: no images; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
+    return [_Files(path, files)]
+
+
+def _refuse_split(path: str, split: str | None) -> None:
+    if split is not None:
+        raise UsageError(
+            f"split {split}: {path} has no splits; a dataset or a folder with a {MANIFEST} has"
+        )
+
+
+def _refuse_shared_ids(parts: Sequence["_Files | _Records"]) -> None:
+    seen: dict[str, tuple[_Files | _Records, int]] = {}
+    for part in parts:
+        for number, name in enumerate(part.names()):
+            if name in seen:
+                other, place = seen[name]
+                raise DataError(
+                    f"two images are called {name!r}: {other.path(place)} and {part.path(number)};"
+                    " name a folder that holds both, or rename one"
+                )
+            seen[name] = part, number
+
+
+class _Files:
+    """Image files below a folder, with their manifest's rows or without; "" is no folder."""
+
+    def __init__(self, root: str, paths: list[str], rows: list[TileRow] | None = None):
+        self._root = root
+        self._paths = paths
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def path(self, number: int) -> str:
+        return os.path.join(self._root, self._paths[number])
+
+    def name(self, number: int) -> str:
+        if self._rows is not None:
+            return self._rows[number].tile_id
+        path = self._paths[number] if self._root else os.path.basename(self._paths[number])
+        return os.path.splitext(path)[0].replace(os.sep, "/")
+
+    def names(self) -> Iterator[str]:
+        return map(self.name, range(len(self)))
+
+    def read(self, number: int) -> Item | Failure:
+        path, name = self.path(number), self.name(number)
+        try:
+            image = read_image(path)
+        except DataError as error:
+            return Failure(name, path, str(error))
+        if self._rows is not None:
+            row = self._rows[number]
+            return Item(
+                item_id=name, path=path, image=image, fov=row.fov, origin=(row.y, row.x),
+                photograph=row.photograph, patient=row.patient, label=row.label, split=row.split,
+            )  # fmt: skip
+        if min(image.shape[:2]) >= PHOTOGRAPH_SIDE:
+            try:
+                fov = find_fov(image, path).rounded()
+                return Item(name, path, image, fov=fov, origin=(0, 0), photograph=name)
+            except DataError:
+                pass  # A large tile, or no fundus photograph: the lit region will do.
+        return Item(name, path, image)
+
+
+class _Records:
+    """The tiles of one split of a dataset."""
+
+    def __init__(self, dataset: "Dataset", split: str):
+        self._source = dataset.source(split)
+        self._directory = str(dataset.path)
+        self._split = split
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def path(self, number: int) -> str:
+        return self._directory
+
+    def names(self) -> Iterator[str]:
+        from data.examples import Example
+
+        for number in range(len(self)):
+            try:
+                yield Example(self._source, number).text("tile_id")
+            except DataError:
+                yield self._unnamed(number)
+
+    def read(self, number: int) -> Item | Failure:
+        from data.examples import Example
+
+        try:
+            example = Example(self._source, number)
+            name = example.text("tile_id")
+        except DataError as error:
+            return Failure(self._unnamed(number), self._directory, str(error))
+        try:
+            image = example.decode()
+        except DataError as error:
+            return Failure(name, self._directory, str(error))
+        fov, y, x = example.geometry()
+        photograph, patient, label = map(example.text, ("photograph", "patient", "label"))
+        return Item(
+            item_id=name, path=self._directory, image=image, fov=fov, origin=(y, x),
+            photograph=photograph, patient=patient, label=label, split=self._split,
+        )  # fmt: skip
+
+    def _unnamed(self, number: int) -> str:
+        """What a record is called that is too damaged to say it."""
+        shard, record = self._source.locate(number)
+        return f"{shard.name}/record {record}"

@@ -1,0 +1,5 @@
+"""`embed`: a map of latents."""
+
+
+def add(commands) -> None:
+    """Registers the commands."""

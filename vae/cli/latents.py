@@ -1,0 +1,5 @@
+"""`encode` and `decode`."""
+
+
+def add(commands) -> None:
+    """Registers the commands."""

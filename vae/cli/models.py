@@ -1,0 +1,5 @@
+"""`evaluate`, `info` and `export`."""
+
+
+def add(commands) -> None:
+    """Registers the commands."""

@@ -1,0 +1,79 @@
+"""convert_torch_checkpoint: the published PyTorch weights as a model that every command takes.
+
+    convert_torch_checkpoint model.pth --out DIR [--verify]      DIR/model.safetensors
+    convert_torch_checkpoint --to_torch DIR --out model.pth      and back
+
+The only part of the project that needs PyTorch: pip install 'fundus-vae[convert]'.
+"""
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from data.errors import FundusError, UsageError, show
+
+EPILOG = """\
+examples:
+  convert_torch_checkpoint model.pth --dry_run
+  convert_torch_checkpoint model.pth --out published --verify
+  fundus-vae info published
+  convert_torch_checkpoint --to_torch published --out model.pth
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises a wrong command as an error of one line instead of printing all of its options."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; `{self.prog} --help` shows what there is")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code: 0, 1 for bad data, 2 for wrong usage."""
+    parser = _Parser(
+        prog="convert_torch_checkpoint",
+        description="Turns the published PyTorch weights into a model of this project. The latent "
+        "and image size are read from the shapes; nothing in the file is ever executed.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "source", nargs="?", type=Path, metavar="MODEL.pth", help="a state dict; .safetensors too"
+    )
+    parser.add_argument("--out", type=Path, help="folder to make; with --to_torch the file")
+    parser.add_argument("--dry_run", action="store_true", help="only print what would become what")
+    parser.add_argument(
+        "--verify", action="store_true", help="run both frameworks on random tiles and compare"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier output")
+    parser.add_argument(
+        "--to_torch", type=Path, metavar="MODEL", help="write this model for PyTorch instead"
+    )
+    try:
+        options = parser.parse_args(argv)
+        if (options.source is None) == (options.to_torch is None):
+            raise UsageError("give either MODEL.pth to convert or --to_torch MODEL to convert back")
+        if options.out is None and not options.dry_run:
+            raise UsageError("--out is missing: where to write")
+        if options.to_torch and (options.dry_run or options.verify):
+            raise UsageError("--dry_run and --verify are for the way from PyTorch")
+        if importlib.util.find_spec("torch") is None:
+            raise UsageError("PyTorch is not installed; pip install 'fundus-vae[convert]'")
+        # Heavy imports wait until the command is known to be right.
+        from vae.convert_torch_checkpoint import run
+
+        if options.to_torch:
+            return run.to_torch(options.to_torch, options.out, overwrite=options.overwrite)
+        if options.dry_run:
+            return run.dry_run(options.source)
+        return run.from_torch(
+            options.source, options.out, overwrite=options.overwrite, verify=options.verify
+        )
+    except (FundusError, OSError) as error:
+        return show(error)
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130

@@ -1,0 +1,175 @@
+"""What the command does: reads, checks, converts, verifies, writes."""
+
+import contextlib
+import os
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import tqdm
+from etils import epath
+from safetensors import SafetensorError
+
+import vae
+from configs.published import get_config
+from data.errors import DataError, UsageError
+from data.files import replacing
+from vae.convert_torch_checkpoint import convert
+from vae.convert_torch_checkpoint.source import read_state, verify_checksums
+from vae.convert_torch_checkpoint.table import leaves, table
+from vae.convert_torch_checkpoint.verify import IMAGE_TOLERANCE, POSTERIOR_TOLERANCE, compare
+from vae.models import FundusVAE
+from vae.training.config import FUNDUS_VAE
+from vae.training.exported import EXPORTED, SavedModel, read_exported, write_exported
+from vae.training.saved import read_model
+from vae.training.state import make_model
+
+
+def dry_run(source: Path) -> int:
+    """Prints the table of a conversion and whether it would work."""
+    state = read_state(source)
+    model = convert.published_model(state)
+    convert.check(str(source), state, model)
+    wanted = leaves(model)
+    for entry in table(model):
+        tensor, leaf = state[entry.source], wanted[entry.path]
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        print(
+            f"{entry.source:44} {dtype:8} {list(tensor.shape)!s:20} -> {entry.path:50} "
+            f"{leaf.dtype!s:8} {list(leaf.shape)!s:20} {entry.layout.name}"
+        )
+    size = sum(np.dtype(leaf.dtype).itemsize * leaf.size for leaf in wanted.values())
+    print(f"{_summary(model)}: {len(wanted)} tensors, {size / 1e6:,.1f} MB to write")
+    return 0
+
+
+def from_torch(source: Path, out: Path, *, overwrite: bool = False, verify: bool = False) -> int:
+    """Converts `source` into the folder `out`; see the command's help."""
+    _refuse_folder(out, overwrite)
+    state = read_state(source)
+    model = convert.published_model(state)
+    convert.check(str(source), state, model)
+    if lossy := convert.rounded(state):
+        print(f"{len(lossy)} float64 tensors are rounded to float32, the first is {lossy[0]}")
+    with _bar("checking", 2 * source.stat().st_size) as bar:
+        sha256 = verify_checksums(source, bar.update)
+    arrays = {}
+    with _bar("converting", sum(t.nbytes for t in state.values())) as bar:
+        for entry, array in convert.converted(str(source), state, model):
+            arrays[entry.path] = array
+            bar.update(state[entry.source].nbytes)
+    # The command as somebody could type it again.
+    words = ["convert_torch_checkpoint", str(source), "--out", str(out)]
+    about = {
+        "version": vae.__version__,
+        "command": shlex.join(words),
+        "source": source.name,
+        "sha256": sha256,
+        "latent_statistics": "of the prior N(0, I): the source has none",
+    }
+    saved = _saved(model, convert.nested(arrays), about)
+    with _folder(out) as unfinished:
+        print(f"writing {out / EXPORTED}", flush=True)
+        try:
+            write_exported(unfinished / EXPORTED, saved)
+        except (OSError, SafetensorError) as error:
+            raise DataError(
+                f"{out} could not be written: {error}; free some disk space and run the same "
+                "command again"
+            ) from error
+        if verify:
+            _verify(state, unfinished / EXPORTED, model)
+    print(f"{_summary(model)}: {out}")
+    return 0
+
+
+def to_torch(path: Path, out: Path, *, overwrite: bool = False) -> int:
+    """Writes the model at `path` as a state dict for the published PyTorch module."""
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder; expected the name of a file, model.pth")
+    if out.exists() and not overwrite:
+        raise UsageError(f"{out} exists; --overwrite replaces it")
+    saved = read_model(path)
+    if saved.config.model.architecture != FUNDUS_VAE:
+        raise DataError(
+            f"{path} is a model of architecture {saved.config.model.architecture!r}, for which "
+            f"there is no PyTorch module; expected {FUNDUS_VAE!r}"
+        )
+    model = make_model(saved.config)
+    state = convert.to_torch(saved.variables, model)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as unfinished:
+        torch.save(state, unfinished)
+    print(f"{_summary(model)}: {out}")
+    return 0
+
+
+def _saved(model: FundusVAE, variables: dict, about: dict[str, str]) -> SavedModel:
+    config = get_config()
+    config.model.update(latent_size=model.latent_size, image_size=model.image_size)
+    config.data.update(size=model.image_size, crop=model.image_size)
+    return SavedModel(
+        path=epath.Path(EXPORTED),
+        config=config,
+        step=0,
+        variables=variables,
+        latent_mean=np.zeros(model.latent_size, np.float32),
+        latent_var=np.ones(model.latent_size, np.float32),
+        about=about,
+    )
+
+
+def _verify(state: dict[str, torch.Tensor], path: Path, model: FundusVAE) -> None:
+    """Compares PyTorch's numbers with those of the file just written.
+
+    Raises:
+      DataError: They differ by more than float32 explains.
+    """
+    difference = compare(state, read_exported(path).variables, model)
+    for name in ("mean", "log_var", "image"):
+        largest, value = getattr(difference, name)
+        print(f"{name:8} largest absolute difference {largest:.2e}, values up to {value:.3g}")
+    if not difference.agrees:
+        raise DataError(
+            f"the conversion disagrees with PyTorch: tolerated are {POSTERIOR_TOLERANCE:g} of the "
+            f"largest value for mean and log_var, {IMAGE_TOLERANCE:g} for the image; nothing was "
+            "written"
+        )
+
+
+def _refuse_folder(out: Path, overwrite: bool) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UsageError(f"--out {out} is a file; expected a folder to make")
+    if (out / EXPORTED).exists():
+        if not overwrite:
+            raise UsageError(f"{out} holds a model already; --overwrite replaces it")
+    elif any(out.iterdir()):
+        raise UsageError(f"--out {out} is a folder of something else; name a new one")
+
+
+@contextlib.contextmanager
+def _folder(out: Path) -> Iterator[Path]:
+    """Yields a folder beside `out` that takes its place at the end, or goes."""
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        if out.exists():
+            (unfinished / EXPORTED).replace(out / EXPORTED)
+        else:
+            unfinished.rename(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _bar(what: str, size: int) -> tqdm.tqdm:
+    return tqdm.tqdm(total=size, desc=what, unit="B", unit_scale=True, disable=None)
+
+
+def _summary(model: FundusVAE) -> str:
+    return f"latent size {model.latent_size}, images of {model.image_size} pixels"

@@ -1,0 +1,81 @@
+"""Both frameworks on the same tiles: the proof of a conversion."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import torch
+
+from vae.convert_torch_checkpoint.table import PREFIX
+from vae.convert_torch_checkpoint.torch_module import PublishedVAE
+from vae.models import FundusVAE
+
+TILES = 4
+# Float32 sums in another order: of the mean and log-variance relative to their largest value, of
+# the reconstruction in values of [-1, 1].
+POSTERIOR_TOLERANCE = 1e-3
+IMAGE_TOLERANCE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Largest absolute differences, and the largest absolute value in PyTorch.
+
+    Attributes:
+      mean, log_var: (difference, value).
+      image: (difference, value) of the reconstruction in [-1, 1].
+    """
+
+    mean: tuple[float, float]
+    log_var: tuple[float, float]
+    image: tuple[float, float]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether all three are within their tolerance; not so where one is not a number."""
+        relative = [
+            difference <= POSTERIOR_TOLERANCE * value
+            for difference, value in (self.mean, self.log_var)
+        ]
+        return all(relative) and self.image[0] <= IMAGE_TOLERANCE
+
+
+def compare(
+    state: dict[str, torch.Tensor], variables: dict, model: FundusVAE, seed: int = 0
+) -> Difference:
+    """Encodes and decodes random tiles with both.
+
+    Args:
+      state: The source's tensors by key without prefix; may be memory-mapped.
+      variables: The conversion's.
+      model: Of their sizes.
+      seed: Of the tiles.
+    """
+    side = model.image_size
+    tiles = np.random.default_rng(seed).random((TILES, 3, side, side), np.float32)
+    with torch.device("meta"):
+        twin = PublishedVAE(model)
+    floats = {
+        PREFIX + key: tensor if key.endswith("num_batches_tracked") else tensor.float()
+        for key, tensor in state.items()
+    }
+    twin.load_state_dict(floats, strict=True, assign=True)
+    twin.eval()
+    with torch.inference_mode():
+        mean, log_var = twin.encode(torch.from_numpy(tiles))
+        image = 2 * twin.decode(mean) - 1
+    theirs = [output.numpy() for output in (mean, log_var, image.permute(0, 2, 3, 1))]
+
+    @jax.jit
+    def run(variables, x):
+        posterior = model.apply(variables, x, method="encode")
+        image = model.apply(variables, posterior.mean, method="decode")
+        return posterior.mean, posterior.log_var, image
+
+    ours = run(variables, 2 * tiles.transpose(0, 2, 3, 1) - 1)
+    return Difference(
+        *(
+            (float(np.abs(a - b).max()), float(np.abs(b).max()))
+            for a, b in zip(jax.device_get(ours), theirs, strict=True)
+        )
+    )

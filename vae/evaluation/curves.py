@@ -1,0 +1,182 @@
+"""Rate-distortion curves: the codecs that everyone can check, at several sizes, on a few tiles.
+
+The table has one size of each. A curve says more: how many more bytes a JPEG, or how many more
+components PCA would need to be as good. All points are means over the same sample of tiles, the
+model's too, so that they compare; their values differ a little from the table's.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vae.evaluation.evaluate import Evaluation
+from vae.evaluation.jpeg import jpeg_figures
+from vae.evaluation.passes import NAMES, Batch, Split, over_tiles
+from vae.evaluation.placement import place_whole
+from vae.evaluation.scoring import bicubic_step, pca_step
+from vae.models.pca import PCA
+
+TILES = 128
+JPEG_QUALITIES = (30, 50, 70, 80, 88, 93, 96, 98)
+BICUBIC_FACTORS = (2, 4, 8)
+# PCA's number of components as shares of the fit's.
+PCA_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """Means over a sample of tiles.
+
+    Attributes:
+      tiles: How many.
+      points: One dict a codec and setting: codec ("model", "pca", "bicubic", "jpeg"), setting (in
+        words), latents (values a tile, None for JPEG), bytes (a tile; None where there is no rate),
+        ssim, psnr (dB), and for codecs with a posterior ssim_sampled and psnr_sampled: the quality
+        that belongs to `bytes`.
+    """
+
+    tiles: int
+    points: list[dict[str, Any]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"tiles": self.tiles, "points": self.points}
+
+
+def rate_curves(
+    evaluation: Evaluation,
+    split: Split,
+    *,
+    mesh: Mesh,
+    latents: int,
+    pca: PCA | None,
+    seed: int = 0,
+    tiles: int = TILES,
+) -> Curves:
+    """Measures the baselines at several sizes, on one host.
+
+    Args:
+      evaluation: Of the model on the split.
+      split: What was evaluated; read once more.
+      mesh: Mesh with the axes data and fsdp.
+      latents: The model's values a tile.
+      pca: A fit with the most components to show; None for no such curve.
+      seed: Of the sample of tiles and of posterior samples.
+      tiles: Size of the sample.
+
+    Returns:
+      The model's point, then the curves, each from small to large.
+    """
+    counted = np.flatnonzero(evaluation.tiles["windows"] > 0)
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.choice(counted, min(tiles, len(counted)), replace=False))
+    batches = list(_chosen_batches(split, chosen))
+    values = math.prod(evaluation.size)
+    points = [_model_point(evaluation, chosen, latents)]
+    if pca is not None:
+        for count in sorted({max(round(pca.sd.size * share), 1) for share in PCA_SHARES}):
+            figures = _pca_figures(truncate(pca, count), batches, mesh, seed)
+            points.append(_pca_point(figures, count, values // pca.downsample**2))
+    for factor in sorted(BICUBIC_FACTORS, reverse=True):
+        if all(side % factor == 0 for side in evaluation.size):
+            points.append(_bicubic_point(batches, mesh, factor, 3 * values // factor**2))
+    points += [_jpeg_point(batches, mesh, quality) for quality in JPEG_QUALITIES]
+    return Curves(len(chosen), points)
+
+
+def truncate(pca: PCA, count: int) -> PCA:
+    """The fit with fewer components: what they held joins the residual."""
+    dropped = np.sum(np.square(pca.sd[count:], dtype=np.float64))
+    scale = np.sqrt(np.square(pca.scale, dtype=np.float64) + dropped / pca.mean.size)
+    return PCA(pca.mean, pca.components[:, :count], pca.sd[:count], np.float32(scale))
+
+
+def _chosen_batches(split: Split, chosen: np.ndarray):
+    """The chosen rows of the split, in batches of its own size."""
+    wanted = set(chosen.tolist())
+    held, size, first_row = [], 0, 0
+    for batch in split():
+        size = len(batch["valid"])
+        for row in range(size):
+            if first_row + row in wanted:
+                held.append({key: np.array(values[row]) for key, values in batch.items()})
+        first_row += size
+    for start in range(0, len(held), size):
+        yield _stack(held[start : start + size], size)
+
+
+def _stack(rows: list[dict[str, np.ndarray]], size: int) -> Batch:
+    """A batch, filled up with rows that are not valid."""
+    padding = [rows[-1] | {"valid": np.array(False)}] * (size - len(rows))
+    columns = ("image", "fov", "valid", *NAMES)
+    return {key: np.stack([row[key] for row in [*rows, *padding]]) for key in columns}
+
+
+def _model_point(evaluation: Evaluation, chosen: np.ndarray, latents: int) -> dict[str, Any]:
+    means = {name: float(values[chosen].mean()) for name, values in evaluation.tiles.items()
+             if values.dtype.kind == "f"}  # fmt: skip
+    return {
+        "codec": "model",
+        "setting": "this model",
+        "latents": latents,
+        "bytes": means["kl_bits"] / 8,
+        "ssim": means["ssim"],
+        "psnr": means["psnr"],
+        "ssim_sampled": means["ssim_sample"],
+        "psnr_sampled": means["psnr_sample"],
+    }
+
+
+def _pca_figures(pca: PCA, batches: list[Batch], mesh: Mesh, seed: int) -> dict[str, np.ndarray]:
+    placed_pca = jax.tree.map(lambda leaf: place_whole(leaf, mesh), pca)
+    seed_on_mesh = place_whole(np.uint32(seed), mesh)
+
+    def step(batch, placed, first_row):
+        row = place_whole(np.int32(first_row), mesh)
+        return pca_step(mesh)(placed_pca, placed["image"], placed["fov"], row, seed_on_mesh)
+
+    return over_tiles(batches, mesh, step)[0]
+
+
+def _pca_point(figures: dict[str, np.ndarray], count: int, positions: int) -> dict[str, Any]:
+    return {
+        "codec": "pca",
+        "setting": f"{count} component{'s' if count > 1 else ''}",
+        "latents": count * positions,
+        "bytes": float(figures["pca.kl"].mean()) / math.log(2) / 8,
+        "ssim": float(figures["pca.ssim"].mean()),
+        "psnr": float(figures["pca.psnr"].mean()),
+        "ssim_sampled": float(figures["pca_sampled.ssim"].mean()),
+        "psnr_sampled": float(figures["pca_sampled.psnr"].mean()),
+    }
+
+
+def _bicubic_point(batches: list[Batch], mesh: Mesh, factor: int, latents: int) -> dict[str, Any]:
+    def step(batch, placed, first_row):
+        return bicubic_step(mesh, factor)(placed["image"], placed["fov"])
+
+    figures, _ = over_tiles(batches, mesh, step)
+    return {
+        "codec": "bicubic",
+        "setting": f"reduced {factor} times",
+        "latents": latents,
+        "bytes": None,
+        "ssim": float(figures["bicubic.ssim"].mean()),
+        "psnr": float(figures["bicubic.psnr"].mean()),
+    }
+
+
+def _jpeg_point(batches: list[Batch], mesh: Mesh, quality: int) -> dict[str, Any]:
+    figures = jpeg_figures(batches, mesh, quality)
+    return {
+        "codec": "jpeg",
+        "setting": f"quality {quality}",
+        "latents": None,
+        "bytes": float(figures["jpeg.bytes"].mean()),
+        "ssim": float(figures["jpeg.ssim"].mean()),
+        "psnr": float(figures["jpeg.psnr"].mean()),
+    }

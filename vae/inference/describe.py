@@ -1,0 +1,100 @@
+"""What a model is, read off its variables and its config."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vae.training.exported import SavedModel
+from vae.training.saved import CHECKPOINTS, variables_hash
+from vae.training.state import make_model
+
+# A latent channel whose mean varies less than this over images says nothing of them; its posterior
+# is the prior (Burda, Grosse, Salakhutdinov, 2016: variance of the posterior mean above 0.01).
+ACTIVE_VARIANCE = 0.01
+
+
+def describe(saved: SavedModel) -> dict[str, Any]:
+    """A model in plain values, for JSON.
+
+    Returns:
+      path, kind ("checkpoint of a run" or "exported file"), name, preset, architecture, step,
+      hash, version (that trained it, None where unknown), parameters (learned values), bytes (of
+      all variables as float32), tile (side of the tiles it was made for, pixels), tile_only (True
+      where it takes no other size), latents (shape of one tile's), latent_values, ratio (input
+      values / latent values), sigma (the likelihood's deviation in grey levels), reach (pixels a
+      latent sees around its own patch and latent positions a pixel sees around its own, None where
+      everything sees everything), latent (mean and std per channel, active: number of channels
+      whose variance is above 0.01), trained (what is known of the run).
+    """
+    module, config = make_model(saved.config), saved.config
+    side = module.tile_size or config.data.size
+    shape = latent_shape(saved, side)
+    values = math.prod(shape)
+    std = np.sqrt(np.asarray(saved.latent_var, np.float64))
+    log_scale = module.apply(saved.variables, method="log_scale")
+    return {
+        "path": str(saved.path),
+        "kind": f"checkpoint of a run ({CHECKPOINTS}/{saved.path.name})"
+        if saved.path.parent.name == CHECKPOINTS
+        else "exported file",
+        "name": config.name,
+        "preset": preset(saved),
+        "architecture": config.model.architecture,
+        "step": saved.step,
+        "hash": variables_hash(saved.variables),
+        "version": saved.about.get("version"),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(saved.variables["params"])),
+        "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(saved.variables)),
+        "tile": side,
+        "tile_only": module.tile_size is not None,
+        "latents": list(shape),
+        "latent_values": values,
+        "ratio": 3 * side**2 / values,
+        "sigma": float(np.exp(log_scale) * 127.5),
+        "reach": None
+        if module.tile_size
+        else {"encoder_pixels": module.encoder_halo, "decoder_positions": module.decoder_halo},
+        "latent": {
+            "mean": np.round(np.asarray(saved.latent_mean, np.float64), 5).tolist(),
+            "std": np.round(std, 5).tolist(),
+            "active": int(np.sum(std**2 > ACTIVE_VARIANCE)),
+        },
+        "trained": _trained(saved),
+    }
+
+
+def preset(saved: SavedModel) -> str:
+    """The model's short name by its latent: f8c32, or the latent's size for one vector a tile."""
+    model = saved.config.model
+    if "downsample" in model:
+        return f"f{model.downsample}c{model.latent_channels}"
+    return f"{model.latent_size} values a tile"
+
+
+def latent_shape(saved: SavedModel, side: int) -> tuple[int, ...]:
+    """Shape of the latent of one tile of `side` pixels; nothing is computed."""
+    module = make_model(saved.config)
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    posterior = jax.eval_shape(
+        lambda v, x: module.apply(v, x, method="encode"), saved.variables, image
+    )
+    return posterior.mean.shape[1:]
+
+
+def _trained(saved: SavedModel) -> dict[str, Any]:
+    config, about = saved.config, saved.about
+    return {
+        "fingerprint": about.get("fingerprint"),
+        "command": about.get("command"),
+        "data": config.data.dir or config.data.source or None,
+        "crop": config.data.crop,
+        "batch_size": config.batch_size,
+        "likelihood": config.loss.likelihood,
+        "beta": config.loss.beta,
+        "ssim_weight": config.loss.ssim_weight,
+        "learning_rate": config.optimizer.learning_rate,
+        "ema_decay": config.train.ema_decay,
+    }

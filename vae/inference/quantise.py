@@ -1,0 +1,239 @@
+"""Latents as integers of a few bits each, packed by an entropy coder.
+
+A latent is rounded to a multiple of its channel's step, a fraction or multiple of the posterior's
+standard deviation: what the posterior is unsure of need not be kept. The integers of one item are
+packed on their own, so that any item can be read alone. In blocks of up to 32 x 32 positions, a
+channel is coded as it is or, where neighbours resemble each other (mean colours do), as
+differences; either way under the best of 64 logistic distributions. Which of them is one byte per
+channel and block, ahead of the stream.
+
+Measured on tiles at f8c32, a median predictor would save another 1%, contexts of neighbouring
+magnitudes or of other channels 1 to 2%, at many times the work.
+"""
+
+import decimal
+import functools
+
+import constriction
+import numpy as np
+
+from data.errors import DataError, UsageError
+
+# A step of three standard deviations adds less noise (3 / sqrt(12)) than a sample of the posterior.
+DEFAULT_STEP = 3.0
+BLOCK = 32
+
+_SCALES = 64
+_LARGEST = 511  # symbols stand for -511..511; the last one says that the value follows in full
+_SYMBOLS = 2 * _LARGEST + 2
+_ESCAPE = _SYMBOLS - 1
+_PRECISION = 24  # bits of a probability
+_LIMIT = 1 << 21  # of an integer: differences of three of them still fit 24 bits
+_DIFFERENCES = 0x80  # flag beside the number of the distribution
+
+
+def check_step(step: float) -> None:
+    """Refuses a step that nobody can mean.
+
+    Raises:
+      UsageError: Not in 0.01 to 100 standard deviations.
+    """
+    if not 0.01 <= step <= 100:  # also false for NaN
+        raise UsageError(
+            f"quantise {step}: expected 0.01 to 100 of the posterior's standard deviations;"
+            f" {DEFAULT_STEP:g} is the default"
+        )
+
+
+def channel_steps(log_var: np.ndarray, step: float) -> np.ndarray:
+    """Step of each channel: `step` times the posterior's standard deviation there.
+
+    The deviation hardly varies within a channel (2 to 3% in the presets), so the root mean square
+    of a few items stands for all.
+
+    Args:
+      log_var: float32 [..., C], log-variances of a few items.
+      step: In standard deviations.
+
+    Returns:
+      float32 [C].
+    """
+    axes = tuple(range(log_var.ndim - 1))
+    variance = np.exp(log_var.astype(np.float64)).mean(axis=axes)
+    return (step * np.sqrt(variance)).astype(np.float32)
+
+
+def quantise(mean: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Nearest multiples: float32 [..., C] and steps float32 [C] -> int32 [..., C].
+
+    Raises:
+      DataError: A latent is not finite, or larger than two million steps.
+    """
+    levels = np.rint(mean / steps)
+    if not (np.abs(levels) < _LIMIT).all():  # also false for NaN
+        raise DataError(
+            f"a latent is not finite or beyond {_LIMIT} steps; expected a trained model,"
+            " or a larger --quantise"
+        )
+    return levels.astype(np.int32)
+
+
+def dequantise(levels: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """int32 [..., C] and steps float32 [C] -> latents float32 [..., C]."""
+    return levels.astype(np.float32) * steps
+
+
+def pack(levels: np.ndarray) -> bytes:
+    """Packs the integers of one item.
+
+    Args:
+      levels: int32 [h, w, C] or [L], below two million in size.
+
+    Returns:
+      Bytes from which `unpack` makes the same integers, on any machine.
+    """
+    groups, choices = [], []
+    for block in _blocks(_as_image(levels)):
+        plain = block.reshape(-1, block.shape[-1]).T
+        differences = _differences(block).reshape(-1, block.shape[-1]).T
+        plain_bits, differences_bits = _bits(plain), _bits(differences)
+        for channel in range(len(plain)):
+            number = int(np.argmin(plain_bits[channel]))
+            scale = int(np.argmin(differences_bits[channel]))
+            if differences_bits[channel, scale] < plain_bits[channel, number]:
+                groups.append(differences[channel])
+                choices.append(scale | _DIFFERENCES)
+            else:
+                groups.append(plain[channel])
+                choices.append(number)
+    coder = constriction.stream.stack.AnsCoder()
+    for values, choice in zip(reversed(groups), reversed(choices), strict=True):  # last in first out
+        symbols = _symbols(values)
+        escaped = values[symbols == _ESCAPE]
+        if len(escaped):
+            coder.encode_reverse((escaped + (_ESCAPE_RANGE >> 1)).astype(np.int32), _any_value())
+        coder.encode_reverse(symbols, _distribution(choice & ~_DIFFERENCES))
+    return bytes(choices) + coder.get_compressed().astype("<u4").tobytes()
+
+
+def unpack(packed: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """What `pack` was given: int32 of `shape`, [h, w, C] or [L].
+
+    Raises:
+      DataError: These are not the bytes of an item of this shape.
+    """
+    levels = np.empty(shape, np.int32)
+    blocks = _blocks(_as_image(levels))
+    choices = packed[: sum(block.shape[-1] for block in blocks)]
+    words = packed[len(choices) :]
+    if any(choice & ~_DIFFERENCES >= _SCALES for choice in choices) or len(words) % 4:
+        raise _damaged(shape)
+    try:
+        coder = constriction.stream.stack.AnsCoder(np.frombuffer(words, "<u4").astype(np.uint32))
+        remaining = iter(choices)
+        for block in blocks:
+            for channel in range(block.shape[-1]):
+                choice = next(remaining)
+                values = _decode(coder, choice & ~_DIFFERENCES, block[..., 0].size)
+                values = values.reshape(block.shape[:2])
+                if choice & _DIFFERENCES:
+                    values[:, 0] = np.cumsum(values[:, 0])
+                    values = np.cumsum(values, axis=1)
+                block[..., channel] = values
+    except (StopIteration, ValueError) as error:
+        raise _damaged(shape) from error
+    if not coder.is_empty():
+        raise _damaged(shape)
+    return levels
+
+
+def _damaged(shape: tuple[int, ...]) -> DataError:
+    return DataError(f"quantised latents are damaged: these are no bytes of an item of {shape}")
+
+
+def _as_image(levels: np.ndarray) -> np.ndarray:
+    """A view [h, w, C]; a vector [L] becomes a row of one channel."""
+    return levels.reshape(1, -1, 1) if levels.ndim == 1 else levels
+
+
+def _blocks(levels: np.ndarray) -> list[np.ndarray]:
+    """Views [h, w, C] of the blocks, in the order of their coding."""
+    height, width = levels.shape[:2]
+    return [
+        levels[y : y + BLOCK, x : x + BLOCK]
+        for y in range(0, height, BLOCK)
+        for x in range(0, width, BLOCK)
+    ]
+
+
+def _differences(block: np.ndarray) -> np.ndarray:
+    """Each value less its left neighbour; in the first column, less the one above."""
+    result = block.copy()
+    result[:, 1:] -= block[:, :-1]
+    result[1:, 0] -= block[:-1, 0]
+    return result
+
+
+def _symbols(values: np.ndarray) -> np.ndarray:
+    inside = np.abs(values) <= _LARGEST
+    return np.where(inside, values + _LARGEST, _ESCAPE).astype(np.int32)
+
+
+def _bits(values: np.ndarray) -> np.ndarray:
+    """Bits of each channel [C, n] under each distribution: float [C, 64]."""
+    channels = len(values)
+    flat = _symbols(values) + _SYMBOLS * np.arange(channels)[:, None]
+    counts = np.bincount(flat.ravel(), minlength=channels * _SYMBOLS)
+    return counts.reshape(channels, _SYMBOLS).astype(np.float32) @ _costs()
+
+
+def _decode(coder: constriction.stream.stack.AnsCoder, scale: int, count: int) -> np.ndarray:
+    symbols = coder.decode(_distribution(scale), count)
+    values = symbols - _LARGEST
+    escapes = np.flatnonzero(symbols == _ESCAPE)
+    if len(escapes):
+        values[escapes] = coder.decode(_any_value(), len(escapes)) - (_ESCAPE_RANGE >> 1)
+    return values
+
+
+_ESCAPE_RANGE = (1 << _PRECISION) - 1
+
+
+@functools.cache
+def _any_value() -> constriction.stream.model.Uniform:
+    return constriction.stream.model.Uniform(_ESCAPE_RANGE)
+
+
+@functools.cache
+def _distribution(scale: int) -> constriction.stream.model.Categorical:
+    return constriction.stream.model.Categorical(_table()[scale], perfect=False)
+
+
+@functools.cache
+def _costs() -> np.ndarray:
+    """Bits of each symbol under each distribution, float32 [symbols, 64]."""
+    costs = _PRECISION - np.log2(_table()).T
+    costs[_ESCAPE] += _PRECISION
+    return np.ascontiguousarray(costs, np.float32)
+
+
+@functools.cache
+def _table() -> np.ndarray:
+    """Probabilities of all symbols, whole numbers that sum to 2^24: float64 [64, symbols].
+
+    Decoder and encoder must agree to the last bit wherever they run, so nothing here depends on a
+    machine's exponential: decimals are the same everywhere, and so are IEEE products.
+    """
+    table = np.empty((_SCALES, _SYMBOLS))
+    for number in range(_SCALES):
+        scale = decimal.Decimal("0.08") * decimal.Decimal("1.13") ** number
+        half = float((-1 / (2 * scale)).exp())
+        # exp(-(k + 1/2) / scale), k = 0.._LARGEST, one product after another.
+        decay = np.cumprod([half] + [half * half] * _LARGEST)
+        tail = decay / (1.0 + decay)  # P(x > k + 1/2) of the logistic distribution
+        side = tail[:-1] - tail[1:]
+        whole = np.floor(np.concatenate([side[::-1], [0.0], side, [2 * tail[-1]]]) * 2**_PRECISION)
+        whole = np.maximum(whole, 1.0)
+        whole[_LARGEST] = 2**_PRECISION - (whole.sum() - whole[_LARGEST])
+        table[number] = whole
+    return table

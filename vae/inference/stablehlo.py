@@ -1,0 +1,170 @@
+"""A model as two StableHLO programs with the weights inside: JAX alone runs them."""
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import export
+
+import vae
+from data.errors import DataError, UsageError
+from vae.inference.describe import describe
+from vae.metrics import to_float, to_uint8
+from vae.training.exported import SavedModel
+from vae.training.state import make_model
+
+ENCODE, DECODE = "encode.stablehlo", "decode.stablehlo"
+ABOUT, README = "about.json", "README.txt"
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+# A program is one message of a format that holds 2 GiB, and loading takes several times its size.
+MAX_BYTES = 1 << 30
+
+_README = """\
+{name}, step {step}, model {hash}; written by fundus-vae {version}
+
+Two programs with the weights inside. They need jax (written by {jax}) and nothing else, on
+{platforms}:
+
+    import jax, numpy as np
+    from jax import export
+    encode = jax.jit(export.deserialize(open("{encode}", "rb").read()).call)
+    decode = jax.jit(export.deserialize(open("{decode}", "rb").read()).call)
+    mean, log_var = encode(images)       # {images} -> {latents} twice
+    images = np.asarray(decode(mean))    # {latents} -> {images}
+
+{encode}   images in sRGB, 0..255 -> mean and log-variance of the posterior
+{decode}   latents (a mean, or mean + exp(log_var / 2) * noise) -> images
+{sizes}
+Not for diagnosis: a reconstruction is not the photograph.
+"""
+
+
+def write_stablehlo(out: str | os.PathLike, saved: SavedModel) -> dict[str, int]:
+    """Writes `encode.stablehlo`, `decode.stablehlo`, `about.json` and `README.txt`.
+
+    Any number of images goes through; where the model takes any size of image, the programs do.
+
+    Args:
+      out: The folder, new or empty; made whole or not at all.
+      saved: The model.
+
+    Returns:
+      Bytes by file name.
+
+    Raises:
+      UsageError: `out` is a file or not empty.
+      DataError: The model is too large for this format.
+    """
+    out = Path(out)
+    check_new_folder(out)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(saved.variables))
+    if size > MAX_BYTES:
+        raise DataError(
+            f"{saved.path}: {size / 2**30:.1f} GiB of weights, and a StableHLO file takes "
+            f"{MAX_BYTES / 2**30:.0f} GiB; export it with --out FILE.safetensors"
+        )
+    about = {
+        "model": describe(saved),
+        "written_by": {
+            "version": vae.__version__,
+            "jax": jax.__version__,
+            "command": shlex.join(sys.argv),
+        },
+        "platforms": PLATFORMS,
+    }
+    programs, shapes = _programs(saved)
+    about["programs"] = shapes
+    files = {ENCODE: programs[0].serialize(), DECODE: programs[1].serialize()}
+    files[ABOUT] = (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode()
+    files[README] = _readme(saved, about).encode()
+    with _new_folder(out) as unfinished:
+        for name, content in files.items():
+            (unfinished / name).write_bytes(content)
+    return {name: len(content) for name, content in files.items()}
+
+
+def check_new_folder(out: Path) -> None:
+    """Refuses a place where something is already."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is there already; give a new folder")
+
+
+def _programs(saved: SavedModel) -> tuple[list[export.Exported], dict[str, Any]]:
+    """Encoder and decoder, and the shapes of what goes in and out."""
+    module, variables = make_model(saved.config), jax.device_get(saved.variables)
+
+    def encode(images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        posterior = module.apply(variables, to_float(images), method="encode")
+        return posterior.mean, posterior.log_var
+
+    def decode(latents: jax.Array) -> jax.Array:
+        return to_uint8(module.apply(variables, latents, method="decode"))
+
+    if side := module.tile_size:
+        (n,) = export.symbolic_shape("n")
+        images, latents = (n, side, side, 3), (n, module.latent_size)
+    else:
+        n, h, w = export.symbolic_shape("n, h, w")
+        f = module.downsample
+        images, latents = (n, f * h, f * w, 3), (n, h, w, module.latent_channels)
+    specs = (
+        jax.ShapeDtypeStruct(images, jnp.uint8),
+        jax.ShapeDtypeStruct(latents, jnp.float32),
+    )
+    programs = [
+        export.export(jax.jit(function), platforms=PLATFORMS)(spec)
+        for function, spec in zip((encode, decode), specs, strict=True)
+    ]
+    shapes = {
+        "encode": {"images": _words("uint8", images), "mean, log_var": _words("float32", latents)},
+        "decode": {"latents": _words("float32", latents), "images": _words("uint8", images)},
+    }
+    return programs, shapes
+
+
+def _words(dtype: str, shape: tuple) -> str:
+    return f"{dtype} [{', '.join(map(str, shape))}]"
+
+
+def _readme(saved: SavedModel, about: dict[str, Any]) -> str:
+    model, shapes = about["model"], about["programs"]["encode"]
+    sizes = "Images of another size are refused.\n"
+    if not model["tile_only"]:
+        sizes = (
+            "Any height and width divisible by the factor; continue an image by its edge pixels "
+            "where\nthey are not. A whole photograph at once takes memory; the package does it in "
+            "windows.\n"
+        )
+    return _README.format(
+        **{key: model[key] for key in ("name", "step", "hash")},
+        version=about["written_by"]["version"],
+        jax=about["written_by"]["jax"],
+        platforms=", ".join(PLATFORMS),
+        encode=ENCODE,
+        decode=DECODE,
+        images=shapes["images"],
+        latents=shapes["mean, log_var"],
+        sizes=sizes,
+    )
+
+
+@contextlib.contextmanager
+def _new_folder(out: Path):
+    """Yields a folder beside `out`, renamed to it on success, else removed."""
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        if out.exists():
+            out.rmdir()  # an empty one
+        unfinished.rename(out)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise

@@ -1,0 +1,153 @@
+"""A model in one `.safetensors` file: its tensors, and in the metadata its config and origin."""
+
+import dataclasses
+import json
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from data.errors import DataError
+from data.files import replacing
+from vae.models.autoencoder import LINEAR
+from vae.training.config import from_dict
+from vae.training.state import abstract_state
+
+EXPORTED = "model.safetensors"
+FORMAT = "fundus-vae 1"
+# What stands beside the variables.
+STATISTICS = ("latent_mean", "latent_var")
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedModel:
+    """What a run or a conversion left for its users.
+
+    Attributes:
+      path: Of the checkpoint or file.
+      config: The run's.
+      step: Steps taken.
+      variables: For `module.apply`: averaged parameters and whatever else the module has.
+      latent_mean: float32 [C], mean of the latents over the training's last batches.
+      latent_var: float32 [C], their variance.
+      about: Where it comes from: version, command, fingerprint of the dataset, as far as known.
+    """
+
+    path: epath.Path
+    config: ConfigDict
+    step: int
+    variables: dict[str, Any]
+    latent_mean: jax.Array | np.ndarray
+    latent_var: jax.Array | np.ndarray
+    about: dict[str, Any]
+
+
+def write_exported(path: epath.PathLike, saved: SavedModel, *, dtype: str = "float32") -> None:
+    """Writes a model as one file, beside and then renamed.
+
+    Args:
+      path: Of the file, on a local disk.
+      saved: The model.
+      dtype: "float16" stores the kernels of convolutions and dense layers in half the bytes; the
+        linear path, where 50 dB are made, norms, biases and statistics stay float32.
+
+    Raises:
+      DataError: It cannot be written; nothing is left behind.
+    """
+    # The library takes every array's memory as contiguous, whatever its strides.
+    tensors = {
+        name: np.asarray(jax.device_get(leaf), order="C")
+        for name, leaf in _flat(saved.variables).items()
+    }
+    if dtype == "float16":
+        tensors = {
+            name: leaf.astype(np.float16) if _may_be_short(name, leaf) else leaf
+            for name, leaf in tensors.items()
+        }
+    tensors |= {name: np.asarray(getattr(saved, name)) for name in STATISTICS}
+    metadata = {
+        "format": FORMAT,
+        "config": json.dumps(saved.config.to_dict()),
+        "step": str(saved.step),
+        "about": json.dumps(saved.about),
+    }
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with replacing(path) as unfinished:
+            save_file(tensors, unfinished, metadata)
+    except SafetensorError as error:
+        raise DataError(f"{path}: cannot be written ({error}); free some disk space") from error
+
+
+def read_exported(path: epath.PathLike) -> SavedModel:
+    """Reads what `write_exported` wrote.
+
+    Raises:
+      DataError: Damaged, of another kind, or its tensors are not those of its config: all missing,
+        unknown and misshapen ones are named.
+    """
+    path = epath.Path(path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise DataError(
+                    f"{path}: its metadata say format {metadata.get('format')!r}, expected "
+                    f"{FORMAT!r}, as `fundus-vae export` and convert_torch_checkpoint write it"
+                )
+            config = from_dict(json.loads(metadata["config"]))
+            step, about = int(metadata["step"]), json.loads(metadata["about"])
+            state = abstract_state(config)
+            wanted = _flat(state.variables) | {name: getattr(state, name) for name in STATISTICS}
+            names = file.keys()
+            have = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            _compare(path, have, wanted)
+            leaves = {
+                name: file.get_tensor(name).astype(leaf.dtype, copy=False)
+                for name, leaf in wanted.items()
+            }
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: damaged ({error}); export it again") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: of another version ({' '.join(str(error).split())})") from error
+    statistics = {name: leaves.pop(name) for name in STATISTICS}
+    return SavedModel(
+        path=path,
+        config=config,
+        step=step,
+        variables=_nested(leaves, state.variables),
+        about=about,
+        **statistics,
+    )
+
+
+def _flat(variables: dict[str, Any]) -> dict[str, Any]:
+    """Leaves by path: `params/encoder/stage0/block0/conv1/kernel`, `pca/fit/mean`."""
+    leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
+
+
+def _nested(leaves: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
+    return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in _flat(like)])
+
+
+def _may_be_short(name: str, leaf: np.ndarray) -> bool:
+    return name.endswith(("/kernel", "/weight")) and leaf.ndim > 1 and LINEAR not in name.split("/")
+
+
+def _compare(path: epath.Path, have: dict[str, tuple], wanted: dict[str, Any]) -> None:
+    shapes = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
+    problems = [
+        f"{name}: {have.get(name, 'absent')} in the file, {shapes.get(name, 'none')} expected"
+        for name in sorted(have.keys() | shapes.keys())
+        if have.get(name) != shapes.get(name)
+    ]
+    if problems:
+        raise DataError(
+            f"{path}: {len(problems)} tensors are not those of its config: " + "; ".join(problems)
+        )

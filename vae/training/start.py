@@ -1,0 +1,93 @@
+"""What a run starts from: its data, and the model of step 0."""
+
+import functools
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from data.errors import DataError, UsageError
+from data.pipeline import Dataset, first_tiles, open_dataset
+from vae.training.saved import SavedModel, read_model
+from vae.training.state import (
+    TrainState,
+    initial_state,
+    initial_variables,
+    pca_of_training_tiles,
+    starts_from_pca,
+)
+
+
+def open_data(config: ConfigDict, workdir: epath.Path) -> Dataset:
+    """The dataset of a config; the bundled sources are prepared in the workdir on first use."""
+    if not config.data.source:
+        if not config.data.dir:
+            raise UsageError(
+                "data.dir is empty; give --config.data.dir=DIR, made by `fundus-vae make-tiles` "
+                "and `fundus-vae build`, or use a preset that brings its data: "
+                "--config=configs/fundus256.py:demo"
+            )
+        return open_dataset(config.data.dir)
+    from data import demo
+
+    return open_dataset(demo.prepare(config.data.source, workdir / "data", config.data.size))
+
+
+def check_splits(config: ConfigDict, dataset: Dataset) -> None:
+    """Refuses a dataset without training tiles, or without those of `eval.split`."""
+    for split, key in (("train", "the training"), (config.eval.split, "eval.split")):
+        if not dataset.counts.get(split):
+            raise DataError(
+                f"{dataset.path} has no tiles for {key} split {split!r}, it has {dataset.counts}; "
+                "build it with such a share of the patients, or set --config.eval.split"
+            )
+
+
+def check_same_model(saved: SavedModel, config: ConfigDict, name: str) -> None:
+    """Refuses a config of another model than the saved one; `name` is what the user called it."""
+    if plain(saved.config.model) != plain(config.model):
+        raise DataError(
+            f"{name} holds the model {plain(saved.config.model)}, the config asks for "
+            f"{plain(config.model)}; give the config it was made with"
+        )
+
+
+def check_same_run(saved: dict, now: dict, workdir: epath.Path) -> None:
+    """Refuses to continue with another model or other data than the checkpoint's."""
+    for key, what in (
+        ("model", "model"),
+        ("fingerprint", "dataset fingerprint"),
+        ("masked_fingerprint", "fingerprint of masked tiles"),
+    ):
+        if saved.get(key) != now.get(key):
+            raise DataError(
+                f"the checkpoint in {workdir} belongs to the {what} {saved.get(key)}, this run has "
+                f"{now.get(key)}; use another --workdir, or start from it with --config.init_from"
+            )
+
+
+def start_state(config: ConfigDict, dataset: Dataset, sharding: TrainState) -> TrainState:
+    """Step 0: the model that `init_from` names, the PCA of the training tiles, or chance."""
+    where = sharding.variables
+    if config.init_from:
+        saved = read_model(config.init_from)
+        check_same_model(saved, config, f"init_from={config.init_from}")
+        variables = jax.device_put(saved.variables, where)
+        del saved  # not twice in memory
+    else:
+        pca = None
+        if starts_from_pca(config):
+            tiles = first_tiles(
+                dataset, size=config.data.size, seed=config.seed, count=config.data.pca_tiles
+            )
+            pca = pca_of_training_tiles(config, tiles)
+        fresh = functools.partial(initial_variables, config)
+        variables = jax.jit(fresh, out_shardings=where)(pca)
+    start = functools.partial(initial_state, config)
+    return jax.jit(start, out_shardings=sharding, donate_argnums=0)(variables)
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """As JSON would give it back."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in config.to_dict().items()}

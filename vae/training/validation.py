@@ -1,0 +1,220 @@
+"""Refuses settings that cannot work before anything is allocated."""
+
+from ml_collections import ConfigDict
+
+from data.errors import UsageError
+from vae.metrics import SSIM_WINDOW
+from vae.training.config import ARCHITECTURES, AUTOENCODER_KL, default_config
+
+LIKELIHOODS = ("gaussian", "laplace")
+LOSS_UNITS = ("value", "tile")
+COMPUTE_DTYPES = ("float32", "bfloat16")
+SCHEDULES = ("cosine", "constant")
+SOURCES = ("", "retina", "synthetic")
+MASKS = ("", "squares", "tiles")
+
+
+def validate(config: ConfigDict, device_count: int) -> None:
+    """Refuses what cannot work.
+
+    Args:
+      config: A whole configuration.
+      device_count: Devices of all hosts.
+
+    Raises:
+      UsageError: Every problem, each with the values that clash.
+    """
+    validate_schema(config)
+    problems = _Problems()
+    _check_values(config, problems)
+    if not problems:
+        _check_combinations(config, device_count, problems)
+    if problems:
+        raise UsageError("config: " + "; ".join(problems))
+
+
+def validate_schema(config: ConfigDict) -> None:
+    """Refuses unknown, missing and mistyped settings.
+
+    Raises:
+      UsageError: Every problem.
+    """
+    architecture = AUTOENCODER_KL
+    if isinstance(config.get("model"), ConfigDict):
+        architecture = config.model.get("architecture", architecture)
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(map(repr, ARCHITECTURES))
+        raise UsageError(f"config: model.architecture={architecture!r} is none of {known}")
+    if problems := _schema_problems(default_config(architecture), config):
+        raise UsageError("config: " + "; ".join(problems))
+
+
+def _schema_problems(default: ConfigDict, config: ConfigDict, prefix: str = "") -> list[str]:
+    problems = []
+    for key in config:
+        if key not in default:
+            problems.append(f"unknown key {prefix}{key}; known there: {', '.join(default)}")
+    for key, value in default.items():
+        path = f"{prefix}{key}"
+        if key not in config:
+            problems.append(f"{path} is missing")
+        elif isinstance(value, ConfigDict):
+            if isinstance(config[key], ConfigDict):
+                problems += _schema_problems(value, config[key], f"{path}.")
+            else:
+                problems.append(f"{path} is a group of settings, got {config[key]!r}")
+        else:
+            allowed = (int, float) if type(value) is float else (type(value),)
+            if type(config[key]) not in allowed:
+                problems.append(
+                    f"{path}={config[key]!r} is {type(config[key]).__name__}, "
+                    f"expected {type(value).__name__}"
+                )
+    return problems
+
+
+class _Problems(list):
+    """What is wrong, as text."""
+
+    def require(self, condition: bool, text: str) -> None:
+        if not condition:
+            self.append(text)
+
+    def choice(self, path: str, value: str, options: tuple[str, ...]) -> None:
+        known = ", ".join(map(repr, options))
+        self.require(value in options, f"{path}={value!r} is none of {known}")
+
+    def positive(self, config: ConfigDict, *paths: str) -> None:
+        for path in paths:
+            self.require(_at(config, path) > 0, f"{path}={_at(config, path)} must be positive")
+
+    def not_negative(self, config: ConfigDict, *paths: str) -> None:
+        for path in paths:
+            value = _at(config, path)
+            self.require(value >= 0, f"{path}={value} must not be negative")
+
+    def share(self, config: ConfigDict, *paths: str) -> None:
+        for path in paths:
+            value = _at(config, path)
+            self.require(0 <= value < 1, f"{path}={value} must lie in [0, 1)")
+
+
+def _at(config: ConfigDict, path: str):
+    for key in path.split("."):
+        config = config[key]
+    return config
+
+
+def _check_values(config: ConfigDict, problems: _Problems) -> None:
+    """Each setting by itself."""
+    problems.positive(
+        config,
+        "batch_size",
+        "data.size",
+        "data.crop",
+        "data.pca_tiles",
+        "train.steps",
+        "train.accumulate",
+        "train.log_every",
+        "train.checkpoint_every",
+        "train.keep_checkpoints",
+        "eval.batch_size",
+        "mesh.fsdp",
+        "optimizer.learning_rate",
+    )
+    problems.not_negative(
+        config,
+        "loss.beta",
+        "loss.ssim_weight",
+        "optimizer.linear_multiplier",
+        "optimizer.weight_decay",
+        "optimizer.clip_norm",
+        "optimizer.warmup_steps",
+        "train.max_minutes",
+        "eval.every",
+        "eval.limit",
+        "eval.photographs",
+        "data.threads",
+    )
+    problems.share(config, "train.ema_decay", "optimizer.b1", "optimizer.b2")
+    problems.choice("loss.likelihood", config.loss.likelihood, LIKELIHOODS)
+    problems.choice("loss.per", config.loss.per, LOSS_UNITS)
+    problems.choice("train.compute_dtype", config.train.compute_dtype, COMPUTE_DTYPES)
+    problems.choice("train.mask", config.train.mask, MASKS)
+    problems.choice("optimizer.schedule", config.optimizer.schedule, SCHEDULES)
+    problems.choice("data.source", config.data.source, SOURCES)
+    problems.require(0 <= config.seed < 2**32, f"seed={config.seed} must lie in [0, 2^32)")
+    for key, value in config.model.items():
+        if isinstance(value, int):
+            problems.positive(config, f"model.{key}")
+        elif isinstance(value, tuple):
+            problems.require(
+                all(type(number) is int and number > 0 for number in value),
+                f"model.{key}={value} must be positive whole numbers",
+            )
+
+
+def _check_combinations(config: ConfigDict, device_count: int, problems: _Problems) -> None:
+    """Settings that are right by themselves and not beside each other."""
+    data, train, mesh = config.data, config.train, config.mesh
+    if config.model.architecture == AUTOENCODER_KL:
+        _check_autoencoder(config, problems)
+    else:
+        side = config.model.image_size
+        problems.require(
+            data.crop == side,
+            f"data.crop={data.crop} is not model.image_size={side}, the one size it takes",
+        )
+        problems.require(side >= SSIM_WINDOW, f"model.image_size={side} is below {SSIM_WINDOW}")
+    problems.require(
+        not (data.dir and data.source),
+        f"data.dir={data.dir!r} and data.source={data.source!r} exclude each other",
+    )
+    problems.require(
+        bool(data.masked_dir) == (train.mask == "tiles"),
+        f"train.mask={train.mask!r} and data.masked_dir={data.masked_dir!r}: masked tiles need "
+        "train.mask='tiles' and the dataset they are in",
+    )
+    problems.require(
+        data.crop <= data.size, f"data.crop={data.crop} is larger than data.size={data.size}"
+    )
+    problems.require(
+        config.batch_size % train.accumulate == 0,
+        f"batch_size={config.batch_size} is not divisible by train.accumulate={train.accumulate}",
+    )
+    if device_count % mesh.fsdp:
+        problems.append(f"mesh.fsdp={mesh.fsdp} does not divide the {device_count} devices")
+    elif mesh.data != -1 and mesh.data * mesh.fsdp != device_count:
+        problems.append(
+            f"mesh.data={mesh.data} x mesh.fsdp={mesh.fsdp} is not the {device_count} devices"
+        )
+    for path, value in (
+        ("batch_size / train.accumulate", config.batch_size // train.accumulate),
+        ("eval.batch_size", config.eval.batch_size),
+    ):
+        problems.require(
+            value % device_count == 0,
+            f"{path} = {value} is not divisible by the {device_count} devices",
+        )
+
+
+def _check_autoencoder(config: ConfigDict, problems: _Problems) -> None:
+    model = config.model
+    levels = len(model.encoder_depth)
+    problems.require(
+        levels == len(model.decoder_depth) and model.downsample == 4 * 2 ** (levels - 1),
+        f"model.downsample={model.downsample} needs one depth for each resolution from 1/4 to "
+        f"1/{model.downsample}, got encoder_depth={model.encoder_depth} and "
+        f"decoder_depth={model.decoder_depth}",
+    )
+    problems.require(
+        model.latent_channels <= 3 * model.downsample**2,
+        f"model.latent_channels={model.latent_channels} is more than the "
+        f"{3 * model.downsample**2} values of a patch (model.downsample={model.downsample})",
+    )
+    for path in ("data.size", "data.crop"):
+        problems.require(
+            _at(config, path) % model.downsample == 0 and _at(config, path) >= SSIM_WINDOW,
+            f"{path}={_at(config, path)} must be a multiple of model.downsample="
+            f"{model.downsample} and at least {SSIM_WINDOW}, the SSIM window",
+        )
