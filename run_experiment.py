@@ -4,7 +4,9 @@
     python run_experiment.py --config=configs/fundus256.py --config.data.dir=DIR --workdir=DIR
     python run_experiment.py --config=... --workdir=DIR --mode=evaluate
 
-The same command continues a run that was interrupted.
+The same command continues a run that was interrupted, and the same command on every host of a TPU
+slice or in every task of a Slurm job is one run; elsewhere --coordinator_address, --num_processes
+and --process_id say who belongs together.
 """
 
 import os
@@ -18,6 +20,12 @@ from data.errors import FundusError, UsageError, show
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Experiment, FILE.py[:preset].")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives.")
+_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0.")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is.")
+_HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat_seconds", 100, "The others end so long after one process was last heard of."
+)
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
 
 
@@ -47,7 +55,9 @@ def _run(argv: list[str]) -> None:
         flag = "--xla_gpu_deterministic_ops=true"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     # Imported late: the flags above must be set before JAX meets a device.
-    from vae.training import train
+    from vae.training import distributed, train
+
+    distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _HEARTBEAT.value)
 
     if _MODE.value == "train":
         train.train(config, _WORKDIR.value)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,14 +12,17 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageCms, ImageOps
 
+from data import dicom
 from data.errors import DataError, UsageError
 from data.files import write_beside
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".ppm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".ppm", *dicom.SUFFIXES)
 
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 _TIFF_BITS_PER_SAMPLE = 258
 _PNG_BIT_DEPTH_AT = 24  # signature 8, chunk length 4, "IHDR" 4, width 4, height 4
+# "P5" or "P6", width, height and largest value, with comments between them.
+_WIDE_PNM = re.compile(rb"P([56])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)" + rb"\s", re.DOTALL)
 
 
 def list_images(root: str | os.PathLike) -> list[Path]:
@@ -89,7 +93,8 @@ def decode_image(encoded: bytes, name: str) -> np.ndarray:
     """Decodes a picture to what a person would see on an sRGB screen.
 
     EXIF orientation is applied, grey becomes RGB, transparency is composited on black, CMYK is
-    converted, 16 bits are scaled to 8 and an embedded colour profile is converted to sRGB.
+    converted, 16 bits are scaled to 8 and an embedded colour profile is converted to sRGB. Of a
+    DICOM file nothing but the picture is read.
 
     Args:
       encoded: The bytes of a file.
@@ -103,10 +108,15 @@ def decode_image(encoded: bytes, name: str) -> np.ndarray:
     """
     if not encoded:
         raise DataError(f"{name}: the file is empty (0 bytes)")
+    if dicom.is_dicom(encoded):
+        values, profile = dicom.decode_dicom(encoded, name)
+        return np.array(_to_srgb(Image.fromarray(values), profile))
     try:
         if encoded.startswith(b"\xff\xd8"):
             # Damage inside a JPEG is a mere warning to Pillow, which gives a picture all the same.
             simplejpeg.decode_jpeg(encoded, strict=True)
+        if (header := _WIDE_PNM.match(encoded)) and int(header[4]) > 255:
+            return _decode_wide_pnm(header, encoded)
         with Image.open(io.BytesIO(encoded)) as opened:
             opened.load()  # reports truncated files, which OpenCV fills with grey in silence
             profile = opened.info.get("icc_profile")
@@ -147,6 +157,20 @@ def _to_8_bit(picture: Image.Image, encoded: bytes) -> Image.Image:
     if exif := picture.getexif():
         scaled.info["exif"] = exif.tobytes()
     return scaled
+
+
+def _decode_wide_pnm(header: re.Match, encoded: bytes) -> np.ndarray:
+    """Binary PPM and PGM of two bytes a value: uint8 [H, W, 3].
+
+    Pillow takes seconds over them, in a loop of Python, and OpenCV forgets their largest value.
+    """
+    width, height, top = (int(header[group]) for group in (2, 3, 4))
+    channels = 3 if header[1] == b"6" else 1
+    values = np.frombuffer(encoded, ">u2", height * width * channels, header.end())
+    scaled = (np.minimum(values, top).astype(np.uint32) * 255 + top // 2) // top
+    return np.broadcast_to(
+        scaled.astype(np.uint8).reshape(height, width, channels), (height, width, 3)
+    ).copy()
 
 
 def _over_black(picture: Image.Image) -> Image.Image:

@@ -10,17 +10,14 @@ import hashlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-import cv2
 import grain
 import numpy as np
-from google.protobuf.message import DecodeError
-from tensorflow_datasets.proto import tf_example_pb2
 
 from data import fov, records
 from data.cores import available_cores
 from data.dataset import Dataset, open_dataset
 from data.errors import DataError, UsageError
-from data.record_files import damaged
+from data.examples import Example
 
 __all__ = ["Dataset", "eval_batches", "first_tiles", "open_dataset", "train_batches"]
 
@@ -77,8 +74,8 @@ def train_batches(
         for image, row in zip(images, rows, strict=True):
             position = step * batch_size + row
             epoch, place = divmod(position, len(source))
-            example = _Example(source, int(order(epoch)[place]))
-            example.decode_into(image, f"{seed}:{position}")
+            example = Example(source, int(order(epoch)[place]))
+            _decode_into(example, image, f"{seed}:{position}")
             tile_ids.append(example.text("tile_id"))
         return {"image": images, "tile_id": np.array(tile_ids)}
 
@@ -136,8 +133,8 @@ def eval_batches(
         places = batch * batch_size + np.asarray(rows)
         valid = places < len(numbers)
         for row in np.flatnonzero(valid):
-            example = _Example(source, int(numbers[places[row]]))
-            y, x = example.decode_into(images[row], example.text("tile_id"))
+            example = Example(source, int(numbers[places[row]]))
+            y, x = _decode_into(example, images[row], example.text("tile_id"))
             view, origin_y, origin_x = example.geometry()
             masks[row] = fov.fov_mask(view, images[row], origin_y + y, origin_x + x)
             for key in _NAMES:
@@ -208,70 +205,19 @@ def _read_options(threads: int | None, prefetch: int | None) -> grain.ReadOption
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch or threads + 2)
 
 
-class _Example:
-    """A record, parsed: the tile and what is known of it."""
+def _decode_into(example: Example, out: np.ndarray, key: str) -> tuple[int, int]:
+    """Decodes a tile into `out` uint8 [size, size, 3], cropped where `key` says if larger.
 
-    def __init__(self, source: records.RecordSource, number: int):
-        record = source[number]
-        self._place = (source, number)
-        try:
-            self._features = tf_example_pb2.Example.FromString(record).features.feature
-        except DecodeError as error:
-            raise self._damaged("is no example") from error
-
-    def text(self, name: str) -> str:
-        return self._features[name].bytes_list.value[0].decode()
-
-    def geometry(self) -> tuple[fov.FieldOfView, int, int]:
-        """The field of view of the tile's photograph, and the tile's origin (y, x) in it."""
-        circle = (
-            self._features[f"fov_{name}"].float_list.value[0]
-            for name in ("x", "y", "radius", "top", "bottom")
-        )
-        y, x = (self._features[name].int64_list.value[0] for name in ("y", "x"))
-        return fov.FieldOfView(*circle), y, x
-
-    def decode_into(self, out: np.ndarray, key: str) -> tuple[int, int]:
-        """Decodes the tile into `out` uint8 [size, size, 3], cropped where `key` says if larger.
-
-        Returns:
-          The origin (y, x) of the crop, pixels of the tile.
-        """
-        encoded = np.frombuffer(self._features["image"].bytes_list.value[0], np.uint8)
-        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
-        if image is None:
-            raise self._damaged("holds no image")
-        size, (height, width) = len(out), image.shape[:2]
-        if min(height, width) < size:
-            raise _too_small(self.text("tile_id"), height, width, size)
-        y = x = 0
-        if height > size or width > size:
-            draw = _draw(key)
-            y, x = draw % (height - size + 1), (draw >> 32) % (width - size + 1)
-        out[...] = image[y : y + size, x : x + size]
-        return y, x
-
-    def _damaged(self, what: str) -> DataError:
-        source, number = self._place
-        return damaged(*source.locate(number), what, source[number])
-
-
-def paired(
-    clean: Iterable[dict[str, np.ndarray]], masked: Iterable[dict[str, np.ndarray]]
-) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of tiles and of the same tiles masked, from two datasets with the same names.
-
-    Yields:
-      The batches of `clean`, `image` uint8 [b, size, size, 6]: the tile, and masked behind it.
-
-    Raises:
-      DataError: The datasets are not of the same tiles; the first pair that differs is named.
+    Returns:
+      The origin (y, x) of the crop, pixels of the tile.
     """
-    for batch, other in zip(clean, masked, strict=True):
-        for name, mask_name in zip(batch["tile_id"], other["tile_id"], strict=True):
-            if name != mask_name:
-                raise DataError(
-                    f"data.masked_dir: beside tile {name} stands {mask_name}; build both datasets "
-                    "from trees of the same names with the same splits"
-                )
-        yield batch | {"image": np.concatenate([batch["image"], other["image"]], axis=-1)}
+    image = example.decode()
+    size, (height, width) = len(out), image.shape[:2]
+    if min(height, width) < size:
+        raise _too_small(example.text("tile_id"), height, width, size)
+    y = x = 0
+    if height > size or width > size:
+        draw = _draw(key)
+        y, x = draw % (height - size + 1), (draw >> 32) % (width - size + 1)
+    out[...] = image[y : y + size, x : x + size]
+    return y, x

@@ -67,6 +67,18 @@ def test_16_bit_is_scaled(kind, channels):
     np.testing.assert_array_equal(decoded, expected)
 
 
+@pytest.mark.parametrize("top", [300, 4095, 65535])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_wide_ppm_is_scaled_by_its_largest_value(top, channels):
+    wide = np.random.default_rng(1).integers(0, top + 1, (20, 30, channels)).astype(">u2")
+    kind = b"P6" if channels == 3 else b"P5"
+    encoded = kind + b"\n# a camera's comment\n30 20\n%d\n" % top + wide.tobytes()
+    expected = np.floor(wide * (255 / top) + 0.5).astype(np.uint8)
+    np.testing.assert_array_equal(decode_image(encoded, "x"), np.repeat(expected, 3 // channels, 2))
+    with pytest.raises(DataError, match="x: cannot be decoded"):
+        decode_image(encoded[:-1], "x")
+
+
 @pytest.mark.parametrize(
     ("orientation", "undo"),
     [

@@ -1,8 +1,9 @@
 """Runs an experiment in this process and does something to it before its Nth batch.
 
-    python tests/vae/interrupted.py kill|term|full|none N --config=... --workdir=...
+    python tests/vae/interrupted.py kill|term|slow_term|full|none N --config=... --workdir=...
 
-kill: SIGKILL; term: SIGTERM; full: no file may grow past 20 kB any more, like a full disk.
+kill: SIGKILL; term: SIGTERM; slow_term: the same, and half a second a step; full: no file may grow
+past 20 kB any more, like a full disk.
 """
 
 import os
@@ -11,6 +12,7 @@ import resource
 import runpy
 import signal
 import sys
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -29,7 +31,9 @@ def put(mesh, batch):
         if action == "full":
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
         elif action != "none":
-            os.kill(os.getpid(), {"kill": signal.SIGKILL, "term": signal.SIGTERM}[action])
+            os.kill(os.getpid(), signal.SIGKILL if action == "kill" else signal.SIGTERM)
+    if action == "slow_term":
+        time.sleep(0.5)
     return put_batch(mesh, batch)
 
 

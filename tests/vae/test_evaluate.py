@@ -30,7 +30,7 @@ from vae.evaluation import (
 )
 from vae.evaluation.aggregate import patient_intervals
 from vae.evaluation.jpeg import encode_jpeg
-from vae.evaluation.photographs import compare, read_as_tiled
+from vae.evaluation.photographs import read_as_tiled
 from vae.models.pca import PCA, fit_pca
 from vae.models.posterior import Posterior
 
@@ -43,6 +43,10 @@ traces = []
 
 class LinearCodec(nn.Module):
     """Principal components behind the interface of a model."""
+
+    tile_size = None
+    downsample = FACTOR
+    encoder_halo = decoder_halo = 0
 
     @nn.compact
     def _pca(self) -> PCA:
@@ -346,10 +350,7 @@ def test_whole_photographs_beside_their_tiles(evaluation, pca, variables, mesh, 
         _photograph(tmp_path / "small.png", 2, image),
         _photograph(tmp_path / "a.png", 99, image),  # of another split
     ]
-    whole = whole_photographs(
-        LinearCodec(), variables, rows, evaluation, mesh=mesh,
-        factor=FACTOR, encoder_halo=0, decoder_halo=0, window=32,
-    )  # fmt: skip
+    whole = whole_photographs(LinearCodec(), variables, rows, evaluation, mesh=mesh, window=32)
     (row,) = whole.rows
     assert (row["photograph"], row["height"], row["width"], row["tiles"]) == ("photo0", 83, 101, 3)
     of_photograph = evaluation.tiles["photograph"] == "photo0"
@@ -373,10 +374,7 @@ def test_whole_photographs_beside_their_tiles(evaluation, pca, variables, mesh, 
 
 
 def test_no_photographs_is_a_note(evaluation, variables, mesh):
-    whole = whole_photographs(
-        LinearCodec(), variables, [], evaluation, mesh=mesh,
-        factor=FACTOR, encoder_halo=0, decoder_halo=0,
-    )  # fmt: skip
+    whole = whole_photographs(LinearCodec(), variables, [], evaluation, mesh=mesh)
     assert whole.rows == [] and whole.means == {}
     assert "photographs.csv" in whole.notes[0]
     assert "photographs.csv" in format_table(evaluation, whole)
@@ -390,21 +388,6 @@ def test_photographs_are_scaled_as_their_tiles_were(scale, method, tmp_path):
     expected = cv2.resize(image, size, interpolation=method)
     read = read_as_tiled(_photograph(tmp_path / "a.png", 0, expected, scale=scale))
     np.testing.assert_array_equal(read, expected)
-
-
-def test_blocks_compare_like_the_whole():
-    image = _photograph_pixels()
-    output = np.clip(image + np.random.default_rng(0).normal(0, 5, image.shape), 0, 255)
-    output = output.astype(np.uint8)
-    rows, columns = np.indices(image.shape[:2])
-    mask = (rows - 40) ** 2 + (columns - 50) ** 2 < 41**2
-    batch = (image[None], output[None], mask[None])
-    expected = (
-        float(metrics.masked_ssim(batch[0] / 255.0, batch[1] / 255.0, batch[2])[0]),
-        float(metrics.masked_psnr(*batch)[0]),
-    )
-    for block in (32, 128):
-        assert compare(image, output, mask, block) == pytest.approx(expected, abs=1e-4)
 
 
 # --- Two processes -------------------------------------------------------------------------------
@@ -485,10 +468,7 @@ def run_process():
         _photograph(folder / "both.png", 0, image),
         _photograph(folder / f"only{index}.png", 1, image),
     ]
-    whole = whole_photographs(
-        codec, variables, photographs, evaluation, mesh=mesh,
-        factor=FACTOR, encoder_halo=0, decoder_halo=0, window=32,
-    )  # fmt: skip
+    whole = whole_photographs(codec, variables, photographs, evaluation, mesh=mesh, window=32)
     originals, _ = figures.reconstruct_examples(
         codec, variables, batches, figures.pick_examples(evaluation, 2), mesh=mesh
     )

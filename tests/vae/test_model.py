@@ -1,10 +1,19 @@
 """`vae.load_model`: uint8 in, uint8 out, from any path that is a model."""
 
+import shutil
+
+import jax
 import numpy as np
 import pytest
 from etils import epath
 
 import vae
+from configs.published import get_config
+from data.errors import DataError
+from data.images import write_image
+from vae.inference.model import MAX_BATCH, Model
+from vae.training.exported import EXPORTED, SavedModel, write_exported
+from vae.training.state import abstract_state
 
 
 @pytest.fixture(scope="module")
@@ -13,8 +22,33 @@ def model(finished):
 
 
 @pytest.fixture(scope="module")
+def published():
+    """The other architecture, fresh, for tiles of 32 pixels."""
+    config = get_config("tiny")
+    size = config.model.latent_size
+    rng = np.random.default_rng(3)
+    variables = jax.tree.map(
+        lambda leaf: (np.abs(rng.normal(size=leaf.shape)) * 0.1).astype(leaf.dtype),
+        abstract_state(config).variables,
+    )
+    return Model(
+        SavedModel(
+            path=epath.Path("nowhere"), config=config, step=0,
+            variables=variables,
+            latent_mean=np.zeros(size, np.float32), latent_var=np.ones(size, np.float32), about={},
+        )
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
 def tiles():
     return np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def photograph():
+    """Of two windows in one direction, and of no whole number of patches."""
+    return np.random.default_rng(1).integers(0, 256, (70, 1101, 3), dtype=np.uint8)
 
 
 def test_halves_make_the_whole(model, tiles):
@@ -25,6 +59,24 @@ def test_halves_make_the_whole(model, tiles):
     np.testing.assert_array_equal(model.reconstruct(tiles), decoded)
 
 
+def test_halves_of_a_photograph_make_the_whole(model, photograph):
+    latents = model.encode(photograph)
+    assert latents.shape == (9, 138, 8) and latents.dtype == np.float32
+    decoded = model.decode(latents)
+    assert decoded.shape == (72, 1104, 3) and decoded.dtype == np.uint8
+    np.testing.assert_array_equal(model.reconstruct(photograph), decoded[:70, :1101])
+    np.testing.assert_array_equal(model.encode(photograph[None])[0], latents)
+    np.testing.assert_array_equal(model.decode(latents[None])[0], decoded)
+
+
+def test_posterior_holds_the_means(model, tiles, photograph):
+    for images in (tiles, photograph):
+        posterior = model.posterior(images)
+        np.testing.assert_array_equal(posterior.mean, model.encode(images))
+        assert posterior.log_var.shape == posterior.mean.shape
+        assert posterior.log_var.dtype == np.float32 and np.ptp(posterior.log_var) > 0
+
+
 def test_results_do_not_depend_on_the_batch(model, tiles):
     many = np.concatenate([tiles] * 8)
     np.testing.assert_allclose(
@@ -32,19 +84,96 @@ def test_results_do_not_depend_on_the_batch(model, tiles):
     )  # sums in another order
 
 
+def test_numbers_of_tiles_are_not_compiled_one_by_one(finished, tiles):
+    model = vae.load_model(finished[1])
+    for count in (1, 2, 3, 4, 5, 7, 8, 11, 16, 17, 23, 40):
+        images = np.resize(tiles, (count, *tiles.shape[1:]))
+        assert model.reconstruct(images).shape == images.shape
+    halves = (model._encode.func, model._decode.func)
+    assert [half._cache_size() for half in halves] == [MAX_BATCH.bit_length()] * 2
+
+
 def test_any_size_and_none(model, tiles):
     assert model.reconstruct(tiles[:, :27, :13]).shape == (5, 27, 13, 3)
     assert model.reconstruct(tiles[:0]).shape == (0, 32, 32, 3)
-    assert model.reconstruct(tiles[0]).shape == (32, 32, 3)
-    photograph = np.random.default_rng(0).integers(0, 256, (70, 61, 3), dtype=np.uint8)
-    assert model.reconstruct(photograph).shape == photograph.shape
+    assert model.posterior(tiles[:0, :27]).log_var.shape == (0, 4, 4, 8)
+    assert model.decode(np.zeros((0, 4, 2, 8), np.float32)).shape == (0, 32, 16, 3)
+    for shape in ((32, 32), (70, 61), (1, 1), (9, 300)):
+        image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+        assert model.reconstruct(image).shape == image.shape
 
 
-def test_wrong_input_is_named(model, tiles):
-    with pytest.raises(ValueError, match="expected uint8 .* got float64"):
-        model.encode(tiles / 255)
-    with pytest.raises(ValueError, match="last axis 8, got float32"):
-        model.decode(np.zeros((1, 4, 4, 3), np.float32))
+def test_other_floats_are_latents_too(model, tiles):
+    latents = model.encode(tiles).astype(np.float16)
+    np.testing.assert_array_equal(model.decode(latents), model.decode(latents.astype(np.float64)))
+
+
+@pytest.mark.parametrize(
+    ("images", "got"),
+    [
+        (np.zeros((1, 8, 8, 3)), r"float64 \[1, 8, 8, 3\]"),
+        (np.zeros((8, 8), np.uint8), r"uint8 \[8, 8\]"),
+        (np.zeros((1, 3, 8, 8), np.uint8), r"uint8 \[1, 3, 8, 8\]"),
+        (np.zeros((0, 8, 3), np.uint8), r"uint8 \[0, 8, 3\]"),
+        ("eye.jpg", r"<U7 \[\]"),
+    ],
+)
+def test_wrong_images_are_named(model, images, got):
+    for method in (model.encode, model.posterior, model.reconstruct):
+        with pytest.raises(ValueError, match=rf"expected uint8 \[N, H, W, 3\] or .* got {got}"):
+            method(images)
+
+
+@pytest.mark.parametrize(
+    ("latents", "got"),
+    [
+        (np.zeros((1, 4, 4, 3), np.float32), r"float32 \[1, 4, 4, 3\]"),
+        (np.zeros((1, 4, 4, 8), np.uint8), r"uint8 \[1, 4, 4, 8\]"),
+        (np.zeros((4, 8), np.float32), r"float32 \[4, 8\]"),
+        (np.zeros((1, 0, 4, 8), np.float32), r"float32 \[1, 0, 4, 8\]"),
+    ],
+)
+def test_wrong_latents_are_named(model, latents, got):
+    with pytest.raises(ValueError, match=rf"expected float32 .* last axis 8, got {got}"):
+        model.decode(latents)
+
+
+# --- The published architecture ------------------------------------------------------------------
+
+
+def test_vectors_of_tiles(published, tiles):
+    assert published.tile_size == 32 and published.downsample is None
+    latents = published.encode(tiles)
+    assert latents.shape == (5, 16) and latents.dtype == np.float32
+    np.testing.assert_array_equal(published.reconstruct(tiles), published.decode(latents))
+    np.testing.assert_array_equal(
+        published.reconstruct(tiles[:1])[0], published.reconstruct(tiles[0])
+    )
+    assert published.reconstruct(tiles[:0]).shape == (0, 32, 32, 3)
+    assert published.posterior(tiles[:0]).mean.shape == (0, 16)
+
+
+def test_other_sizes_go_through_as_blended_tiles(published):
+    images = np.random.default_rng(2).integers(0, 256, (2, 50, 87, 3), dtype=np.uint8)
+    output = published.reconstruct(images)
+    assert output.shape == images.shape and output.dtype == np.uint8
+    np.testing.assert_array_equal(output[1], published.reconstruct(images[1]))
+    # The first tile has the corner to itself.
+    corner = published.reconstruct(images[0, :32, :32])
+    np.testing.assert_array_equal(output[0, :9, :9], corner[:9, :9])
+    assert published.reconstruct(images[0, :5, :9]).shape == (5, 9, 3)
+    assert published.reconstruct(images[:0]).shape == (0, 50, 87, 3)
+
+
+def test_vectors_have_no_photographs(published, tiles):
+    for images in (tiles[:, :31], tiles[0]):
+        with pytest.raises(ValueError, match=r"encodes tiles \[N, 32, 32, 3\], got"):
+            published.encode(images)
+    with pytest.raises(ValueError, match=r"expected float32 \[N, L\], last axis 16, got float32"):
+        published.decode(np.zeros((4, 4, 16), np.float32))
+
+
+# --- Paths ---------------------------------------------------------------------------------------
 
 
 def test_checkpoint_and_hash(model, finished):
@@ -52,3 +181,54 @@ def test_checkpoint_and_hash(model, finished):
     assert again.hash == model.hash
     other = vae.load_model(finished[1] / "checkpoints" / "4")
     assert other.hash != model.hash and other.saved.step == 4
+
+
+def test_exported_file_and_its_folder(model, tiles, tmp_path):
+    write_exported(tmp_path / EXPORTED, model.saved)
+    for path in (tmp_path, tmp_path / EXPORTED):
+        exported = vae.load_model(path)
+        assert exported.hash == model.hash
+        np.testing.assert_array_equal(exported.encode(tiles), model.encode(tiles))
+
+
+def test_what_is_no_model_is_named(finished, tiny_data, tiny_tiles, tmp_path):
+    def refused(path, what):
+        with pytest.raises(DataError, match=what) as refusal:
+            vae.load_model(path)
+        text = str(refusal.value)
+        assert str(path) in text and "expected a run's workdir" in text and "\n" not in text
+
+    (tmp_path / "model.pth").write_bytes(b"PK\3\4")
+    refused(tmp_path / "model.pth", r"a PyTorch file \(`convert_torch_checkpoint model\.pth")
+    write_image(tmp_path / "eye.jpg", np.zeros((8, 8, 3), np.uint8))
+    refused(tmp_path / "eye.jpg", "is a jpg file, no model")
+    (tmp_path / "notes.txt").write_text("f8c32 is the best")
+    refused(tmp_path / "notes.txt", "is a txt file, no model")
+    refused(tmp_path / "gone", "no such model")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "is an empty folder, no model")
+    refused(tiny_data, "is a dataset, no model")
+    refused(next(tiny_data.glob("fundus_tiles/*")), "is a dataset, no model")
+    refused(tiny_tiles, "is a folder of tiles, no model")
+    refused(next(tiny_tiles.glob("*/*/*.png")).parent, "is a folder of images, no model")
+    refused(finished[1] / "checkpoints", "is .*, no model")
+
+
+def test_workdirs_without_a_checkpoint_are_named(finished, tmp_path):
+    for name in ("checkpoints", "config.json"):
+        broken = tmp_path / name
+        shutil.copytree(finished[1], broken)
+        (shutil.rmtree if name == "checkpoints" else (lambda p: p.write_text("{")))(broken / name)
+        with pytest.raises(DataError, match="has no checkpoint yet|damaged"):
+            vae.load_model(broken)
+    with pytest.raises(DataError, match=r"checkpoints/5|step 5|no .*5"):
+        vae.load_model(finished[1] / "checkpoints" / "5")
+
+
+def test_damaged_exported_file_is_named(model, tmp_path):
+    path = tmp_path / EXPORTED
+    write_exported(path, model.saved)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=rf"{EXPORTED}: damaged"):
+        vae.load_model(path)

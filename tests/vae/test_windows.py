@@ -1,18 +1,22 @@
 """Windows over a photograph must equal the network applied to it whole."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs.fundus256 import LATENT_CHANNELS, get_config
 from vae.inference.windows import (
     decode_windows,
     encode_windows,
     pad_to_factor,
     reconstruct_windows,
     window_origins,
+    window_side,
 )
-from vae.models.autoencoder import AutoencoderKL
+from vae.training.state import make_model
 
 FACTOR = 4
 # Two 3 x 3 convolutions at latent resolution in each half.
@@ -155,25 +159,109 @@ def test_window_without_inside_is_refused():
         encode_windows(lambda x: x, np.zeros((40, 40, 3)), factor=4, halo=0, window=18)
 
 
-def test_halos_of_the_autoencoder_are_just_enough():
-    model = AutoencoderKL(
-        latent_channels=4, width=8, deep_width=8, encoder_depth=(1, 1), decoder_depth=(1, 1)
-    )
-    image = _image(133, 103)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
-    # Heads start at zero: perturbed, or the conv paths would not be there.
-    leaves, tree = jax.tree.flatten(variables["params"])
-    rng = np.random.default_rng(0)
-    leaves = [p + 0.2 * rng.normal(size=p.shape).astype(np.float32) for p in leaves]
-    variables = variables | {"params": jax.tree.unflatten(tree, leaves)}
-    encode = jax.jit(lambda x: model.apply(variables, x, method="encode").mean)
-    decode = jax.jit(lambda z: model.apply(variables, z, method="decode"))
-    padded = pad_to_factor(image, 8)
-    whole = np.asarray(decode(encode(padded[None])))[0, : image.shape[0], : image.shape[1]]
-    halos = {"encoder_halo": model.encoder_halo, "decoder_halo": model.decoder_halo}
-    tiled = reconstruct_windows(encode, decode, image, factor=8, window=96, **halos)
-    assert _error(tiled, whole) < TOLERANCE
-    for name, step in (("encoder_halo", 8), ("decoder_halo", 1)):
-        short = halos | {name: halos[name] - step}
-        tiled = reconstruct_windows(encode, decode, image, factor=8, window=96, **short)
-        assert _error(tiled, whole) > TOLERANCE
+@pytest.mark.parametrize("length", [1, 20, 63, 64, 100, 129, 292, 438, 1000])
+@pytest.mark.parametrize("halo", [0, 5, 7, 40])
+def test_sides_of_windows_come_in_steps(length, halo):
+    side = window_side(length, halo, largest=128, step=8)
+    assert side <= length and (side % 8 == 0 or side == length)
+    assert side <= max(128, 4 * halo + 8)
+    origins = window_origins(length, side, halo)  # refuses a window that keeps nothing
+    computed = len(origins) * side
+    # At most the halo, and what rounding the side up to a step leaves.
+    assert computed <= length + (len(origins) - 1) * 2 * halo + 8 * len(origins)
+
+
+def test_a_photographs_windows_compile_once(model_and_variables):
+    module, variables = model_and_variables
+    encode = jax.jit(lambda x: module.apply(variables, x, method="encode"))
+    for height, width in [(1090, 230), (1100, 230), (1150, 226)]:
+        image = _image(height, width)
+        posterior = encode_windows(encode, image, factor=8, halo=module.encoder_halo)
+        assert posterior.mean.shape == posterior.log_var.shape == (-(-height // 8), 29, 4)
+    assert encode._cache_size() == 1
+
+
+# --- The models of the presets -------------------------------------------------------------------
+
+
+def _random_variables(module, seed=0):
+    """Every variable random, of the scale that training gives it; none is zero."""
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        noise = rng.normal(size=leaf.shape)
+        if name.startswith("pca/") and name.endswith(("/sd", "/scale")):
+            value = np.exp(rng.uniform(-4, -1, leaf.shape))
+        elif len(leaf.shape) > 1:
+            value = noise / np.sqrt(np.prod(leaf.shape[:-1]))
+        elif name.endswith("norm/scale"):
+            value = 1 + 0.2 * noise
+        else:
+            value = 0.2 * noise
+        return np.asarray(value, np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@pytest.fixture(scope="module")
+def model_and_variables():
+    """The reach of the presets at a fraction of their width."""
+    config = get_config("f8c4")
+    config.model.update(width=16, deep_width=16)
+    module = make_model(config)
+    return module, _random_variables(module)
+
+
+@pytest.mark.parametrize("preset", LATENT_CHANNELS)
+def test_windows_equal_whole_for_every_preset(preset):
+    module = make_model(get_config(preset))
+    variables = _random_variables(module)
+    encode = jax.jit(lambda v, x: module.apply(v, x, method="encode").mean)
+    decode = jax.jit(lambda v, z: module.apply(v, z, method="decode"))
+    encode, decode = (functools.partial(half, variables) for half in (encode, decode))
+    image = _image(171, 155)
+    latents = np.asarray(encode(pad_to_factor(image, 8)[None]))[0]
+    halo = module.encoder_halo
+    windowed = encode_windows(encode, image, factor=8, halo=halo, window=136)
+    assert _error(windowed, latents) < TOLERANCE
+    whole = np.asarray(decode(latents[None]))[0]
+    windowed = decode_windows(decode, windowed, factor=8, halo=module.decoder_halo, window=136)
+    assert _error(windowed, whole) < TOLERANCE
+
+
+def _reached(function, shape):
+    """First and last row and column of the input that a random sum of the output depends on."""
+    x = jnp.asarray(np.random.default_rng(5).uniform(-1, 1, shape), jnp.float32)
+    gradient = np.asarray(jax.jit(jax.grad(lambda x: function(x)))(x))[0]
+    rows, columns = np.nonzero(np.abs(gradient).max(axis=-1))
+    return rows.min(), rows.max(), columns.min(), columns.max()
+
+
+def test_an_encoded_position_reaches_its_halo_and_no_further(model_and_variables):
+    module, variables = model_and_variables
+    weights = np.random.default_rng(6).normal(size=(2, 4))
+
+    def position(x):
+        posterior = module.apply(variables, x, method="encode")
+        return (weights[0] * posterior.mean + weights[1] * posterior.log_var)[0, 6, 7].sum()
+
+    halo = module.encoder_halo
+    expected = (6 * 8 - halo, 7 * 8 - 1 + halo, 7 * 8 - halo, 8 * 8 - 1 + halo)
+    assert min(expected) > 0 and expected[3] < 8 * 15 - 1  # not cut off by the border
+    assert _reached(position, (1, 8 * 15, 8 * 15, 3)) == expected
+
+
+def test_a_decoded_patch_reaches_its_halo_and_no_further(model_and_variables):
+    module, variables = model_and_variables
+    weights = np.random.default_rng(7).normal(size=(8, 8, 3))
+
+    def patch(z):
+        output = module.apply(variables, z, method="decode")
+        return (weights * output[0, 9 * 8 : 10 * 8, 8 * 8 : 9 * 8]).sum()
+
+    halo = module.decoder_halo
+    assert halo < 8
+    expected = (9 - halo, 9 + halo, 8 - halo, 8 + halo)
+    assert _reached(patch, (1, 19, 18, 4)) == expected

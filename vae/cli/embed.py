@@ -1,5 +1,96 @@
-"""`embed`: a map of latents."""
+"""`embed`: latents to vectors, clusters and a map."""
+
+import argparse
+import itertools
+from pathlib import Path
+
+from data.errors import UsageError
 
 
 def add(commands) -> None:
-    """Registers the commands."""
+    """Registers the command."""
+    parser = commands.add_parser(
+        "embed",
+        help="vectors, clusters and a map of encoded images",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Pools each image's latents (mean and spread of every channel), reduces them\n"
+        "to 16 principal components, finds clusters and draws a map. Writes\n"
+        "embedding.csv, vectors.npz, map.png, and clusters.png: the most typical images\n"
+        "of each cluster, and where they lie in their photographs.",
+        epilog="examples:\n"
+        "  fundus-vae embed tiles.zarr --out embedding\n"
+        "  fundus-vae embed tiles.zarr --out embedding --method kmeans --clusters 8 --map pca",
+    )
+    option = parser.add_argument
+    option("latents", metavar="LATENTS", help="*.zarr or *.npz of `fundus-vae encode`")
+    option("--out", required=True, metavar="DIR", help="where tables and pictures go")
+    option("--method", choices=("gmm", "kmeans"), default="gmm", help="of the clusters (gmm)")
+    option("--clusters", type=int, metavar="N", help="how many (chosen among 2 to 12)")
+    option("--map", dest="kind", choices=("tsne", "umap", "pca"), default="tsne",
+           help="of the map (tsne, of at most 10,000 images)")  # fmt: skip
+    option("--typical", type=int, default=4, metavar="N", help="images to show of a cluster (4)")
+    option("--seed", type=int, default=0, help="of clusters and map (0)")
+    parser.set_defaults(run=_embed)
+
+
+def _embed(
+    latents: str,
+    out: str,
+    method: str,
+    clusters: int | None,
+    kind: str,
+    typical: int,
+    seed: int,
+) -> int:
+    _check_options(clusters, typical, seed)
+    try:
+        import matplotlib.figure  # noqa: F401
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise UsageError(f"{error}: embed needs `pip install 'fundus-vae[embed]'`") from None
+    from vae.inference import embedding, embedding_clusters, embedding_pictures
+    from vae.inference.embedding_sources import Sources
+    from vae.inference.latent_store import open_latents
+
+    store = open_latents(latents)
+    features, rows = embedding.pooled_features(store)
+    vectors = embedding.principal_components(features)
+    found = embedding_clusters.find_clusters(vectors.values, method, clusters, seed)
+    places, note = embedding_clusters.make_map(vectors.values, kind, seed)
+    ranks = embedding_clusters.typical(found, rows, typical)
+
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    embedding.write_vectors(folder, rows, vectors)
+    embedding.write_table(folder, rows, found.labels, ranks, places)
+    names = {"tsne": "t-SNE", "umap": "UMAP", "pca": "principal components"}
+    shown = f" ({note})" if note else ""
+    title = f"{len(rows):,} images, {names[kind]} of pooled latents, {found.note}{shown}"
+    labels = [row.label for row in rows]
+    embedding_pictures.draw_map(folder, places, found, labels, title)
+    if typical:
+        sources = Sources(store)
+        shelf = [[] for _ in range(found.count)]
+        for i in sorted(ranks.nonzero()[0], key=lambda i: ranks[i]):
+            shelf[found.labels[i]].append((_caption(rows[i]), sources.find(rows[i])))
+        embedding_pictures.draw_typical(folder, found, labels, shelf)
+        for line in itertools.islice(dict.fromkeys(sources.missing), 5):
+            print(f"not shown: {line}")
+    explained = vectors.explained.sum()
+    print(f"{out}: {len(rows)} vectors of {vectors.values.shape[1]} components"
+          f" ({explained:.0%} of the variance), {found.note}{shown}")  # fmt: skip
+    return 0
+
+
+def _caption(row) -> str:
+    """The last part of an id, which names photograph and place."""
+    return row.item_id.rsplit("/", 1)[-1][-34:]
+
+
+def _check_options(clusters: int | None, typical: int, seed: int) -> None:
+    if clusters is not None and clusters < 1:
+        raise UsageError(f"clusters {clusters}: expected at least 1")
+    if typical < 0:
+        raise UsageError(f"typical {typical}: expected 0 or more")
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"seed {seed}: expected 0 to {2**32 - 1}")

@@ -1,5 +1,134 @@
-"""`evaluate`, `info` and `export`."""
+"""`evaluate`, `info` and `export`: what a model is worth, what it is, and it for elsewhere."""
+
+import argparse
+import json
+from pathlib import Path
+
+from data.errors import UsageError
+
+_MODELS = (
+    "a run's workdir, checkpoints/STEP in it, an exported .safetensors file, or what "
+    "convert_torch_checkpoint wrote"
+)
 
 
 def add(commands) -> None:
     """Registers the commands."""
+    _add_evaluate(commands)
+    _add_info(commands)
+    _add_export(commands)
+
+
+def _add_evaluate(commands) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        help="what a model is worth on a dataset, beside baselines",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Measures a model on every tile of a split and on whole photographs, beside "
+        "mean colour, bicubic,\nPCA of its latent size and JPEG of its bytes; prints the table.",
+        epilog="examples:\n"
+        "  fundus-vae evaluate --model runs/mine --data dataset --report report\n"
+        "  fundus-vae evaluate --model model.safetensors --data dataset --split val --limit 200",
+    )
+    add = parser.add_argument
+    add("--model", required=True, metavar="M", help=_MODELS)
+    add("--data", required=True, metavar="DIR", help="what `fundus-vae build` wrote")
+    add("--split", default="test", help="train, val or test (test)")
+    add("--limit", type=int, default=0, metavar="N", help="a random sample of N tiles (all)")
+    add("--out", metavar="DIR", help="for results.json, tiles.csv and a figure")
+    add("--report", metavar="DIR", help="for index.html, a page that opens offline")
+    parser.set_defaults(run=_evaluate)
+
+
+def _add_info(commands) -> None:
+    parser = commands.add_parser(
+        "info",
+        help="what a model is",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Architecture, size, latent statistics, what it was trained on, its figures.",
+        epilog="examples:\n  fundus-vae info runs/mine\n  fundus-vae info model.safetensors --json",
+    )
+    parser.add_argument("model", metavar="M", help=_MODELS)
+    parser.add_argument("--json", dest="as_json", action="store_true", help="for programs")
+    parser.set_defaults(run=_info)
+
+
+def _add_export(commands) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="a model as one file, or as programs that need only JAX",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Writes a model as one .safetensors file, which every command takes as a "
+        "model, and as StableHLO\nprograms with the weights inside, which run without this "
+        "package.",
+        epilog="examples:\n"
+        "  fundus-vae export runs/mine --out model.safetensors --dtype float16\n"
+        "  fundus-vae export runs/mine --stablehlo programs",
+    )
+    add = parser.add_argument
+    add("model", metavar="M", help=_MODELS)
+    add("--out", metavar="FILE", help="a new .safetensors file")
+    add("--dtype", choices=("float32", "float16"), default="float32",
+        help="of the large kernels in it (float32)")  # fmt: skip
+    add("--stablehlo", metavar="DIR", help="a new folder for encode.stablehlo, decode.stablehlo")
+    parser.set_defaults(run=_export)
+
+
+def _evaluate(
+    model: str, data: str, split: str, limit: int, out: str | None, report: str | None
+) -> int:
+    if limit < 0:
+        raise UsageError(f"--limit {limit}: expected a number of tiles, or 0 for all")
+    from vae.evaluation.run import evaluate_model
+    from vae.training.saved import read_model
+
+    evaluate_model(read_model(model), data, split=split, limit=limit, out=out, report=report)
+    return 0
+
+
+def _info(model: str, as_json: bool) -> int:
+    from vae.evaluation.about import about_model, format_about
+    from vae.training.saved import read_model
+
+    about = about_model(read_model(model))
+    print(json.dumps(about, indent=2, ensure_ascii=False) if as_json else format_about(about))
+    return 0
+
+
+def _export(model: str, out: str | None, dtype: str, stablehlo: str | None) -> int:
+    if not (out or stablehlo):
+        raise UsageError("nothing to write: give --out FILE.safetensors, --stablehlo DIR, or both")
+    if dtype != "float32" and not out:
+        raise UsageError(f"--dtype {dtype} is for --out; StableHLO programs are float32")
+    # Both are refused before either is written.
+    if out:
+        _check_new_file(Path(out))
+    if stablehlo:
+        from vae.inference.stablehlo import check_new_folder
+
+        check_new_folder(Path(stablehlo))
+
+    from vae.training.saved import read_model
+
+    saved = read_model(model)
+    if out:
+        from vae.training.exported import write_exported
+
+        write_exported(out, saved, dtype=dtype)
+        print(f"{out}: {Path(out).stat().st_size:,d} bytes, {dtype}")
+    if stablehlo:
+        from vae.inference.stablehlo import write_stablehlo
+
+        sizes = write_stablehlo(stablehlo, saved)
+        listed = ", ".join(f"{name} {size:,d} bytes" for name, size in sizes.items())
+        print(f"{stablehlo}: {listed}")
+    return 0
+
+
+def _check_new_file(path: Path) -> None:
+    if path.suffix != ".safetensors":
+        raise UsageError(f"--out {path}: expected a name that ends in .safetensors")
+    if path.exists():
+        raise UsageError(f"--out {path} is there already; give a new name or remove it first")
+    if not path.parent.is_dir():
+        raise UsageError(f"--out {path}: there is no folder {path.parent}; make it first")

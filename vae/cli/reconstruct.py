@@ -1,5 +1,140 @@
 """`reconstruct`: tiles and photographs through a model and back."""
 
+import argparse
+import contextlib
+import math
+import sys
+import time
+from pathlib import Path
+
+from data.errors import DataError, UsageError
+
 
 def add(commands) -> None:
-    """Registers the commands."""
+    """Registers the command."""
+    parser = commands.add_parser(
+        "reconstruct",
+        help="tiles and photographs through a model and back",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Encodes and decodes tiles or whole photographs of any size (jpg, png, tif, "
+        "ppm, bmp, DICOM) and\nwrites, each under the image's own name:\n"
+        "  DIR/reconstructions/   what the model makes of the image\n"
+        "  DIR/comparisons/       original, reconstruction and difference side by side\n"
+        "  DIR/differences/       the difference map, pixel for pixel\n"
+        "  DIR/reconstructions.csv  SSIM and PSNR inside the field of view\n\n"
+        "Photographs go through in windows with no seam. The published architecture has no "
+        "bounded reach: there they\nare tiles that overlap by half and are blended.",
+        epilog="examples:\n"
+        "  fundus-vae reconstruct eye.jpg --model runs/f8c32 --out result\n"
+        "  fundus-vae reconstruct photographs/ --model runs/f8c32 --out result --format jpg\n"
+        "  fundus-vae reconstruct dataset --split test --model model.safetensors --out result",
+    )
+    add = parser.add_argument
+    add("inputs", nargs="+", metavar="INPUT",
+        help="image files, folders, or a dataset of `build`")  # fmt: skip
+    add("--model", metavar="M", help="a workdir, a checkpoint in it, a converted or exported model")
+    add("--out", required=True, metavar="DIR", help="where the files go; those there are replaced")
+    add("--split", metavar="SPLIT", help="only train, val or test of a dataset or manifest")
+    add("--keep_border", action="store_true",
+        help="reconstruct outside the field of view too, with all that is burned in there, names "
+        "as well; else it is black")  # fmt: skip
+    add("--format", dest="file_format", choices=("png", "jpg"), default="png",
+        help="of the pictures; jpg is quality 95 (png)")  # fmt: skip
+    add("--no_pictures", action="store_true", help="write the reconstructions and the table only")
+    add("--levels", type=float, default=5.0, metavar="N",
+        help="grey levels at the top of the difference's colour scale (5)")  # fmt: skip
+    parser.set_defaults(run=_reconstruct)
+
+
+def _reconstruct(
+    inputs: list[str],
+    model: str | None,
+    out: str,
+    split: str | None,
+    keep_border: bool,
+    file_format: str,
+    no_pictures: bool,
+    levels: float,
+) -> int:
+    if model is None:
+        raise UsageError(
+            "--model is missing: a run's workdir, which `python run_experiment.py "
+            "--config=configs/fundus256.py:demo --workdir=DIR` makes within minutes, or an "
+            "exported .safetensors file"
+        )
+    if not (levels > 0 and math.isfinite(levels)):
+        raise UsageError(f"--levels {levels:g}: expected grey levels above 0")
+    from data.inputs import Failure, open_inputs
+    from vae.inference import reconstruct
+    from vae.inference.model import load_model
+
+    reconstruct.refuse_overlap(out, inputs)
+    images = open_inputs(inputs, split=split)
+    Path(out).mkdir(parents=True, exist_ok=True)
+    loaded = load_model(model)
+    origin = reconstruct.origin_of(loaded)
+    print(f"model {loaded.saved.path}, step {loaded.saved.step}, {loaded.hash}")
+    if loaded.tile_size is not None:
+        side = loaded.tile_size
+        print(f"this model sees {side} x {side} pixels at once: larger photographs go through as "
+              "tiles that overlap by half and are blended")  # fmt: skip
+    start = time.monotonic()
+    results = reconstruct.reconstruct_inputs(loaded, images, keep_border=keep_border)
+    written = reconstruct.write_reconstructions(
+        results,
+        out,
+        origin=origin,
+        suffix=f".{file_format}",
+        with_pictures=not no_pictures,
+        levels=levels,
+    )
+    rows: list[dict] = []
+    failures: list[Failure] = []
+    try:
+        for result in _with_progress(written, len(images)):
+            (failures if isinstance(result, Failure) else rows).append(result)
+    except KeyboardInterrupt:
+        print(f"interrupted; {len(rows):,} of {len(images):,} images are written to {out}; the "
+              "same command begins anew", file=sys.stderr)  # fmt: skip
+        return 130
+    if rows:
+        reconstruct.write_table(Path(out) / reconstruct.TABLE, rows)
+        _print_means(rows, Path(out) / reconstruct.TABLE, time.monotonic() - start)
+    if failures:
+        for failure in failures:
+            print(failure.reason, file=sys.stderr)
+        raise DataError(
+            f"{len(failures):,} of {len(images):,} images cannot be read; they are listed above"
+        )
+    return 0
+
+
+def _with_progress(written, total: int):
+    """Prints a line for each image, and how far it is, at which rate, to the standard error."""
+    from tqdm import tqdm
+
+    from data.inputs import Failure
+    from vae.inference.reconstruct import figures
+
+    with contextlib.closing(written), tqdm(total=total, unit="image", disable=None) as bar:
+        for result in written:
+            if not isinstance(result, Failure):
+                text = figures(result["ssim"], result["psnr"])
+                region = "" if result["fov"] == "circle" else "  (no circle: lit region)"
+                size = f"{result['width']} x {result['height']}"
+                bar.write(f"{result['id']}  {size}  {text}{region}")
+            bar.update()
+            yield result
+
+
+def _print_means(rows: list[dict], table: Path, seconds: float) -> None:
+    from vae.inference.reconstruct import figures
+
+    means = []
+    for name in ("ssim", "psnr"):
+        values = [row[name] for row in rows if not math.isnan(row[name])]
+        means.append(sum(values) / len(values) if values else math.nan)
+    megapixels = sum(row["height"] * row["width"] for row in rows) / 1e6
+    print(f"mean of {len(rows):,} images: {figures(*means)}, inside the field of view")
+    print(f"{megapixels:,.1f} megapixels in {seconds:,.1f} s; written to {table.parent}, "
+          f"figures in {table}")  # fmt: skip

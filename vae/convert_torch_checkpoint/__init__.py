@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder to make; with --to_torch the file")
     parser.add_argument("--dry_run", action="store_true", help="only print what would become what")
     parser.add_argument(
-        "--verify", action="store_true", help="run both frameworks on random tiles and compare"
+        "--verify", action="store_true", help="run both frameworks on synthetic tiles and compare"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier output")
     parser.add_argument(

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import tqdm
 from etils import epath
-from safetensors import SafetensorError
 
 import vae
 from configs.published import get_config
@@ -73,13 +72,7 @@ def from_torch(source: Path, out: Path, *, overwrite: bool = False, verify: bool
     saved = _saved(model, convert.nested(arrays), about)
     with _folder(out) as unfinished:
         print(f"writing {out / EXPORTED}", flush=True)
-        try:
-            write_exported(unfinished / EXPORTED, saved)
-        except (OSError, SafetensorError) as error:
-            raise DataError(
-                f"{out} could not be written: {error}; free some disk space and run the same "
-                "command again"
-            ) from error
+        write_exported(unfinished / EXPORTED, saved)
         if verify:
             _verify(state, unfinished / EXPORTED, model)
     print(f"{_summary(model)}: {out}")
@@ -101,8 +94,11 @@ def to_torch(path: Path, out: Path, *, overwrite: bool = False) -> int:
     model = make_model(saved.config)
     state = convert.to_torch(saved.variables, model)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as unfinished:
-        torch.save(state, unfinished)
+    try:
+        with replacing(out) as unfinished:
+            torch.save(state, unfinished)
+    except RuntimeError as error:  # what PyTorch makes of a full disk
+        raise DataError(f"{out}: cannot be written ({error}); free some disk space") from error
     print(f"{_summary(model)}: {out}")
     return 0
 

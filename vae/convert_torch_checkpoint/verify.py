@@ -1,4 +1,4 @@
-"""Both frameworks on the same tiles: the proof of a conversion."""
+"""Both frameworks on the same images: the proof of a conversion."""
 
 import dataclasses
 
@@ -6,13 +6,14 @@ import jax
 import numpy as np
 import torch
 
+from data.synthetic import fundus_photograph
 from vae.convert_torch_checkpoint.table import PREFIX
 from vae.convert_torch_checkpoint.torch_module import PublishedVAE
 from vae.models import FundusVAE
 
 TILES = 4
 # Float32 sums in another order: of the mean and log-variance relative to their largest value, of
-# the reconstruction in values of [-1, 1].
+# the reconstruction in values of [0, 1].
 POSTERIOR_TOLERANCE = 1e-3
 IMAGE_TOLERANCE = 1e-4
 
@@ -23,7 +24,7 @@ class Difference:
 
     Attributes:
       mean, log_var: (difference, value).
-      image: (difference, value) of the reconstruction in [-1, 1].
+      image: (difference, value) of the reconstruction in [0, 1].
     """
 
     mean: tuple[float, float]
@@ -43,16 +44,17 @@ class Difference:
 def compare(
     state: dict[str, torch.Tensor], variables: dict, model: FundusVAE, seed: int = 0
 ) -> Difference:
-    """Encodes and decodes random tiles with both.
+    """Encodes and decodes synthetic fundus photographs of the model's size with both.
 
     Args:
       state: The source's tensors by key without prefix; may be memory-mapped.
       variables: The conversion's.
       model: Of their sizes.
-      seed: Of the tiles.
+      seed: Of the photographs.
     """
     side = model.image_size
-    tiles = np.random.default_rng(seed).random((TILES, 3, side, side), np.float32)
+    photographs = np.stack([fundus_photograph((seed, i), side) for i in range(TILES)])
+    tiles = np.ascontiguousarray(np.moveaxis(photographs, -1, 1), np.float32) / 255
     with torch.device("meta"):
         twin = PublishedVAE(model)
     floats = {
@@ -63,14 +65,14 @@ def compare(
     twin.eval()
     with torch.inference_mode():
         mean, log_var = twin.encode(torch.from_numpy(tiles))
-        image = 2 * twin.decode(mean) - 1
+        image = twin.decode(mean)
     theirs = [output.numpy() for output in (mean, log_var, image.permute(0, 2, 3, 1))]
 
     @jax.jit
     def run(variables, x):
         posterior = model.apply(variables, x, method="encode")
         image = model.apply(variables, posterior.mean, method="decode")
-        return posterior.mean, posterior.log_var, image
+        return posterior.mean, posterior.log_var, (image + 1) / 2
 
     ours = run(variables, 2 * tiles.transpose(0, 2, 3, 1) - 1)
     return Difference(

@@ -120,9 +120,7 @@ def jpeg_figures(batches: Iterable[Batch], mesh: Mesh, quality: int) -> dict[str
             decoded = np.stack(list(pool.map(decode_jpeg, files)))
             sizes = np.array([len(file) for file in files], np.int32)
             sent = put_batch(mesh, {"decoded": decoded, "sizes": sizes})
-            return jpeg_step(mesh)(
-                placed["image"], sent["decoded"], placed["fov"], sent["sizes"]
-            )
+            return jpeg_step(mesh)(placed["image"], sent["decoded"], placed["fov"], sent["sizes"])
 
         figures, _ = over_tiles(batches, mesh, step)
     return figures

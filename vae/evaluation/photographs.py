@@ -1,4 +1,4 @@
-"""Whole photographs, encoded and decoded in windows, beside the tiles cut from them.
+"""Whole photographs, encoded and decoded in windows or tiles, beside the tiles cut from them.
 
 In a training crop most pixels feel the border's padding, in a photograph almost none do; so a model
 that is good on tiles has yet to show that it is good on photographs.
@@ -12,7 +12,6 @@ from typing import Any
 import cv2
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
@@ -22,16 +21,12 @@ from data.images import read_image
 from data.manifest import PhotographRow
 from vae import metrics
 from vae.evaluation.evaluate import Evaluation
-from vae.evaluation.figures import DIFFERENCE_GAIN
 from vae.evaluation.placement import BATCH, WHOLE, place_whole, sum_over_hosts
-from vae.inference.windows import reconstruct_windows, window_side
+from vae.inference.compare import compare
+from vae.inference.photograph import reconstruct_photograph
 
-# SSIM is computed in blocks of this many positions a side: memory stays the same for any size.
-BLOCK = 512
 # Longer side of the pictures kept of a photograph, pixels.
 PICTURE_SIDE = 900
-# Neighbouring blocks share the pixels that windows starting in one take from the other.
-OVERLAP = metrics.SSIM_WINDOW - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +38,14 @@ class PhotographEvaluation:
         ssim, psnr (dB, inside the field of view), tile_ssim, tile_psnr (means over its tiles),
         tiles (number of them).
       notes: Which photographs are missing here, why, and what to do.
-      pictures: By photograph, reduced to `PICTURE_SIDE`, where they were asked for: uint8
-        [3, height, width, 3], the original, the reconstruction and the amplified difference.
+      pictures: By photograph, reduced to `PICTURE_SIDE`, where they were asked for: the original
+        and the reconstruction, uint8 [h, w, 3], and their absolute difference in grey levels,
+        float32, reduced after it was taken.
     """
 
     rows: list[dict[str, Any]]
     notes: list[str]
-    pictures: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    pictures: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
 
     @property
     def means(self) -> dict[str, float]:
@@ -71,9 +67,6 @@ def whole_photographs(
     evaluation: Evaluation,
     *,
     mesh: Mesh,
-    factor: int,
-    encoder_halo: int,
-    decoder_halo: int,
     window: int | None = None,
     pictures: bool = False,
 ) -> PhotographEvaluation:
@@ -82,15 +75,12 @@ def whole_photographs(
     All hosts of the mesh call it together, and each reads the files.
 
     Args:
-      module: Offers `encode` and `decode`.
+      module: Of either kind.
       variables: Its variables, on the mesh.
       photographs: Those to measure, for example all of the split.
       evaluation: Of the tiles; photographs none of whose tiles count are passed over.
       mesh: Mesh with the axes data and fsdp.
-      factor: Pixels per latent position and axis.
-      encoder_halo: In pixels.
-      decoder_halo: In latent positions.
-      window: Side of a window in pixels, divisible by `factor`; None for one that suits the halos.
+      window: Side of a window in pixels; None for one that suits the photograph.
       pictures: Whether to keep reduced pictures of them.
 
     Returns:
@@ -111,15 +101,13 @@ def whole_photographs(
             continue
         mask = fov_mask(photograph.fov, image)
         image[~mask] = 0
-        output = reconstruct_windows(
+        output = reconstruct_photograph(
+            module,
             functools.partial(encode, variables),
             functools.partial(decode, variables),
             image,
-            factor=factor,
-            encoder_halo=encoder_halo,
-            decoder_halo=decoder_halo,
-            window=window or window_side(factor, encoder_halo, decoder_halo),
             batch=mesh.size,
+            window=window,
         )
         ssim, psnr = compare(image, output, mask)
         if pictures:
@@ -162,57 +150,6 @@ def read_as_tiled(photograph: PhotographRow) -> np.ndarray:
     return image
 
 
-def compare(
-    image: np.ndarray, output: np.ndarray, mask: np.ndarray, block: int = BLOCK
-) -> tuple[float, float]:
-    """SSIM and PSNR of whole photographs, in blocks of bounded memory.
-
-    Args:
-      image: uint8 [H, W, 3].
-      output: Like `image`.
-      mask: bool [H, W], the field of view.
-      block: Side of a block, in pixels.
-
-    Returns:
-      Mean SSIM over the windows wholly inside the mask and PSNR in dB over its pixels; NaN where
-      there are none.
-    """
-    side = block + OVERLAP
-    total = np.zeros(4)
-    for y in range(0, image.shape[0], block):
-        for x in range(0, image.shape[1], block):
-            here = np.s_[y : y + side, x : x + side]
-            if not mask[here].any():
-                continue
-            # Filled up to one shape; what is outside the mask counts for nothing.
-            pad = tuple((0, side - present) for present in mask[here].shape)
-            arrays = [np.pad(array[here], (*pad, (0, 0))) for array in (image, output)]
-            arrays = jax.device_put((*arrays, np.pad(mask[here], pad)))
-            total += np.asarray(jax.device_get(_block_sums(*arrays)), np.float64)
-    ssim_sum, windows, squares, pixels = total
-    mse = squares / pixels if pixels else np.nan
-    psnr = 20 * np.log10(255.0) - 10 * np.log10(np.maximum(mse, metrics.MIN_MSE))
-    return float(ssim_sum / windows) if windows else float("nan"), float(psnr)
-
-
-@jax.jit
-def _block_sums(image: jax.Array, output: jax.Array, mask: jax.Array) -> jax.Array:
-    """-> [sum of SSIM, windows, sum of squared errors, pixels] of one block, float32."""
-    inside = metrics.window_inside(mask[None])[0]
-    a, b = (x[None].astype(jnp.float32) for x in (image, output))
-    ssim = metrics.ssim_map(a / 255.0, b / 255.0)[0].mean(axis=-1)
-    core = mask[:-OVERLAP, :-OVERLAP]
-    squares = jnp.square(a - b)[0, :-OVERLAP, :-OVERLAP].mean(axis=-1)
-    return jnp.stack(
-        [
-            jnp.sum(jnp.where(inside, ssim, 0.0)),
-            jnp.sum(inside).astype(jnp.float32),
-            jnp.sum(jnp.where(core, squares, 0.0)),
-            jnp.sum(core).astype(jnp.float32),
-        ]
-    )
-
-
 @functools.lru_cache(maxsize=16)
 def _halves(module: nn.Module, mesh: Mesh):
     """Encoder (variables, uint8 windows) -> posterior mean and decoder (variables, z) -> uint8.
@@ -245,14 +182,12 @@ def _tile_means(evaluation: Evaluation) -> dict[str, dict[str, float | int]]:
     }
 
 
-def _reduced(image: np.ndarray, output: np.ndarray) -> np.ndarray:
-    """-> uint8 [3, height, width, 3]. The difference is amplified after it is reduced: a mean."""
+def _reduced(image: np.ndarray, output: np.ndarray) -> list[np.ndarray]:
+    """Original, reconstruction and difference as `PhotographEvaluation.pictures` has them."""
     factor = min(PICTURE_SIDE / max(image.shape[:2]), 1.0)
     size = tuple(max(round(side * factor), 1) for side in image.shape[1::-1])
-    difference = np.abs(image.astype(np.float32) - output)
-    layers = (image.astype(np.float32), output.astype(np.float32), DIFFERENCE_GAIN * difference)
-    reduced = [cv2.resize(layer, size, interpolation=cv2.INTER_AREA) for layer in layers]
-    return np.round(np.stack(reduced)).clip(0, 255).astype(np.uint8)
+    layers = (image, output, np.abs(image.astype(np.float32) - output))
+    return [cv2.resize(layer, size, interpolation=cv2.INTER_AREA) for layer in layers]
 
 
 def _notes(problems: list[str], count: int) -> list[str]:

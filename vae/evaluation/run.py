@@ -1,5 +1,6 @@
 """The evaluation of a model: from its config and dataset to results, a table, figures, a report."""
 
+import datetime
 import functools
 import math
 import os
@@ -115,7 +116,10 @@ def evaluate_and_write(
         "config": config.name,
         "split": config.eval.split,
         "step": step,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
         "dataset": dataset.fingerprint,
+        "limit": limit,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **origin,
     }
     written = []
@@ -159,13 +163,13 @@ def evaluate_model(
       UsageError: There is no such split.
       DataError: The split is empty, its tiles are too small, or a folder cannot be written.
     """
-    out, report = (None if path is None else _writable(path) for path in (out, report))
     dataset = open_dataset(data_dir)
     module = make_model(saved.config)
     config = saved.config.copy_and_resolve_references()
     config.eval.split = split
     config.data.size = module.tile_size or config.data.size
     _check_tiles(dataset, config)
+    out, report = (None if path is None else _writable(path) for path in (out, report))
     mesh = make_mesh()
     # The batch of a pod's run does not divide over whatever is here.
     config.eval.batch_size = math.ceil(config.eval.batch_size / mesh.size) * mesh.size
@@ -262,19 +266,12 @@ def _photographs(
     if not config.eval.photographs or not rows:
         return None
     rows = rows[:: -(-len(rows) // config.eval.photographs)]  # spread over the labels
-    module = make_model(config)
-    if module.tile_size:
-        note = f"whole photographs are not measured: the model takes {module.tile_size} pixels only"
-        return PhotographEvaluation([], [note])
     return whole_photographs(
-        module,
+        make_model(config),
         variables,
         rows,
         evaluation,
         mesh=mesh,
-        factor=module.downsample,
-        encoder_halo=module.encoder_halo,
-        decoder_halo=module.decoder_halo,
         pictures=pictures,
     )
 

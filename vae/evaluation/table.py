@@ -64,7 +64,7 @@ def results(
 
 def write_results(path: str | os.PathLike, content: dict[str, Any]) -> None:
     """Writes strict JSON, in which what is not finite is null; finished or not at all."""
-    text = json.dumps(_strict(content), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(strict(content), indent=2, ensure_ascii=False, allow_nan=False)
     write_beside(path, (text + "\n").encode())
 
 
@@ -94,13 +94,14 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
+    """Plain values for strict JSON; what is not finite becomes None."""
     if isinstance(value, dict):
-        return {str(key): _strict(entry) for key, entry in value.items()}
+        return {str(key): strict(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_strict(entry) for entry in value]
+        return [strict(entry) for entry in value]
     if isinstance(value, np.generic | np.ndarray):
-        return _strict(value.tolist())
+        return strict(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -219,8 +219,8 @@ def _in_batches(function: Callable[[np.ndarray], Any], inputs: np.ndarray, pixel
         part = inputs[start : start + largest]
         size = 1 << (len(part) - 1).bit_length()
         filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-        outputs = jax.device_get(function(filled))
-        parts.append(jax.tree.map(lambda leaf, kept=len(part): leaf[:kept], outputs))
+        outputs, kept = jax.device_get(function(filled)), slice(len(part))
+        parts.append(jax.tree.map(lambda leaf, kept=kept: leaf[kept], outputs))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 

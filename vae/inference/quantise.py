@@ -19,8 +19,6 @@ import numpy as np
 
 from data.errors import DataError, UsageError
 
-# A step of three standard deviations adds less noise (3 / sqrt(12)) than a sample of the posterior.
-DEFAULT_STEP = 3.0
 BLOCK = 32
 
 _SCALES = 64
@@ -40,8 +38,7 @@ def check_step(step: float) -> None:
     """
     if not 0.01 <= step <= 100:  # also false for NaN
         raise UsageError(
-            f"quantise {step}: expected 0.01 to 100 of the posterior's standard deviations;"
-            f" {DEFAULT_STEP:g} is the default"
+            f"quantise {step}: expected 0.01 to 100 of the posterior's standard deviations"
         )
 
 
@@ -107,7 +104,9 @@ def pack(levels: np.ndarray) -> bytes:
                 groups.append(plain[channel])
                 choices.append(number)
     coder = constriction.stream.stack.AnsCoder()
-    for values, choice in zip(reversed(groups), reversed(choices), strict=True):  # last in first out
+    for values, choice in zip(
+        reversed(groups), reversed(choices), strict=True
+    ):  # last in first out
         symbols = _symbols(values)
         escaped = values[symbols == _ESCAPE]
         if len(escaped):

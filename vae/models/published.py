@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae.models.posterior import Posterior
-from vae.models.resnet import BatchNorm, Bottleneck, conv, precision
+from vae.models.resnet import BatchNorm, Bottleneck, conv, max_pool, precision
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -90,7 +90,7 @@ class Encoder(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         h = conv(self.width, 7, 2, self.dtype, "conv1")(x)
         h = nn.relu(BatchNorm(name="bn1")(h, train))
-        h = nn.max_pool(h, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        h = max_pool(h)
         for stage, depth in enumerate(self.stages):
             for block in range(depth):
                 stride = 2 if stage and not block else 1

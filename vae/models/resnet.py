@@ -4,6 +4,8 @@ Padding, strides, batch normalisation and initialisation are PyTorch's to the di
 weights give its numbers.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import jax.numpy as jnp
 # Share of a batch in the running statistics, and what is added to a variance: PyTorch's defaults.
 MOMENTUM = 0.1
 EPSILON = 1e-5
+KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 EXPANSION = 4  # a bottleneck's output has so many times the channels of its 3x3 convolution
 
 
@@ -35,27 +38,71 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels)
         count = self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)
-        x32 = x.astype(jnp.float32)
-        mean, var = running_mean.value, running_var.value
-        if train:
-            size = x.size // channels
-            if size < 2:
-                raise ValueError(
-                    f"batch statistics need more than one value a channel, got {x.shape}; "
-                    "take a larger batch or larger images"
-                )
-            # Two passes: a mean of squares loses the digits of a channel with a large mean.
-            mean = jnp.mean(x32, axis=(0, 1, 2))
-            var = jnp.mean(jnp.square(x32 - mean), axis=(0, 1, 2))
-            if self.is_mutable_collection("batch_stats"):
-                unbiased = var * (size / (size - 1))
-                running_mean.value += MOMENTUM * (mean - running_mean.value)
-                running_var.value += MOMENTUM * (unbiased - running_var.value)
-                count.value += 1
-        return ((x32 - mean) * (jax.lax.rsqrt(var + EPSILON) * scale) + bias).astype(x.dtype)
+        if not train:
+            factor = jax.lax.rsqrt(running_var.value + EPSILON) * scale
+            return ((x.astype(jnp.float32) - running_mean.value) * factor + bias).astype(x.dtype)
+        size = x.size // channels
+        if size < 2:
+            raise ValueError(
+                f"batch statistics need more than one value a channel, got {x.shape}; take a "
+                "larger batch or larger images"
+            )
+        y, mean, var = normalise(x, scale, bias)
+        if self.is_mutable_collection("batch_stats"):
+            mean, unbiased = jax.lax.stop_gradient((mean, var * (size / (size - 1))))
+            running_mean.value += MOMENTUM * (mean - running_mean.value)
+            running_var.value += MOMENTUM * (unbiased - running_var.value)
+            count.value += 1
+        return y
 
 
-def conv(features: int, size: int, stride: int, dtype: jnp.dtype, name: str) -> nn.Conv:
+@jax.custom_vjp
+def normalise(
+    x: jax.Array, scale: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalises every channel by the batch's statistics, Ioffe and Szegedy (2015).
+
+    With the gradient written out, which reads the activations half as often as the derived one.
+
+    Args:
+      x: [B, H, W, C].
+      scale: float32 [C].
+      bias: float32 [C].
+
+    Returns:
+      The result, like `x`; mean and (biased) variance, float32 [C], without gradient.
+    """
+    return _normalise_forward(x, scale, bias)[0]
+
+
+def _normalise_forward(x, scale, bias):
+    x32 = x.astype(jnp.float32)
+    mean = _channel_mean(x32)
+    # Two passes: a mean of squares loses the digits of a channel with a large mean.
+    var = _channel_mean(jnp.square(x32 - mean))
+    inverse = jax.lax.rsqrt(var + EPSILON)
+    y = ((x32 - mean) * (inverse * scale) + bias).astype(x.dtype)
+    return (y, mean, var), (x, scale, mean, inverse)
+
+
+def _normalise_backward(residuals, cotangents):
+    x, scale, mean, inverse = residuals
+    dy = cotangents[0].astype(jnp.float32)
+    whitened = (x.astype(jnp.float32) - mean) * inverse
+    dy_mean, dy_whitened = _channel_mean(dy), _channel_mean(dy * whitened)
+    dx = (scale * inverse) * (dy - dy_mean - whitened * dy_whitened)
+    size = x.size // x.shape[-1]
+    return dx.astype(x.dtype), size * dy_whitened, size * dy_mean
+
+
+normalise.defvjp(_normalise_forward, _normalise_backward)
+
+
+def _channel_mean(x: jax.Array) -> jax.Array:
+    return jnp.mean(x, axis=(0, 1, 2))
+
+
+def conv(features: int, size: int, stride: int, dtype: jnp.dtype, name: str | None) -> nn.Module:
     """A convolution without bias, padded by half its kernel on every side.
 
     Args:
@@ -65,6 +112,8 @@ def conv(features: int, size: int, stride: int, dtype: jnp.dtype, name: str) -> 
       dtype: What it computes in; the kernel [size, size, C, features] stays float32.
       name: In the module that it is a part of.
     """
+    if size == 1:
+        return Pointwise(features, stride, dtype, name=name)
     return nn.Conv(
         features,
         (size, size),
@@ -73,9 +122,48 @@ def conv(features: int, size: int, stride: int, dtype: jnp.dtype, name: str) -> 
         use_bias=False,
         dtype=dtype,
         precision=precision(dtype),
-        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        kernel_init=KERNEL_INIT,
         name=name,
     )
+
+
+class Pointwise(nn.Module):
+    """A 1x1 convolution as a matrix product over all pixels.
+
+    The same numbers; on CPUs the gradient of its kernel takes a fifth of a convolution's time.
+
+    Attributes:
+      features: Channels of the output.
+      stride: Step in both directions.
+      dtype: What it computes in; the kernel [1, 1, C, features] stays float32.
+    """
+
+    features: int
+    stride: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x[:, :: self.stride, :: self.stride].astype(self.dtype)
+        channels = x.shape[-1]
+        kernel = self.param("kernel", KERNEL_INIT, (1, 1, channels, self.features))
+        pixels, matrix = x.reshape(-1, channels), kernel[0, 0].astype(self.dtype)
+        y = jnp.matmul(pixels, matrix, precision=precision(self.dtype))
+        return y.reshape(*x.shape[:-1], self.features)
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """Maximum of 3x3 windows, step 2, padded by 1: [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), C].
+
+    As maxima of shifted rows and columns: on CPUs the gradient takes a third of the time of
+    `nn.max_pool`'s. Equal values share it, where PyTorch gives it to the first.
+    """
+    padding = ((0, 0), (1, 1), (1, 1), (0, 0))
+    x = jnp.pad(x, padding, constant_values=-jnp.inf)
+    rows = (x.shape[1] - 3) // 2 + 1
+    columns = (x.shape[2] - 3) // 2 + 1
+    x = functools.reduce(jnp.maximum, (x[:, i : i + 2 * rows - 1 : 2] for i in range(3)))
+    return functools.reduce(jnp.maximum, (x[:, :, j : j + 2 * columns - 1 : 2] for j in range(3)))
 
 
 class Bottleneck(nn.Module):

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from data.errors import DataError
 from data.files import write_beside
+from data.images import IMAGE_SUFFIXES
 from vae.training.checkpoint import Checkpoints
 from vae.training.config import from_dict
 from vae.training.exported import EXPORTED, SavedModel, read_exported
@@ -123,10 +124,13 @@ def _what(path: epath.Path) -> str:
     if path.is_dir():
         if (path / "manifest.csv").exists():
             return "a folder of tiles"
-        if any(path.glob("fundus_tiles/*/dataset_info.json")):
+        if (path / "dataset_info.json").exists() or any(path.glob("*/*/dataset_info.json")):
             return "a dataset"
-        if not any(path.iterdir()):
+        names = [entry.name.lower() for entry in path.iterdir()]
+        if not names:
             return "an empty folder"
+        if any(name.endswith(IMAGE_SUFFIXES) for name in names):
+            return "a folder of images"
         return "a folder of something else"
     if path.suffix in (".pth", ".pt", ".ckpt"):
         return f"a PyTorch file (`convert_torch_checkpoint {path.name} --out DIR` converts it)"

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 from etils import epath
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from data.errors import DataError, UsageError
@@ -31,7 +32,13 @@ def open_data(config: ConfigDict, workdir: epath.Path) -> Dataset:
         return open_dataset(config.data.dir)
     from data import demo
 
-    return open_dataset(demo.prepare(config.data.source, workdir / "data", config.data.size))
+    # The first process alone: what it made, those that share its disk find finished.
+    if jax.process_index() > 0:
+        multihost_utils.sync_global_devices("data prepared")
+    path = demo.prepare(config.data.source, workdir / "data", config.data.size)
+    if jax.process_index() == 0 and jax.process_count() > 1:
+        multihost_utils.sync_global_devices("data prepared")
+    return open_dataset(path)
 
 
 def check_splits(config: ConfigDict, dataset: Dataset) -> None:

@@ -145,7 +145,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
         while True:
             done = step >= config.train.steps
             out_of_time = config.train.max_minutes > 0 and _agreed(time.monotonic() > deadline)
-            signalled = stop.received
+            signalled = stop.at(step)
             leave = done or out_of_time or signalled
             if config.eval.every and step % config.eval.every == 0 and not leave:
                 read_pending(keep=0)

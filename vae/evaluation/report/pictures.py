@@ -3,16 +3,18 @@
 import base64
 import dataclasses
 import io
+from collections.abc import Sequence
 from html import escape
 
 import numpy as np
 from PIL import Image
 
 from vae.evaluation.evaluate import Evaluation
-from vae.evaluation.figures import DIFFERENCE_GAIN, Example
+from vae.evaluation.figures import Example
 from vae.evaluation.photographs import PhotographEvaluation
 
-VIEWS = ("original", "reconstruction", f"{DIFFERENCE_GAIN} × difference")
+# Factors of the difference maps: the largest that leaves the errors shown below white.
+GAINS = (1, 2, 5, 10, 20, 50)
 RANKS = ("worst", "median", "best")
 # Larger tiles are shown by their centre: lossless pixels are heavy, and the page is one file.
 MAX_SIDE = 512
@@ -53,7 +55,7 @@ def pick(evaluation: Evaluation) -> list[RankedExample]:
     return [
         RankedExample(
             row=row,
-            caption=f"{tiles['tile_id'][row]}  SSIM {ssim[row]:.4f}  {tiles['psnr'][row]:.1f} dB",
+            caption=f"SSIM {ssim[row]:.4f}, {tiles['psnr'][row]:.1f} dB\n{tiles['tile_id'][row]}",
             rank=rank,
         )
         for rank in RANKS
@@ -61,42 +63,58 @@ def pick(evaluation: Evaluation) -> list[RankedExample]:
     ]
 
 
+def choose_gain(differences: Sequence[np.ndarray]) -> int:
+    """How much to amplify absolute differences in grey levels, [h, w, 3] each: one of `GAINS`."""
+    high = float(np.percentile(np.concatenate([each.ravel() for each in differences]), 99.9))
+    return max((gain for gain in GAINS if gain * high <= 255), default=GAINS[0])
+
+
 def tile_views(original: np.ndarray, reconstruction: np.ndarray) -> list[np.ndarray]:
-    """The three views of a tile, uint8 [h, w, 3] each, of its centre where it is large."""
+    """Both and their difference [h, w, 3] in grey levels, of the centre of a large tile."""
     height, width = original.shape[:2]
     h, w = min(height, MAX_SIDE), min(width, MAX_SIDE)
     y, x = (height - h) // 2, (width - w) // 2
     a, b = original[y : y + h, x : x + w], reconstruction[y : y + h, x : x + w]
-    difference = np.minimum(DIFFERENCE_GAIN * np.abs(a.astype(np.int16) - b), 255)
-    return [a, b, difference.astype(np.uint8)]
+    return [a, b, np.abs(a.astype(np.int16) - b)]
 
 
 def pick_photographs(photographs: PhotographEvaluation) -> list[tuple[str, dict]]:
-    """The rows of two photographs with pictures, the worst and the median by SSIM: (rank, row)."""
+    """Two photographs with pictures, the worst and the median by SSIM: (rank, its row) each."""
     rows = [row for row in photographs.rows if row["photograph"] in photographs.pictures]
     rows.sort(key=lambda row: row["ssim"])
     if len(rows) < 2:
         return [("measured", row) for row in rows]
-    return [("worst", rows[0]), ("median", rows[len(rows) // 2])]
+    return [("worst", rows[0]), ("best" if len(rows) == 2 else "median", rows[len(rows) // 2])]
 
 
-def triple(views: list[np.ndarray] | np.ndarray, caption: str, *, lossless: bool) -> str:
+def triple(views: Sequence[np.ndarray], caption: str, *, gain: int, lossless: bool) -> str:
     """Three images in a row that open in the viewer.
 
     Args:
-      views: uint8 [h, w, 3], as `VIEWS`.
-      caption: HTML that goes below.
+      views: Original and reconstruction, uint8 [h, w, 3], and their difference in grey levels.
+      caption: Plain text that goes with them.
+      gain: Of the difference.
       lossless: PNG, or JPEG for pictures that are reduced anyway.
     """
-    height, width = views[0].shape[:2]
+    original, reconstruction, difference = views
+    height, width = original.shape[:2]
+    amplified = np.round(gain * difference.astype(np.float32)).clip(0, 255).astype(np.uint8)
     buttons = []
-    for name, view in zip(VIEWS, views, strict=True):
+    for name, view in (
+        ("original", original),
+        ("reconstruction", reconstruction),
+        (f"difference × {gain}", amplified),
+    ):
         buttons.append(
             f'<button type="button" class="view" data-name="{escape(name)}">'
             f'<img src="{data_uri(view, lossless)}" width="{width}" height="{height}" '
             f'alt="{escape(name)}" loading="lazy"></button>'
         )
-    return f'<figure class="triple"><div>{"".join(buttons)}</div>{caption}</figure>'
+    kind = "small" if lossless and width <= SMALL_SIDE else "large"
+    return (
+        f'<figure class="triple {kind}"><div>{"".join(buttons)}</div>'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
 
 
 def data_uri(image: np.ndarray, lossless: bool) -> str:

@@ -43,9 +43,7 @@ class Axis:
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        low, high, value = (
-            math.log10(v) if self.log else v for v in (self.low, self.high, value)
-        )
+        low, high, value = (math.log10(v) if self.log else v for v in (self.low, self.high, value))
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
@@ -60,7 +58,6 @@ def curve_plot(
     x_label: str,
     y_label: str,
     x_format: Callable[[float], str],
-    y_format: Callable[[float], str],
     y_top: float = math.inf,
 ) -> str:
     """Curves over a logarithmic x.
@@ -71,7 +68,6 @@ def curve_plot(
       x_label: With its unit.
       y_label: With its unit.
       x_format: Words of a tick.
-      y_format: Words of a tick.
       y_top: What y can never exceed.
     """
     xs = np.array([x for one in series for x, _, _ in one.points])
@@ -79,7 +75,7 @@ def curve_plot(
     room = max(0.08 * np.ptp(ys), 1e-3 * abs(ys.max()), 1e-9)
     x = Axis(xs.min() / 1.25, xs.max() * 1.25, LEFT, WIDTH - RIGHT, log=True)
     y = Axis(ys.min() - room, min(ys.max() + room, y_top), HEIGHT - BOTTOM, TOP)
-    parts = _frame(x, y, x_label, y_label, x_format, y_format)
+    parts = _frame(x, y, x_label, y_label, x_format)
     for one in series:
         places = [(x(a), y(b)) for a, b, _ in one.points]
         if one.line and len(places) > 1:
@@ -96,7 +92,6 @@ def histogram(
     *,
     title: str,
     x_label: str,
-    x_format: Callable[[float], str],
     low: float,
     high: float,
     bins: int = 48,
@@ -107,7 +102,6 @@ def histogram(
       groups: (name of its colour, values [n]) each.
       title: Read out instead of the picture.
       x_label: With its unit.
-      x_format: Words of a tick.
       low: Left end.
       high: Right end.
       bins: Number of bars.
@@ -116,7 +110,7 @@ def histogram(
     counts = [np.histogram(np.clip(values, low, high), edges)[0] for _, values in groups]
     x = Axis(low, high, LEFT, 2 * WIDTH - RIGHT)
     y = Axis(0, max(np.sum(counts, axis=0).max(), 1) * 1.05, HEIGHT - BOTTOM, TOP)
-    parts = _frame(x, y, x_label, "tiles", x_format, lambda value: f"{value:,.0f}", 2 * WIDTH)
+    parts = _frame(x, y, x_label, "tiles", None, 2 * WIDTH)
     base = np.zeros(bins)
     for (name, _), column in zip(groups, counts, strict=True):
         for i in np.flatnonzero(column):
@@ -162,18 +156,26 @@ def marker(shape: str, x: float, y: float, r: float) -> str:
     return f'<polygon points="{points}"/>'
 
 
-def _frame(x, y, x_label, y_label, x_format, y_format, width=WIDTH) -> list[str]:
+def _frame(
+    x: Axis,
+    y: Axis,
+    x_label: str,
+    y_label: str,
+    x_format: Callable[[float], str] | None,
+    width: int = WIDTH,
+) -> list[str]:
     """Grid, ticks and labels."""
     bottom, right = HEIGHT - BOTTOM, width - RIGHT
+    x_format, y_format = x_format or _as_many_digits(x.ticks()), _as_many_digits(y.ticks())
     parts = []
     for value in y.ticks():
         place = y(value)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{place:.1f}" y2="{place:.1f}"/>')
+        parts.append(_grid_line(LEFT, right, place, place))
         parts.append(f'<text class="tick" x="{LEFT - 7}" y="{place + 4:.1f}" text-anchor="end">'
                      f"{escape(y_format(value))}</text>")  # fmt: skip
     for value in x.ticks():
         place = x(value)
-        parts.append(f'<line class="grid" x1="{place:.1f}" x2="{place:.1f}" y1="{TOP}" y2="{bottom}"/>')
+        parts.append(_grid_line(place, place, TOP, bottom))
         parts.append(f'<text class="tick" x="{place:.1f}" y="{bottom + 18}" text-anchor="middle">'
                      f"{escape(x_format(value))}</text>")  # fmt: skip
     middle = (TOP + bottom) / 2
@@ -187,6 +189,16 @@ def _frame(x, y, x_label, y_label, x_format, y_format, width=WIDTH) -> list[str]
     return parts
 
 
+def _grid_line(x1: float, x2: float, y1: float, y2: float) -> str:
+    return f'<line class="grid" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>'
+
+
+def _as_many_digits(ticks: list[float]) -> Callable[[float], str]:
+    """Words of ticks, with the decimals that the finest of them needs."""
+    decimals = max((len(f"{tick:.10g}".partition(".")[2]) for tick in ticks), default=0)
+    return lambda value: f"{value:,.{decimals}f}"
+
+
 def _svg(parts: list[str], title: str, width: int = WIDTH) -> str:
     return (
         f'<svg class="plot" viewBox="0 0 {width} {HEIGHT}" role="img" '
@@ -194,7 +206,7 @@ def _svg(parts: list[str], title: str, width: int = WIDTH) -> str:
     )
 
 
-def _ticks(low: float, high: float, count: int = 6) -> list[float]:
+def _ticks(low: float, high: float, count: int = 7) -> list[float]:
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)

@@ -1,0 +1,169 @@
+"""How fast the published architecture is here, beside the same PyTorch module in the same run.
+
+    python benchmarks/published_step.py [--batch_size 16] [--what forward step] [--rounds 4]
+
+forward: encode, and decode the mean. step: the published recipe, sum of squares + KL + (1 - SSIM),
+clipped to a norm of 1, Adam. The two take turns, so that the ratio holds on a noisy machine, and
+each turn is a process of its own, so that 12 GB of memory are enough for a step.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from configs.published import get_config
+from data.synthetic import fundus_photograph
+from vae.convert_torch_checkpoint.torch_module import PublishedVAE, published_loss
+from vae.models import FundusVAE
+from vae.training.sharding import make_mesh, put_batch, tree_sharding
+from vae.training.state import abstract_state, initial_state, initial_variables
+from vae.training.steps import make_train_step
+
+
+def tiles(batch_size: int) -> np.ndarray:
+    """uint8 [B, 256, 256, 3]: crops of a synthetic photograph."""
+    photograph = fundus_photograph(0, 512)
+    origins = np.random.default_rng(0).integers(0, 256, (batch_size, 2))
+    return np.stack([photograph[y : y + 256, x : x + 256] for y, x in origins])
+
+
+def our_forward(images: np.ndarray) -> Callable[[], None]:
+    model, config = FundusVAE(), get_config()
+    variables = jax.jit(lambda: initial_variables(config))()
+    x = jnp.asarray(images, jnp.float32) / 127.5 - 1
+    forward = jax.jit(model.apply)
+    return lambda: jax.block_until_ready(forward(variables, x))
+
+
+def their_forward(images: np.ndarray) -> Callable[[], None]:
+    module = PublishedVAE(FundusVAE()).eval()
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+
+    def forward():
+        with torch.inference_mode():
+            module.decode(module.encode(x)[0])
+
+    return forward
+
+
+def our_step(images: np.ndarray) -> Callable[[], None]:
+    config = get_config()
+    config.batch_size, config.data.augment = len(images), False
+    mesh = make_mesh()
+    sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)
+    start = jax.jit(
+        lambda: initial_state(config, initial_variables(config)), out_shardings=sharding
+    )
+    state = start()
+    batch = put_batch(mesh, {"image": images})["image"]
+    compiled = make_train_step(config, mesh, sharding).lower(state, batch).compile()
+
+    def step():
+        nonlocal state
+        state, metrics = compiled(state, batch)
+        jax.block_until_ready((state, metrics))
+
+    return step
+
+
+def their_step(images: np.ndarray) -> Callable[[], None]:
+    module = PublishedVAE(FundusVAE()).train()
+    optimizer = torch.optim.Adam(module.parameters(), 1e-4)
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+    def step():
+        target = x.float() / 255
+        mean, log_var = module.encode(target)
+        image = module.decode(mean + torch.exp(0.5 * log_var) * torch.randn_like(mean))
+        loss = published_loss(target, image, mean, log_var).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def seconds(function: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+MAKERS = {
+    ("forward", "ours"): our_forward,
+    ("forward", "PyTorch"): their_forward,
+    ("step", "ours"): our_step,
+    ("step", "PyTorch"): their_step,
+}
+
+
+def timed(what: str, who: str, batch_size: int, repeats: int) -> list[float]:
+    """Seconds of some repeats in this process, after one that compiles and allocates."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    function = MAKERS[what, who](tiles(batch_size))
+    function()
+    return [seconds(function) for _ in range(repeats)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=4, help="turns of each")
+    parser.add_argument("--repeats", type=int, default=2, help="within a turn")
+    what = ("forward", "step")
+    parser.add_argument("--what", nargs="+", choices=what, default=what)
+    parser.add_argument("--who", choices=("ours", "PyTorch"), help="one turn of one, as JSON")
+    arguments = parser.parse_args()
+    if arguments.who:
+        function = arguments.what[0]
+        times = timed(function, arguments.who, arguments.batch_size, arguments.repeats)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps({"seconds": statistics.median(times), "peak": peak}))
+        return
+    print(
+        f"{len(os.sched_getaffinity(0))} cores, batch {arguments.batch_size}, float32, "
+        f"medians of {arguments.rounds} rounds of {arguments.repeats}"
+    )
+    for function in arguments.what:
+        compare(function, arguments)
+
+
+def compare(what: str, arguments: argparse.Namespace) -> None:
+    """Lets both take turns, each in a process of its own, and prints rates, peaks and ratios."""
+    turns = {"ours": [], "PyTorch": []}
+    with tempfile.TemporaryDirectory() as cache:
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
+        for _ in range(arguments.rounds):
+            for who, results in turns.items():
+                command = [sys.executable, __file__, "--who", who, "--what", what]
+                command += ["--batch_size", str(arguments.batch_size)]
+                command += ["--repeats", str(arguments.repeats)]
+                done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+                results.append(json.loads(done.stdout))
+    for who, results in turns.items():
+        rate = arguments.batch_size / statistics.median(turn["seconds"] for turn in results)
+        peak = max(turn["peak"] for turn in results)
+        print(f"{what:8} {who:8} {rate:6.2f} tiles/s, peak {peak / 1e9:.1f} GB")
+    pairs = zip(turns["ours"], turns["PyTorch"], strict=True)
+    ratios = [theirs["seconds"] / ours["seconds"] for ours, theirs in pairs]
+    print(
+        f"{what:8} ours / PyTorch, pair by pair: median {statistics.median(ratios):.2f}, "
+        f"{min(ratios):.2f} to {max(ratios):.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""`fundus-vae evaluate`, `info`, `export`: what they give, and what they say when they cannot."""
+
+import csv
+import json
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import vae
+from configs import published
+from vae.cli import main
+from vae.evaluation import run
+from vae.training.exported import SavedModel, write_exported
+from vae.training.state import initial_variables
+
+
+@pytest.fixture(scope="module")
+def exported(finished, tmp_path_factory):
+    """The finished run, exported by the command."""
+    path = tmp_path_factory.mktemp("exported") / "model.safetensors"
+    assert main(["export", str(finished[1]), "--out", str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def vector_model(tmp_path_factory):
+    """An exported model with one vector a tile of 32 pixels, not trained."""
+    config = published.get_config("tiny")
+    size = config.model.latent_size
+    path = tmp_path_factory.mktemp("vector") / "vector.safetensors"
+    variables = jax.jit(lambda: initial_variables(config))()
+    saved = SavedModel(path, config, 7, variables, np.zeros(size), np.ones(size), about={})
+    write_exported(path, saved)
+    return path
+
+
+def refused(command, capsys, message) -> int:
+    """The exit code of a command that says in one line what `message` describes."""
+    code = main([str(word) for word in command])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and re.search(f"^error: .*{message}", lines[0]), lines
+    return code
+
+
+def snapshot(folder):
+    return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+# --- evaluate ------------------------------------------------------------------------------------
+
+
+def test_evaluating_an_exported_file_is_evaluating_the_run(
+    finished, exported, tiny_data, tmp_path, capsys
+):
+    config, workdir = finished
+    before = snapshot(workdir)
+    command = ["evaluate", "--model", exported, "--data", tiny_data, "--split", config.eval.split]
+    assert main([str(word) for word in [*command, "--out", tmp_path / "out"]]) == 0
+    assert "model_sampled" in capsys.readouterr().out
+    assert snapshot(workdir) == before
+    of_run = json.loads((workdir / "results.json").read_text())
+    ours = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert ours["rows"] == of_run["rows"]
+    assert ours["photographs"] == of_run["photographs"]
+    assert ours["model"] == of_run["model"] == vae.load_model(exported).hash
+    names = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert names == {"results.json", "tiles.csv", "reconstructions.png"}
+    with open(tmp_path / "out" / "tiles.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == ours["counts"]["tiles"] + ours["counts"]["left_out"]
+    assert {(row["model"], row["version"]) for row in rows} == {(ours["model"], vae.__version__)}
+
+
+def test_a_model_of_vectors_stands_beside_a_pca_of_its_size(
+    vector_model, tiny_data, tmp_path, capsys, monkeypatch
+):
+    # The components of 32-pixel patches take half a minute to find.
+    monkeypatch.setattr(run, "PATCH", 8)
+    command = ["evaluate", "--model", vector_model, "--data", tiny_data, "--limit", "8"]
+    assert main([str(word) for word in [*command, "--out", tmp_path]]) == 0
+    assert "8 tiles of 32 x 32 pixels" in capsys.readouterr().out
+    rows = {row["name"]: row for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
+    size = published.get_config("tiny").model.latent_size
+    assert rows["model"]["latents"] == size
+    patches = (32 // 8) ** 2
+    assert rows["pca"]["latents"] == patches * max(round(size / patches), 1)
+    assert rows["pca"]["psnr"] > rows["mean_colour"]["psnr"]
+
+
+def test_evaluate_refuses(finished, exported, tiny_data, tmp_path, capsys):
+    _, workdir = finished
+    data = ["--data", tiny_data]
+    model = ["--model", exported]
+    file = tmp_path / "file"
+    file.write_text("mine")
+
+    def check(arguments, message):
+        return refused(["evaluate", *arguments], capsys, message)
+
+    assert check([*data], "--model") == 2
+    assert check([*model, *data, "--limit", "-1"], "--limit -1") == 2
+    assert check([*model, *data, "--split", "dev"], "--split dev: .*no such split.*'train'") == 2
+    assert check(["--model", tmp_path / "gone", *data], "gone: no such model") == 1
+    assert check(["--model", tiny_data, *data], "is a dataset, no model") == 1
+    assert check([*model, "--data", workdir], "no dataset here") == 1
+    assert check([*model, *data, "--out", file], "file cannot be written") == 1
+    assert check([*model, *data, "--report", file / "below"], "below cannot be written") == 1
+    assert file.read_text() == "mine"
+
+
+def test_evaluate_refuses_data_that_does_not_fit(
+    exported, vector_model, tiny_data, tmp_path, capsys
+):
+    def dataset(name, change):
+        shutil.copytree(tiny_data, tmp_path / name)
+        (path,) = (tmp_path / name).rglob("metadata.json")
+        metadata = json.loads(path.read_text())
+        change(metadata)
+        path.write_text(json.dumps(metadata))
+        return ["--data", tmp_path / name]
+
+    smaller = dataset("smaller", lambda metadata: metadata["smallest"].update(height=24, width=24))
+    for model in (exported, vector_model):
+        command = ["evaluate", "--model", model, *smaller, "--out", tmp_path / "out"]
+        assert refused(command, capsys, "tiles of 32 x 32 pixels.* is 24 x 24; .*--tile 32") == 1
+    assert not (tmp_path / "out").exists()
+
+    shutil.copytree(tiny_data, tmp_path / "empty")
+    (path,) = (tmp_path / "empty").rglob("dataset_info.json")
+    info = json.loads(path.read_text())
+    for split in info["splits"]:
+        if split["name"] == "test":
+            split["shardLengths"] = []
+    path.write_text(json.dumps(info))
+    command = ["evaluate", "--model", exported, "--data", tmp_path / "empty"]
+    assert refused(command, capsys, "--split test: .*no tiles in it") == 1
+
+
+# --- info ----------------------------------------------------------------------------------------
+
+
+def test_info_of_every_kind_of_model(finished, exported, tmp_path, capsys):
+    config, workdir = finished
+    abouts = []
+    shutil.copy(exported, tmp_path / "model.safetensors")
+    for path in (workdir, workdir / "checkpoints" / "8", exported, tmp_path):
+        assert main(["info", str(path), "--json"]) == 0
+        abouts.append(json.loads(capsys.readouterr().out))
+    of_run, of_checkpoint, of_file, of_folder = abouts
+    assert of_run == of_checkpoint
+    assert of_file["kind"] == of_folder["kind"] == "exported file"
+    same = ("hash", "step", "parameters", "preset", "latents", "latent", "trained", "version")
+    for about in abouts:
+        assert [about[key] for key in same] == [of_run[key] for key in same]
+    assert (of_run["step"], of_run["preset"], of_run["latents"]) == (8, "f8c8", [4, 4, 8])
+    assert of_run["hash"] == vae.load_model(workdir).hash
+    assert of_run["version"] == vae.__version__
+    assert len(of_run["trained"]["fingerprint"]) == 32 and of_run["trained"]["command"]
+    results = json.loads((workdir / "results.json").read_text())
+    model = next(row for row in results["rows"] if row["name"] == "model")
+    assert of_run["figures"]["psnr"] == model["psnr"]
+    assert of_run["figures"]["split"] == config.eval.split
+    assert of_file["figures"] is None
+
+    assert main(["info", str(workdir)]) == 0
+    text = capsys.readouterr().out
+    for words in ("step 8", of_run["hash"], "4 x 4 x 8 = 128 values", f"{model['psnr']:.2f} dB"):
+        assert words in text
+
+
+def test_info_does_not_take_the_figures_of_another_step(finished, capsys):
+    _, workdir = finished
+    assert main(["info", str(workdir / "checkpoints" / "4"), "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["step"] == 4 and about["figures"] is None
+
+
+def test_info_of_a_model_of_vectors(vector_model, capsys):
+    assert main(["info", str(vector_model)]) == 0
+    text = capsys.readouterr().out
+    assert "32 x 32 pixels only" in text and "every value sees the whole tile" in text
+    assert "step 7" in text and "version unknown" in text
+
+
+# --- export --------------------------------------------------------------------------------------
+
+
+def test_export_in_half_the_bytes(finished, exported, tmp_path, capsys):
+    _, workdir = finished
+    small = tmp_path / "small.safetensors"
+    assert main(["export", str(workdir), "--out", str(small), "--dtype", "float16"]) == 0
+    assert f"{small.stat().st_size:,d} bytes, float16" in capsys.readouterr().out
+    assert small.stat().st_size < exported.stat().st_size
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    outputs = [vae.load_model(path).reconstruct(images).astype(int) for path in (exported, small)]
+    # The conv path is a correction of a few grey levels; its weights have eleven bits here.
+    assert np.abs(outputs[0] - outputs[1]).max() <= 1
+
+
+def test_export_refuses(finished, exported, tmp_path, capsys):
+    workdir = str(finished[1])
+
+    def check(arguments, message):
+        return refused(["export", *arguments], capsys, message)
+
+    new = tmp_path / "new.safetensors"
+    assert check([], "the following arguments are required: M") == 2
+    assert check([workdir], "nothing to write") == 2
+    assert check([workdir, "--out", tmp_path / "new.bin"], "ends in .safetensors") == 2
+    assert check([workdir, "--out", exported], "is there already") == 2
+    assert check([workdir, "--out", tmp_path / "gone" / "m.safetensors"], "there is no folder") == 2
+    assert (
+        check([workdir, "--stablehlo", tmp_path / "x", "--dtype", "float16"], "is for --out") == 2
+    )
+    # Neither is written where one of them cannot be.
+    both = ["--out", new, "--stablehlo", exported.parent]
+    assert check([workdir, *both], "is there already") == 2
+    assert check([tmp_path / "gone", "--out", new], "no such model") == 1
+    (tmp_path / "model.pth").write_bytes(b"PK")
+    assert check([tmp_path / "model.pth", "--out", new], "convert_torch_checkpoint") == 1
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(exported.read_bytes()[:1000])
+    assert check([damaged, "--out", new], "damaged.safetensors: damaged") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged.safetensors", "model.pth"]

@@ -1,0 +1,133 @@
+"""What quantised latents are worth: bytes and quality of a sample beside JPEG's."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from data.inputs import Inputs, Item
+from vae.evaluation.jpeg import decode_jpeg, encode_jpeg, nearest_quality
+from vae.inference.compare import compare
+from vae.inference.latent_store import LatentGroup, LatentStore
+from vae.inference.latents import decode_range
+from vae.inference.model import Model
+
+# As many images as are compared, at most, and pixels of them all: a minute on two cores.
+SAMPLE_ITEMS = 64
+SAMPLE_PIXELS = 24 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """One codec on the sample.
+
+    Attributes:
+      name: For the table.
+      bytes: Of an image, in the mean.
+      ssim: In the field of view, in the mean.
+      psnr: Likewise, dB.
+    """
+
+    name: str
+    bytes: float
+    ssim: float
+    psnr: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A sample of a store beside JPEG: `str` of it is a table.
+
+    Attributes:
+      items: In the sample.
+      total_bytes: Of the latents of the whole store, with the ends and steps that decoding needs.
+      total_items: In the store.
+      rows: Ours, the model's own mean, and JPEG at our bytes and at our SSIM.
+      unmatched: JPEG does not reach our SSIM at any quality.
+    """
+
+    items: int
+    total_bytes: int
+    total_items: int
+    rows: tuple[Rate, ...]
+    unmatched: bool
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.total_items} images in {self.total_bytes:,} bytes,"
+            f" {self.total_bytes / self.total_items:,.0f} each. A sample of {self.items}:",
+            f"{'':28}{'bytes':>10}{'SSIM':>9}{'PSNR':>9}",
+        ]
+        for row in self.rows:
+            size = "" if np.isnan(row.bytes) else f"{row.bytes:,.0f}"
+            lines.append(f"{row.name:28}{size:>10}{row.ssim:9.4f}{row.psnr:6.2f} dB")
+        if self.unmatched:
+            lines.append("JPEG does not reach this SSIM even at quality 100.")
+        return "\n".join(lines)
+
+
+def compare_with_jpeg(model: Model, store: LatentStore, inputs: Inputs) -> Comparison:
+    """Decodes a sample spread over a quantised store and scores it beside JPEG.
+
+    JPEG files count in whole, headers and tables included; so do our bytes, with the place of
+    each item and the steps.
+
+    Args:
+      model: That encoded.
+      store: Quantised.
+      inputs: What was encoded, in the same order.
+    """
+    sample = [(group, number) for group in store.groups for number in _spread(group, len(store))]
+    steps = 4 * len(store.progress["steps"])
+    originals, masks, ours, means, sizes = [], [], [], [], []
+    for group, number in sample:
+        (row,), (packed,) = group.rows(number, number + 1), group.packed(number, number + 1)
+        item = next(inputs.read(row.number))
+        if not isinstance(item, Item) or item.item_id != row.item_id:
+            continue  # It was there a moment ago; a sample does without it.
+        image = item.image if store.about["keep_border"] else item.inside()
+        originals.append(image)
+        masks.append(item.mask())
+        ours.append(decode_range(model, group, number, number + 1)[0])
+        means.append(model.reconstruct(image))
+        sizes.append(len(packed) + 8 + steps / len(store))
+    own = _rate("quantised latents", sizes, originals, ours, masks)
+
+    @functools.cache
+    def jpeg(quality: int) -> Rate:
+        files = [encode_jpeg(image, quality) for image in originals]
+        pictures = [decode_jpeg(file) for file in files]
+        sizes = [len(file) for file in files]
+        return _rate(f"JPEG q{quality}", sizes, originals, pictures, masks)
+
+    same_bytes = jpeg(nearest_quality(lambda quality: jpeg(quality).bytes, own.bytes))
+    same_ssim = jpeg(nearest_quality(lambda quality: jpeg(quality).ssim, own.ssim))
+    mean = _rate("latents as they are", [np.nan], originals, means, masks)
+    rows = (
+        own,
+        dataclasses.replace(same_bytes, name=f"{same_bytes.name}, as many bytes"),
+        dataclasses.replace(same_ssim, name=f"{same_ssim.name}, as good in SSIM"),
+        mean,
+    )
+    total = sum(size for size in store.progress["bytes"].values()) + 8 * len(store) + steps
+    return Comparison(len(originals), total, len(store), rows, same_ssim.ssim < own.ssim - 1e-3)
+
+
+def _spread(group: LatentGroup, items: int) -> list[int]:
+    """Numbers of a group's items in the sample: evenly over it, as many as its share is."""
+    wanted = max(1, round(SAMPLE_ITEMS * len(group) / items))
+    fit = max(1, int(SAMPLE_PIXELS * len(group) / items / (group.height * group.width)))
+    places = np.linspace(0, len(group) - 1, min(wanted, fit, len(group)))
+    return sorted({int(place) for place in places})
+
+
+def _rate(
+    name: str,
+    sizes: list[float],
+    originals: list[np.ndarray],
+    pictures: list[np.ndarray],
+    masks: list[np.ndarray],
+) -> Rate:
+    scores = [compare(*triple) for triple in zip(originals, pictures, masks, strict=True)]
+    ssim, psnr = np.nanmean(np.array(scores, np.float64), axis=0)
+    return Rate(name, float(np.mean(sizes)), float(ssim), float(psnr))

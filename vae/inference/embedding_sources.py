@@ -1,0 +1,98 @@
+"""Where the images of a store came from: their pixels, and their place in a photograph."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from data.errors import FundusError
+from data.images import read_image
+from data.inputs import Inputs, Item, open_inputs
+from data.manifest import PHOTOGRAPHS, PhotographRow, read_photographs
+from vae.inference.latent_store import LatentStore, Row
+
+_SIDE = 360  # of a photograph as shown, pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """An image and the photograph around it.
+
+    Attributes:
+      image: uint8 [H, W, 3], black outside a known field of view; None where it is gone.
+      photograph: uint8 [h, w, 3], small; None where it is gone or unknown.
+      box: Left, top, width and height of the image in `photograph`.
+    """
+
+    image: np.ndarray | None
+    photograph: np.ndarray | None = None
+    box: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+
+
+class Sources:
+    """Finds images and photographs where the latents say that they are.
+
+    Attributes:
+      missing: Lines about what is no longer there.
+    """
+
+    def __init__(self, store: LatentStore):
+        self.missing: list[str] = []
+        self._inputs: Inputs | None = None
+        try:
+            self._inputs = open_inputs(store.about["inputs"], split=store.about["split"])
+        except FundusError as error:
+            self.missing.append(str(error))
+        self._tables: dict[Path, dict[str, PhotographRow]] = {}
+
+    def find(self, row: Row) -> Source:
+        """The image of a row, and its photograph with its place, as far as they are there."""
+        item = self._item(row)
+        image = None if item is None else item.inside()
+        if image is None or row.origin[0] < 0 or row.photograph in ("", row.item_id):
+            return Source(image)
+        photograph = self._photograph_row(row)
+        if photograph is None:
+            return Source(image)
+        small = self._small(photograph.path, photograph)
+        if small is None:
+            return Source(image)
+        factor = small.shape[1] / photograph.width
+        y, x = row.origin
+        height, width = image.shape[:2]
+        return Source(image, small, (x * factor, y * factor, width * factor, height * factor))
+
+    def _item(self, row: Row) -> Item | None:
+        if self._inputs is None or row.number >= len(self._inputs):
+            return None
+        item = next(self._inputs.read(row.number))
+        if isinstance(item, Item) and item.item_id == row.item_id:
+            return item
+        self.missing.append(f"{row.path}: no longer holds {row.item_id}")
+        return None
+
+    def _photograph_row(self, row: Row) -> PhotographRow | None:
+        path = Path(row.path)
+        for folder in (path, *path.parents[:4]):  # LABEL/PHOTOGRAPH/TILE below the table
+            if (folder / PHOTOGRAPHS).is_file():
+                if folder not in self._tables:
+                    table = read_photographs(folder / PHOTOGRAPHS)
+                    self._tables[folder] = {entry.photograph: entry for entry in table}
+                return self._tables[folder].get(row.photograph)
+        return None
+
+    @functools.cache  # noqa: B019 - lives no longer than a command
+    def _small(self, path: str, row: PhotographRow) -> np.ndarray | None:
+        try:
+            image = read_image(path)
+        except FundusError as error:
+            self.missing.append(str(error))
+            return None
+        factor = _SIDE / max(row.height, row.width)
+        size = (max(1, round(row.width * factor)), max(1, round(row.height * factor)))
+        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        if row.fov.known:  # Names and dates are outside.
+            small[~row.fov.scaled(factor).mask(*small.shape[:2])] = 0
+        return small

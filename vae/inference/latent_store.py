@@ -1,0 +1,250 @@
+"""Latents on disk: what they are of, which model made them, and how to read them.
+
+A store is a zarr group (or one .npz file of the same arrays) with a group for each image size,
+"256x256" say, of these arrays, one row an item:
+
+    mean                float32 or float16 [N, h, w, C] or [N, L]: posterior means
+    log_var             likewise, where asked for
+    packed, end         instead of `mean`, quantised: the bytes of all items (see
+                        `vae.inference.quantise`), uint8 [bytes], and where each ends, int64 [N]
+    number              int64: place of the item among the inputs
+    item_id, path, photograph, patient, label, split
+                        strings, "" where unknown
+    origin              int32 [N, 2]: row and column in the photograph, -1 where unknown
+    fov                 float32 [N, 5]: x, y, radius, top, bottom of the photograph's field of view
+
+Attributes of the root: `about` (model, options, inputs, version, command) and `progress` (inputs
+read, rows of each group, failures, steps of the quantiser, complete). In an .npz file the arrays
+are called "256x256/mean" and the like, and "attributes" holds all attributes as JSON.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from data.errors import DataError
+from data.fov import UNKNOWN, FieldOfView
+from data.inputs import Item
+from vae.inference import quantise
+
+FORMAT = "fundus-vae latents 1"
+TEXTS = ("item_id", "path", "photograph", "patient", "label", "split")
+ATTRIBUTES = "attributes"
+
+_PIECE_BYTES = 8 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One item in the store, without its latents; fields as in `data.inputs.Item`.
+
+    Attributes:
+      number: Its place among the inputs.
+      size: Height and width of the image, pixels.
+    """
+
+    number: int
+    item_id: str
+    path: str = ""
+    photograph: str = ""
+    patient: str = ""
+    label: str = ""
+    split: str = ""
+    origin: tuple[int, int] = (-1, -1)
+    fov: FieldOfView = UNKNOWN
+    size: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def of(cls, item: Item, number: int) -> "Row":
+        """What the store keeps of an item."""
+        texts = {name: getattr(item, name) for name in TEXTS}
+        size = item.image.shape[:2]
+        return cls(number=number, origin=item.origin, fov=item.fov, size=size, **texts)
+
+
+class LatentGroup:
+    """The items of one image size.
+
+    Attributes:
+      height: Of the images, pixels.
+      width: Likewise.
+      shape: Of an item's latents, (h, w, C) or (L,).
+    """
+
+    def __init__(
+        self, path: Path, attributes: dict, arrays: Mapping[str, Any], steps: np.ndarray | None
+    ):
+        self._path = path
+        self._arrays = arrays
+        self._steps = steps
+        self.height: int = attributes["height"]
+        self.width: int = attributes["width"]
+        self.shape: tuple[int, ...] = tuple(attributes["latent"])
+
+    def __len__(self) -> int:
+        return self._arrays["number"].shape[0]
+
+    def latents(self, start: int, stop: int) -> np.ndarray:
+        """Posterior means of a range of items, as they are to be decoded: float32 [n, ...].
+
+        Raises:
+          DataError: The store is damaged.
+        """
+        if self._steps is None:
+            return self._read("mean", start, stop).astype(np.float32, copy=False)
+        packed = self.packed(start, stop)
+        levels = [quantise.unpack(item, self.shape) for item in packed]
+        return quantise.dequantise(np.stack(levels), self._steps)
+
+    def packed(self, start: int, stop: int) -> list[bytes]:
+        """The bytes of a range of quantised items."""
+        ends = self._read("end", max(start - 1, 0), stop)
+        bounds = np.concatenate([[0], ends]) if start == 0 else ends
+        stream = self._read("packed", int(bounds[0]), int(bounds[-1])).tobytes()
+        bounds = bounds - bounds[0]
+        return [stream[a:b] for a, b in itertools.pairwise(bounds)]
+
+    def rows(self, start: int, stop: int) -> list[Row]:
+        """What is known of a range of items."""
+        columns = {name: self._read(name, start, stop) for name in ("number", *TEXTS)}
+        origin = self._read("origin", start, stop).tolist()
+        fov = self._read("fov", start, stop).tolist()
+        return [
+            Row(
+                number=int(columns["number"][i]),
+                **{name: str(columns[name][i]) for name in TEXTS},
+                origin=tuple(origin[i]),
+                fov=FieldOfView(*fov[i]),
+                size=(self.height, self.width),
+            )
+            for i in range(len(origin))
+        ]
+
+    def numbers(self) -> list[int]:
+        """Place of each item among the inputs, ascending."""
+        return self._read("number", 0, len(self)).tolist()
+
+    def pieces(self) -> Iterator[tuple[int, int]]:
+        """Ranges (start, stop) of items that are read together: about 8 MB of latents each."""
+        rows = piece_rows(4 * int(np.prod(self.shape)))
+        for start in range(0, len(self), rows):
+            yield start, min(start + rows, len(self))
+
+    def _read(self, name: str, start: int, stop: int) -> np.ndarray:
+        try:
+            return np.asarray(self._arrays[name][start:stop])
+        except (KeyError, OSError, ValueError, RuntimeError) as error:
+            raise DataError(
+                f"{self._path}: {name} of {self.height}x{self.width} is damaged"
+                f" ({str(error).splitlines()[0]}); encode again"
+            ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentStore:
+    """Finished latents.
+
+    Attributes:
+      path: Of the store.
+      about: Model, options, inputs, version, command.
+      progress: See the module.
+      groups: Of items of one image size each.
+    """
+
+    path: Path
+    about: dict[str, Any]
+    progress: dict[str, Any]
+    groups: tuple[LatentGroup, ...]
+
+    def __len__(self) -> int:
+        return sum(len(group) for group in self.groups)
+
+
+def open_latents(path: str | os.PathLike) -> LatentStore:
+    """Opens what `fundus-vae encode` wrote.
+
+    Raises:
+      DataError: It is missing, something else, damaged, unfinished, or empty.
+    """
+    path = Path(path)
+    attributes, groups = read_attributes(path), []
+    about, progress = attributes["about"], attributes["progress"]
+    if not progress.get("complete"):
+        raise DataError(
+            f"{path}: unfinished, {progress.get('read', 0)} of {about['count']} images;"
+            " the same encode command continues it"
+        )
+    if not progress["items"]:
+        raise DataError(f"{path}: holds no items; {len(progress['failures'])} could not be read")
+    steps = None if progress["steps"] is None else np.array(progress["steps"], np.float32)
+    names = ["number", "origin", "fov", *TEXTS, *(["mean"] if steps is None else ["end", "packed"])]
+    names += ["log_var"] if about["log_var"] else []
+    for name, rows in progress["rows"].items():
+        arrays = _npz_arrays(path, name) if path.is_file() else _zarr_arrays(path, name, names)
+        lengths = {key: progress["bytes"][name] if key == "packed" else rows for key in names}
+        for key in names:
+            if key not in arrays or arrays[key].shape[0] != lengths[key]:
+                raise DataError(f"{path}: {name}/{key} is missing or cut; encode again")
+        groups.append(LatentGroup(path, attributes["groups"][name], arrays, steps))
+    return LatentStore(path, about, progress, tuple(groups))
+
+
+def read_attributes(path: Path) -> dict[str, Any]:
+    """`about`, `progress` and `groups` (height, width and latent shape by name) of a store.
+
+    Raises:
+      DataError: It is missing or something else.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such latents; expected what `fundus-vae encode` wrote")
+    try:
+        if path.is_file():
+            with np.load(path) as file:
+                attributes = json.loads(str(file[ATTRIBUTES]))
+        else:
+            root = zarr.open_group(path, mode="r", zarr_format=3)
+            attributes = dict(root.attrs)
+            attributes["groups"] = {name: dict(group.attrs) for name, group in root.groups()}
+        if attributes["about"]["format"] == FORMAT and isinstance(attributes["progress"], dict):
+            return attributes
+        problem = f"format {attributes['about']['format']!r}, expected {FORMAT!r}"
+    except (KeyError, TypeError):
+        problem = "of something else"
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        problem = (str(error).splitlines() or [type(error).__name__])[0]
+    raise DataError(f"{path}: no latents of `fundus-vae encode` ({problem})")
+
+
+def piece_rows(item_bytes: int) -> int:
+    """How many items are kept together: a power of two, about 8 MB."""
+    return 1 << (max(1, _PIECE_BYTES // item_bytes).bit_length() - 1)
+
+
+def _npz_arrays(path: Path, name: str) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path) as file:
+            keys = [key for key in file if key.startswith(f"{name}/")]
+            return {key.removeprefix(f"{name}/"): file[key] for key in keys}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: damaged ({error}); encode again") from error
+
+
+def _zarr_arrays(path: Path, name: str, names: list[str]) -> dict[str, zarr.Array]:
+    try:
+        arrays = dict(zarr.open_group(path / name, mode="r", zarr_format=3).arrays())
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path}: {name} is missing or damaged; encode again") from error
+    for key, array in arrays.items():
+        # To zarr a chunk that is not there is one of zeros.
+        if array.nchunks_initialized != array.nchunks:
+            lost = array.nchunks - array.nchunks_initialized
+            raise DataError(f"{path}: {lost} chunks of {name}/{key} are missing; encode again")
+    return {key: arrays[key] for key in names if key in arrays}

@@ -1,0 +1,255 @@
+"""Writing latents: any number in constant memory, and after an interruption the rest of them.
+
+The writer fills its arrays and only then the one small file that holds `progress`, renamed into
+place. Whatever was written after it is cut off when the same command continues, and written again
+with the same bytes. Every chunk has a checksum.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import Crc32cCodec
+
+from data.errors import DataError, UsageError
+from data.files import replacing
+from data.inputs import Failure
+from vae.inference import quantise
+from vae.inference.latent_store import ATTRIBUTES, TEXTS, Row, piece_rows, read_attributes
+
+SUFFIXES = (".zarr", ".npz")
+# Another value of one of these makes another store.
+IDENTITY = ("model", "inputs", "split", "count", "dtype", "log_var", "quantise", "keep_border")
+
+_TABLE_ROWS = 1024  # in a chunk
+_PENDING_PIECES = 4  # of one group, written at once and then called done
+_PENDING_BYTES = 64 << 20  # of all groups
+
+
+class LatentWriter:
+    """A store that is being written; made by `open_writer`.
+
+    Attributes:
+      read: Inputs that are done, successes and failures.
+      failures: Those that could not be read: dicts of id, path and reason.
+      steps: Of the quantiser, float32 [C]; None before the first item, or without.
+      complete: Nothing is left to do.
+    """
+
+    def __init__(self, path: Path, root: zarr.Group, about: dict[str, Any]):
+        self._path = path
+        self._root = root
+        self._about = about
+        self._pending: dict[str, list[tuple[Row, np.ndarray, np.ndarray]]] = {}
+        progress = root.attrs.get("progress") or {}
+        self.read: int = progress.get("read", 0)
+        self.failures: list[dict[str, str]] = progress.get("failures", [])
+        self.complete: bool = progress.get("complete", False)
+        steps = progress.get("steps")
+        self.steps = None if steps is None else np.array(steps, np.float32)
+        self._rows: dict[str, int] = progress.get("rows", {})
+        self._bytes: dict[str, int] = progress.get("bytes", {})
+
+    @property
+    def items(self) -> int:
+        """Rows in the store."""
+        return sum(self._rows.values())
+
+    def add(
+        self, rows: Sequence[Row], size: tuple[int, int], mean: np.ndarray, log_var: np.ndarray
+    ) -> None:
+        """Takes items of one image size; they are written by `commit`.
+
+        Args:
+          rows: Of the items.
+          size: Height and width of their images.
+          mean: float32 [N, h, w, C] or [N, L].
+          log_var: Likewise.
+
+        Raises:
+          DataError: A latent has no place in the dtype asked for.
+        """
+        if self._about["quantise"] is not None:
+            if self.steps is None:
+                self.steps = quantise.channel_steps(log_var, self._about["quantise"])
+            mean = quantise.quantise(mean, self.steps)
+        elif not np.isfinite(mean.astype(self._about["dtype"])).all():
+            raise DataError(
+                f"{rows[0].item_id}: a latent is no finite {self._about['dtype']}; is the model"
+                " trained? --dtype float32 holds larger values"
+            )
+        pending = self._pending.setdefault("{}x{}".format(*size), [])
+        pending.extend(zip(rows, mean, log_var, strict=True))
+
+    @property
+    def due(self) -> bool:
+        """Whether enough is pending for `commit`: whole chunks, or a lot of memory."""
+        total = 0
+        for entries in self._pending.values():
+            size = entries[0][1].nbytes
+            if len(entries) >= _PENDING_PIECES * piece_rows(size):
+                return True
+            total += len(entries) * size
+        return total >= _PENDING_BYTES
+
+    def commit(self, read: int, failures: Sequence[Failure], complete: bool = False) -> None:
+        """Writes what is pending and then, in one stroke, that it is there.
+
+        Args:
+          read: Inputs that are done with it.
+          failures: Those among them, since the last commit, that could not be read.
+          complete: Nothing comes after it.
+        """
+        for name, entries in self._pending.items():
+            # Chunks of zeros, too: a reader takes one that is not there for lost.
+            with zarr.config.set({"array.write_empty_chunks": True}):
+                self._write(name, *zip(*entries, strict=True))
+            self._rows[name] = self._rows.get(name, 0) + len(entries)
+        self._pending = {}
+        self.read, self.complete = read, complete
+        self.failures += [
+            {"item_id": f.item_id, "path": f.path, "reason": f.reason} for f in failures
+        ]
+        progress = {
+            "read": read, "complete": complete, "items": self.items, "rows": self._rows,
+            "bytes": self._bytes, "failures": self.failures,
+            "steps": None if self.steps is None else [float(step) for step in self.steps],
+        }  # fmt: skip
+        self._root.attrs.update({"progress": progress})
+        if complete and self._path.suffix == ".npz":
+            _write_npz(self._path, self._root)
+
+    def _write(
+        self, name: str, rows: tuple[Row], mean: tuple[np.ndarray], log_var: tuple[np.ndarray]
+    ) -> None:
+        if name not in self._rows:
+            self._create(name, mean[0].shape)
+        group = self._root[name]
+        if self._about["quantise"] is None:
+            group["mean"].append(np.stack(mean).astype(self._about["dtype"]))
+        else:
+            packed = [quantise.pack(levels) for levels in mean]
+            ends = self._bytes.get(name, 0) + np.cumsum([len(item) for item in packed])
+            group["packed"].append(np.frombuffer(b"".join(packed), np.uint8))
+            group["end"].append(ends.astype(np.int64))
+            self._bytes[name] = int(ends[-1])
+        if self._about["log_var"]:
+            group["log_var"].append(np.stack(log_var).astype(self._about["dtype"]))
+        group["number"].append(np.array([row.number for row in rows], np.int64))
+        group["origin"].append(np.array([row.origin for row in rows], np.int32))
+        fov = [dataclasses.astuple(row.fov) for row in rows]
+        group["fov"].append(np.array(fov, np.float32))
+        for text in TEXTS:
+            group[text].append(np.array([getattr(row, text) for row in rows], object))
+
+    def _create(self, name: str, shape: tuple[int, ...]) -> None:
+        height, width = map(int, name.split("x"))
+        attributes = {"height": height, "width": width, "latent": list(shape)}
+        group = self._root.create_group(name, attributes=attributes)
+
+        def create(array: str, dtype: Any, shape: tuple[int, ...] = (), rows: int = _TABLE_ROWS):
+            group.create_array(
+                array, shape=(0, *shape), chunks=(rows, *shape), dtype=dtype, fill_value=None,
+                # Latents are noise to a general compressor: it takes its time and saves a tenth.
+                compressors=[Crc32cCodec()],
+            )  # fmt: skip
+
+        dtype = np.dtype(self._about["dtype"])
+        chunk = piece_rows(int(np.prod(shape)) * dtype.itemsize)
+        if self._about["quantise"] is None:
+            create("mean", dtype, shape, chunk)
+        else:
+            create("packed", np.uint8, (), 1 << 20)
+            create("end", np.int64)
+        if self._about["log_var"]:
+            create("log_var", dtype, shape, chunk)
+        create("number", np.int64)
+        create("origin", np.int32, (2,))
+        create("fov", np.float32, (5,))
+        for text in TEXTS:
+            create(text, str)
+
+    def cut(self) -> None:
+        """Removes what an interrupted `commit` has left."""
+        for unfinished in self._path.rglob("*.partial"):
+            unfinished.unlink()
+        for name in list(self._root.group_keys()):
+            if name not in self._rows:
+                del self._root[name]
+                continue
+            for key, array in self._root[name].arrays():
+                length = self._bytes[name] if key == "packed" else self._rows[name]
+                if array.shape[0] > length:
+                    array.resize((length, *array.shape[1:]))
+
+
+def open_writer(path: str | os.PathLike, about: dict[str, Any]) -> LatentWriter:
+    """Begins a store, or takes up one that was interrupted.
+
+    Args:
+      path: Ends in .zarr or .npz. An .npz is collected in memory and written when it is complete.
+      about: JSON values: "format", those of `IDENTITY`, and whatever else is worth knowing.
+
+    Raises:
+      UsageError: Another suffix, or the store there is of another model, inputs or options.
+      DataError: What is there is no store, or is damaged.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"--out {path}: expected a name ending in {' or '.join(SUFFIXES)}")
+    if _is_begun(path):
+        return _taken_up(path, about)
+    attributes = {"about": about, "progress": {}}
+    if path.suffix == ".npz":
+        # The file is written last: a folder that cannot take it is found now.
+        with replacing(path.with_name(f".{path.name}.probe")) as probe:
+            probe.touch()
+        path.with_name(f".{path.name}.probe").unlink()
+        root = zarr.create_group(zarr.storage.MemoryStore(), zarr_format=3, attributes=attributes)
+    else:
+        path.mkdir(parents=True, exist_ok=True)
+        root = zarr.create_group(path, zarr_format=3, attributes=attributes, overwrite=True)
+    return LatentWriter(path, root, about)
+
+
+def _is_begun(path: Path) -> bool:
+    """Whether there is something; a folder in which nothing was finished does not count."""
+    if path.is_dir():
+        return any(entry.suffix != ".partial" for entry in path.iterdir())
+    return path.exists()
+
+
+def _taken_up(path: Path, about: dict[str, Any]) -> LatentWriter:
+    attributes = read_attributes(path)
+    stored = attributes["about"]
+    for key in IDENTITY:
+        if stored.get(key) != about[key]:
+            raise UsageError(
+                f"{path} was begun with {key} {json.dumps(stored.get(key))}, and this command has"
+                f" {json.dumps(about[key])}; choose another --out or remove it"
+            )
+    if path.is_file():  # It is written when all is done.
+        root = zarr.create_group(zarr.storage.MemoryStore(), zarr_format=3, attributes=attributes)
+        return LatentWriter(path, root, stored)
+    writer = LatentWriter(path, zarr.open_group(path, mode="r+", zarr_format=3), stored)
+    if not writer.complete:
+        writer.cut()
+    return writer
+
+
+def _write_npz(path: Path, root: zarr.Group) -> None:
+    groups = {name: dict(group.attrs) for name, group in root.groups()}
+    attributes = {**dict(root.attrs), "groups": groups}
+    arrays = {ATTRIBUTES: np.array(json.dumps(attributes))}
+    for name, group in root.groups():
+        for key, array in group.arrays():
+            # Strings of fixed width: an .npz of anything else would have to be unpickled.
+            values = np.asarray(array[:])
+            arrays[f"{name}/{key}"] = np.array(values.tolist(), str) if key in TEXTS else values
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
+        np.savez(file, **arrays)

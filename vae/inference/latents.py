@@ -1,0 +1,162 @@
+"""Images to latents on disk, and back to images."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from data.errors import DataError, UsageError
+from data.images import write_image
+from data.inputs import Failure, Inputs, Item
+from vae.inference.batches import batch_bounds, item_batches
+from vae.inference.latent_store import LatentGroup, LatentStore, Row
+from vae.inference.latent_writer import LatentWriter
+from vae.inference.model import Model
+from vae.models import Posterior
+
+
+def describe_model(model: Model) -> dict[str, Any]:
+    """What a store says of the model that made it: JSON values."""
+    saved = model.saved
+    return {
+        "model": model.hash,
+        "model_path": str(saved.path),
+        "model_step": saved.step,
+        "model_name": saved.config.name,
+        "model_config": saved.config.model.to_dict(),
+    }
+
+
+def encode_inputs(
+    model: Model, inputs: Inputs, writer: LatentWriter, *, keep_border: bool = False
+) -> None:
+    """Encodes whatever of the inputs is not in the store yet; the store is complete then.
+
+    What cannot be read or encoded is noted in the store, and the others go on.
+
+    Args:
+      model: Any.
+      inputs: The same, in the same order, as when the store was begun.
+      writer: The store.
+      keep_border: Encode what lies outside the field of view as well, names and dates included.
+    """
+    failures: list[Failure] = []
+    bar = tqdm(
+        total=len(inputs), initial=writer.read, unit=" images", desc="encode",
+        disable=not sys.stderr.isatty(),
+    )  # fmt: skip
+    number = writer.read
+    with bar:
+        for batch in item_batches(_fitting(model, item) for item in inputs.read(number)):
+            if isinstance(batch[0], Failure):
+                failures.extend(batch)
+            else:
+                rows = [Row.of(item, number + i) for i, item in enumerate(batch)]
+                images = [item.image if keep_border else item.inside() for item in batch]
+                posterior = _posterior(model, images)
+                writer.add(rows, rows[0].size, posterior.mean, posterior.log_var)
+            number += len(batch)
+            if writer.due:
+                writer.commit(number, failures)
+                failures = []
+            bar.update(len(batch))
+        writer.commit(len(inputs), failures, complete=True)
+
+
+def _posterior(model: Model, images: list[np.ndarray]) -> Posterior:
+    """Of a batch, as `Model.reconstruct` goes about it: an image alone is a photograph."""
+    if len(images) > 1 or model.tile_size is not None:
+        return model.posterior(np.stack(images))
+    return jax.tree.map(lambda leaf: leaf[None], model.posterior(images[0]))
+
+
+def _fitting(model: Model, item: Item | Failure) -> Item | Failure:
+    if isinstance(item, Item) and (reason := _unfit(model, item)):
+        return Failure(item.item_id, item.path, reason)
+    return item
+
+
+def _unfit(model: Model, item: Item) -> str:
+    """Why a model of one tile size cannot encode an image; "" if it can."""
+    side = model.tile_size
+    height, width = item.image.shape[:2]
+    if side is None or (height, width) == (side, side):
+        return ""
+    return (
+        f"{item.path}: {height}x{width}, and this model encodes tiles of {side}x{side} only;"
+        f" cut them with `fundus-vae make-tiles --tile {side}`"
+    )
+
+
+def check_model(store: LatentStore, model: Model) -> None:
+    """Refuses latents that another model made.
+
+    Raises:
+      UsageError: The hashes differ.
+    """
+    if store.about["model"] != model.hash:
+        raise UsageError(
+            f"{store.path} holds latents of model {store.about['model']}"
+            f" ({store.about['model_path']}), and --model {model.saved.path} is {model.hash};"
+            " only the model that encoded can decode"
+        )
+
+
+def decoded(
+    model: Model, store: LatentStore, *, keep_border: bool = False
+) -> Iterator[tuple[Row, np.ndarray]]:
+    """Decodes all items of a store, in constant memory.
+
+    Args:
+      model: The one that encoded.
+      store: From `open_latents`.
+      keep_border: Leave what lies outside the field of view as decoded; else it is black where
+        the field of view is known.
+
+    Yields:
+      What is known of an item, and its image, uint8 [H, W, 3] in its original size.
+    """
+    for group in store.groups:
+        height, width = group.height, group.width
+        for start, stop in batch_bounds(group.numbers(), height * width):
+            rows, images = group.rows(start, stop), decode_range(model, group, start, stop)
+            for row, image in zip(rows, images, strict=True):
+                if row.fov.known and not keep_border:
+                    mask = row.fov.mask(height, width, *row.origin)
+                    image = np.where(mask[..., None], image, np.uint8(0))
+                yield row, image
+
+
+def decode_range(model: Model, group: LatentGroup, start: int, stop: int) -> np.ndarray:
+    """Decodes a batch of a group in the images' own size: uint8 [N, H, W, 3]."""
+    latents = group.latents(start, stop)
+    if len(latents) > 1 or model.tile_size is not None:
+        images = model.decode(latents)
+    else:
+        images = model.decode(latents[0])[None]
+    return images[:, : group.height, : group.width]
+
+
+def decode_to_folder(
+    model: Model, store: LatentStore, out: Path, *, keep_border: bool = False
+) -> int:
+    """Writes every item as OUT/<item id>.png; returns how many.
+
+    Raises:
+      DataError: An id leads out of the folder.
+    """
+    bar = tqdm(total=len(store), unit=" images", desc="decode", disable=not sys.stderr.isatty())
+    with bar:
+        for row, image in decoded(model, store, keep_border=keep_border):
+            name = PurePosixPath(row.item_id)
+            if name.is_absolute() or ".." in name.parts or not name.parts:
+                raise DataError(f"{store.path}: item {row.item_id!r} has no place below {out}")
+            path = out / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_image(path, image)
+            bar.update()
+    return len(store)

@@ -1,0 +1,197 @@
+"""Pictures of an image beside its reconstruction, and files that say what made them."""
+
+import struct
+import zlib
+from collections.abc import Mapping
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from data.images import encode_image
+
+_PANEL = 640  # Side of a panel, pixels, at most; smaller images are enlarged by a whole number.
+_DETAIL = 2  # How many times the detail of a photograph is enlarged.
+_EDGE = 16  # Pixels inside the field of view's edge that the detail passes over.
+_MARGIN = 12
+_TEXT = 16
+_BAR = 14  # Height of the colour scale.
+_MARK = (80, 255, 120)  # The frame around what the detail shows.
+_PNG_IHDR_END = 33  # signature 8, then length 4, "IHDR" 4, content 13, checksum 4
+
+
+def difference(image: np.ndarray, output: np.ndarray) -> np.ndarray:
+    """Absolute difference in grey levels, mean over R, G, B.
+
+    Args:
+      image: uint8 [H, W, 3].
+      output: Like `image`.
+
+    Returns:
+      float32 [H, W].
+    """
+    return cv2.transform(cv2.absdiff(image, output).astype(np.float32), np.full((1, 3), 1 / 3))
+
+
+def difference_map(of: np.ndarray, levels: float) -> np.ndarray:
+    """Grey levels float32 [H, W] -> uint8 [H, W, 3]: black for 0 to pale yellow for `levels`."""
+    scaled = np.rint(np.minimum(of * (255.0 / levels), 255.0)).astype(np.uint8)
+    return cv2.cvtColor(cv2.applyColorMap(scaled, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+
+
+def comparison(
+    image: np.ndarray, output: np.ndarray, mask: np.ndarray, *, caption: str, levels: float
+) -> np.ndarray:
+    """Original, reconstruction and difference side by side, with the difference's colour scale.
+
+    Below a photograph follows, enlarged, the square of it that differs most, away from the edge of
+    the field of view, where the step to black is hard for any model and tells nothing.
+
+    Args:
+      image: uint8 [H, W, 3].
+      output: Like `image`.
+      mask: bool [H, W], the field of view.
+      caption: A line above.
+      levels: Grey levels at the top of the colour scale.
+
+    Returns:
+      uint8 [height, width, 3].
+    """
+    of = difference(image, output)
+    panels = [image, output, difference_map(of, levels)]
+    rows = [[_fitted(panel) for panel in panels]]
+    titles = ["original", "reconstruction", f"difference x {255 / levels:g}"]
+    notes = []
+    if max(image.shape[:2]) > _PANEL:
+        side = min(_PANEL // _DETAIL, *image.shape[:2])
+        y, x = _largest(of * _eroded(mask), side)
+        rows.append([_enlarged(p[y : y + side, x : x + side], _DETAIL) for p in panels])
+        factor = rows[0][0].shape[1] / image.shape[1]
+        for panel in rows[0]:
+            first, last = (
+                (round(c * factor), round(r * factor)) for r, c in ((y, x), (y + side, x + side))
+            )
+            cv2.rectangle(panel, first, last, _MARK, 2)
+        notes.append(
+            f"where the inside differs most, {_DETAIL} x enlarged (from row {y}, column {x})"
+        )
+    return _page(caption, titles, rows, notes, levels)
+
+
+def encode_with_text(image: np.ndarray, suffix: str, fields: Mapping[str, str]) -> bytes:
+    """Encodes a picture as `encode_image` does, with text fields that say what made it.
+
+    Args:
+      image: uint8 [H, W, 3].
+      suffix: ".png" (a text chunk a field) or ".jpg" (a comment).
+      fields: Names, Latin letters, and their texts.
+    """
+    encoded = encode_image(image, suffix)
+    if suffix == ".png":
+        chunks = b"".join(_text_chunk(name, text) for name, text in fields.items())
+        return encoded[:_PNG_IHDR_END] + chunks + encoded[_PNG_IHDR_END:]
+    comment = "\n".join(f"{name}: {text}" for name, text in fields.items()).encode()[:65000]
+    return encoded[:2] + struct.pack(">BBH", 0xFF, 0xFE, len(comment) + 2) + comment + encoded[2:]
+
+
+def _text_chunk(name: str, text: str) -> bytes:
+    """An international text chunk, not compressed, of no stated language."""
+    content = b"iTXt" + name.encode("latin-1") + bytes(5) + text.encode()
+    return struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+
+
+def _fitted(panel: np.ndarray) -> np.ndarray:
+    """Reduced to a panel's size, or enlarged by a whole number that stays within it."""
+    longest = max(panel.shape[:2])
+    if longest <= _PANEL:
+        return _enlarged(panel, max(1, _PANEL // longest))
+    factor = _PANEL / longest
+    size = tuple(max(1, round(side * factor)) for side in (panel.shape[1], panel.shape[0]))
+    return cv2.resize(panel, size, interpolation=cv2.INTER_AREA)
+
+
+def _eroded(mask: np.ndarray) -> np.ndarray:
+    """What lies deeper in a mask than `_EDGE` pixels, uint8 [H, W]."""
+    box = np.ones((2 * _EDGE + 1, 2 * _EDGE + 1), np.uint8)
+    return cv2.erode(mask.astype(np.uint8), box, borderType=cv2.BORDER_CONSTANT, borderValue=1)
+
+
+def _enlarged(panel: np.ndarray, times: int) -> np.ndarray:
+    return panel.repeat(times, axis=0).repeat(times, axis=1)
+
+
+def _largest(of: np.ndarray, side: int) -> tuple[int, int]:
+    """The corner (y, x) of the square with the largest sum, by steps of an eighth of its side."""
+    sums = cv2.integral(of)
+    step = max(1, side // 8)
+    ys, xs = (np.arange(0, length - side + 1, step) for length in of.shape)
+    far_y, far_x = ys[:, None] + side, xs[None, :] + side
+    near_y, near_x = ys[:, None], xs[None, :]
+    totals = sums[far_y, far_x] - sums[near_y, far_x] - sums[far_y, near_x] + sums[near_y, near_x]
+    place = np.unravel_index(np.argmax(totals), totals.shape)
+    return int(ys[place[0]]), int(xs[place[1]])
+
+
+def _page(
+    caption: str, titles: list[str], rows: list[list[np.ndarray]], notes: list[str], levels: float
+) -> np.ndarray:
+    """Sets panels in columns under a caption and titles, and the colour scale under the last."""
+    column = max(panel.shape[1] for row in rows for panel in row)
+    line = _TEXT + _MARGIN
+    width = len(titles) * (column + _MARGIN) + _MARGIN
+    heights = [row[0].shape[0] for row in rows]
+    height = _MARGIN + 2 * line + sum(heights) + (line + _MARGIN) * len(notes) + _MARGIN
+    font = ImageFont.load_default(_TEXT)
+    lines = _wrapped(caption, width - 2 * _MARGIN, font)
+    height += line * (len(lines) - 1) + _BAR + line + _MARGIN
+    canvas = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(canvas)
+    y = _MARGIN
+    for text in lines:
+        draw.text((_MARGIN, y), text, "black", font)
+        y += line
+    lefts = [_MARGIN + i * (column + _MARGIN) for i in range(len(titles))]
+    for left, title in zip(lefts, titles, strict=True):
+        draw.text((left, y), title, "black", font)
+    y += line
+    for number, row in enumerate(rows):
+        if number:
+            y += _MARGIN
+            draw.text((_MARGIN, y), notes[number - 1], "black", font)
+            y += line
+        for left, panel in zip(lefts, row, strict=True):
+            canvas.paste(Image.fromarray(panel), (left, y))
+        y += heights[number]
+    _draw_scale(canvas, draw, font, lefts[-1], y + _MARGIN, rows[-1][-1].shape[1], levels)
+    return np.asarray(canvas)
+
+
+def _draw_scale(
+    canvas: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    font: ImageFont.FreeTypeFont,
+    left: int,
+    top: int,
+    width: int,
+    levels: float,
+) -> None:
+    """The colours of the difference from 0 to `levels`, with their values below."""
+    ramp = np.linspace(0, levels, width, dtype=np.float32)
+    bar = difference_map(np.tile(ramp, (_BAR, 1)), levels)
+    canvas.paste(Image.fromarray(bar), (left, top))
+    texts = ["0", f"{levels / 2:g}", f"{levels:g} grey levels or more"]
+    for share, text in zip((0.0, 0.5, 1.0), texts, strict=True):
+        x = left + share * width - share * font.getlength(text)
+        draw.text((x, top + _BAR + 4), text, "black", font)
+
+
+def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
+    """Breaks a line at its double spaces where it is too long."""
+    lines = [""]
+    for part in text.split("  "):
+        joined = f"{lines[-1]}  {part}" if lines[-1] else part
+        if lines[-1] and font.getlength(joined) > width:
+            lines.append(part)
+        else:
+            lines[-1] = joined
+    return lines

@@ -1,0 +1,219 @@
+"""Images through a model and back, as files: reconstructions, comparisons, differences, a table."""
+
+import collections
+import concurrent.futures
+import csv
+import dataclasses
+import math
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+import vae
+from data.cores import available_cores
+from data.errors import DataError, UsageError
+from data.files import replacing, write_beside
+from data.inputs import Failure, Inputs, Item
+from vae.inference import pictures
+from vae.inference.batches import item_batches
+from vae.inference.compare import compare
+from vae.inference.model import Model
+
+TABLE = "reconstructions.csv"
+RECONSTRUCTIONS, COMPARISONS, DIFFERENCES = "reconstructions", "comparisons", "differences"
+
+_WRITING_BYTES = 192 << 20  # Images waiting to be drawn and written.
+_COMMAND = 500  # Characters of the command that are kept.
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruction:
+    """One image and what the model makes of it.
+
+    Attributes:
+      item: As it was read.
+      image: uint8 [H, W, 3], what the model was given: black outside the field of view, unless
+        the border was to be kept.
+      output: uint8 [H, W, 3].
+      ssim: Inside the field of view; NaN where no window fits.
+      psnr: In dB, inside the field of view; NaN where there is none.
+    """
+
+    item: Item
+    image: np.ndarray
+    output: np.ndarray
+    ssim: float
+    psnr: float
+
+
+def reconstruct_inputs(
+    model: Model, inputs: Inputs, *, keep_border: bool = False
+) -> Iterator[Reconstruction | Failure]:
+    """Reconstructs images one after another, tiles of one size together.
+
+    Args:
+      model: The model.
+      inputs: The images.
+      keep_border: Whether pixels outside the field of view go in and come out as they are; without
+        it they are black. Where no field of view is known, all pixels are kept.
+
+    Yields:
+      A reconstruction for each image, or the failure in its place.
+    """
+    for group in item_batches(inputs.read()):
+        if isinstance(group[0], Failure):
+            yield from group
+            continue
+        images = [item.image if keep_border else item.inside() for item in group]
+        if len(group) == 1:
+            outputs = [model.reconstruct(images[0])]
+        else:
+            outputs = model.reconstruct(np.stack(images))
+        for item, image, output in zip(group, images, outputs, strict=True):
+            mask = item.mask()
+            if item.fov.known and not keep_border:
+                output = np.where(mask[..., None], output, np.uint8(0))
+            yield Reconstruction(item, image, output, *compare(image, output, mask))
+
+
+def write_reconstructions(
+    results: Iterator[Reconstruction | Failure],
+    out: str | os.PathLike,
+    *,
+    origin: Mapping[str, str],
+    suffix: str = ".png",
+    with_pictures: bool = True,
+    levels: float = 5.0,
+) -> Iterator[dict[str, str | int | float] | Failure]:
+    """Writes each reconstruction, a comparison and a difference map, each file whole or not at all.
+
+    Args:
+      results: From `reconstruct_inputs`.
+      out: Folder for `reconstructions/<id>.png`, `comparisons/<id>.png`, `differences/<id>.png`.
+      origin: What made them: stored in the files and the rows.
+      suffix: ".png" or ".jpg".
+      with_pictures: Whether to write comparisons and differences too.
+      levels: Grey levels at the top of the differences' colour scale.
+
+    Yields:
+      A row of the table for each image once its files are there, or the failure in its place.
+    """
+    out = Path(out)
+    waiting: collections.deque = collections.deque()
+    size = 0
+    with concurrent.futures.ThreadPoolExecutor(min(available_cores(), 8)) as pool:
+        try:
+            for result in results:
+                while waiting and size > _WRITING_BYTES:
+                    future, freed = waiting.popleft()
+                    size -= freed
+                    yield future.result()
+                nbytes = 0 if isinstance(result, Failure) else 3 * result.image.nbytes
+                waiting.append(
+                    (
+                        pool.submit(_write, result, out, origin, suffix, with_pictures, levels),
+                        nbytes,
+                    )
+                )
+                size += nbytes
+                while waiting and waiting[0][0].done():
+                    future, freed = waiting.popleft()
+                    size -= freed
+                    yield future.result()
+            for future, _ in waiting:
+                yield future.result()
+        finally:
+            for future, _ in waiting:
+                future.cancel()
+
+
+def write_table(path: str | os.PathLike, rows: Sequence[Mapping[str, str | int | float]]) -> None:
+    """Writes the rows as CSV, beside and then renamed."""
+    with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def origin_of(model: Model) -> dict[str, str]:
+    """What every output carries: the model's hash, our version, the command."""
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    if len(command) > _COMMAND:
+        command = f"{command[:_COMMAND]} ..."
+    return {"model": model.hash, "version": vae.__version__, "command": command}
+
+
+def refuse_overlap(out: str | os.PathLike, paths: Sequence[str | os.PathLike]) -> None:
+    """Refuses to write where the next run would read, or over what this one reads.
+
+    Raises:
+      UsageError: `out` lies in a folder of images, images in what is written, or it is a file.
+    """
+    real = Path(os.path.realpath(out))
+    if real.exists() and not real.is_dir():
+        raise UsageError(f"{out} is a file; expected a folder to write to")
+    written = [real / name for name in (RECONSTRUCTIONS, COMPARISONS, DIFFERENCES)]
+    for path in paths:
+        source = Path(os.path.realpath(path))
+        if source.is_dir() and real.is_relative_to(source):
+            raise UsageError(
+                f"{out} lies in {path}, whose images are read: the next run would read what this "
+                "one writes; give another folder"
+            )
+        if any(source.is_relative_to(folder) for folder in written):
+            raise UsageError(f"{path} lies in {out}, where it would be overwritten; give another")
+
+
+def _write(
+    result: Reconstruction | Failure,
+    out: Path,
+    origin: Mapping[str, str],
+    suffix: str,
+    with_pictures: bool,
+    levels: float,
+) -> dict[str, str | int | float] | Failure:
+    if isinstance(result, Failure):
+        return result
+    item, image, output = result.item, result.image, result.output
+    name = PurePosixPath(f"{item.item_id}{suffix}")
+    if name.is_absolute() or ".." in name.parts:
+        raise DataError(f"{item.path}: the id {item.item_id!r} leaves the output folder")
+    _write_picture(out / RECONSTRUCTIONS / name, output, origin)
+    height, width = image.shape[:2]
+    if with_pictures:
+        caption = (
+            f"{item.item_id}  {width} x {height}  {figures(result.ssim, result.psnr)}"
+            f"  model {origin['model']}"
+        )
+        page = pictures.comparison(image, output, item.mask(), caption=caption, levels=levels)
+        _write_picture(out / COMPARISONS / name, page, origin)
+        scale = f"mean absolute difference of R, G, B: black 0, pale yellow {levels:g} grey levels"
+        map_ = pictures.difference_map(pictures.difference(image, output), levels)
+        _write_picture(out / DIFFERENCES / name, map_, {**origin, "scale": scale})
+    return {
+        "id": item.item_id,
+        "path": item.path,
+        "height": height,
+        "width": width,
+        "fov": "circle" if item.fov.known else "lit region",
+        "ssim": round(result.ssim, 6),
+        "psnr": round(result.psnr, 4),
+        "photograph": item.photograph,
+        "patient": item.patient,
+        "label": item.label,
+        "split": item.split,
+        **origin,
+    }
+
+
+def figures(ssim: float, psnr: float) -> str:
+    """The two figures as text."""
+    return "no pixels to measure" if math.isnan(psnr) else f"SSIM {ssim:.4f}  PSNR {psnr:.2f} dB"
+
+
+def _write_picture(path: Path, image: np.ndarray, fields: Mapping[str, str]) -> None:
+    write_beside(path, pictures.encode_with_text(image, path.suffix, fields))

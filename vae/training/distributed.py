@@ -1,0 +1,64 @@
+"""How the processes of a run find each other, before JAX touches a device."""
+
+import importlib.util
+import os
+
+import jax
+
+from data.errors import UsageError
+
+# JAX ends the others of a run so many seconds after it last heard of one of them.
+HEARTBEAT_SECONDS = 100
+
+
+def initialize(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    heartbeat_seconds: int = HEARTBEAT_SECONDS,
+) -> None:
+    """Joins the other processes of the run; does nothing for one process by itself.
+
+    TPU pods, Slurm and Open MPI say who is there; elsewhere the three arguments do.
+
+    Args:
+      coordinator_address: HOST:PORT of the first process, reachable from all.
+      num_processes: How many there are.
+      process_id: Which one this is, 0 <= process_id < num_processes.
+      heartbeat_seconds: After so long without a sign of one process, the others end.
+
+    Raises:
+      UsageError: Some of the three arguments are missing, or they cannot be.
+    """
+    given = (coordinator_address, num_processes, process_id)
+    names = ("--coordinator_address", "--num_processes", "--process_id")
+    if any(value is not None for value in given):
+        if missing := [name for name, value in zip(names, given, strict=True) if value is None]:
+            raise UsageError(f"{', '.join(missing)} missing; {', '.join(names)} go together")
+        if not 0 <= process_id < num_processes:
+            raise UsageError(
+                f"--process_id={process_id} must lie in 0..{num_processes - 1}, for "
+                f"--num_processes={num_processes}"
+            )
+        if ":" not in coordinator_address:
+            raise UsageError(f"--coordinator_address={coordinator_address} is not HOST:PORT")
+    elif not _in_a_group():
+        return
+    if heartbeat_seconds < 1:
+        raise UsageError(f"--heartbeat_seconds={heartbeat_seconds} must be at least 1")
+    try:
+        jax.distributed.initialize(*given, heartbeat_timeout_seconds=heartbeat_seconds)
+    except (RuntimeError, ValueError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise UsageError(
+            f"the processes of this run do not find each other: {text}; give {', '.join(names)}"
+        ) from error
+
+
+def _in_a_group() -> bool:
+    """Whether a launcher started several processes, or this is a TPU host, which may be one."""
+    for size in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+        if os.environ.get(size, "1") != "1":
+            return True
+    tpu = importlib.util.find_spec("libtpu") and os.environ.get("JAX_PLATFORMS", "tpu") != "cpu"
+    return bool(tpu) and any(os.path.exists(path) for path in ("/dev/accel0", "/dev/vfio/0"))
