@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import grain
 import numpy as np
 
-from data import fov, records
+from data import fov
 from data.cores import available_cores
 from data.dataset import Dataset, open_dataset
 from data.errors import DataError, UsageError
@@ -221,3 +221,24 @@ def _decode_into(example: Example, out: np.ndarray, key: str) -> tuple[int, int]
         y, x = draw % (height - size + 1), (draw >> 32) % (width - size + 1)
     out[...] = image[y : y + size, x : x + size]
     return y, x
+
+
+def paired(
+    clean: Iterable[dict[str, np.ndarray]], masked: Iterable[dict[str, np.ndarray]]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of tiles and of the same tiles masked, from two datasets with the same names.
+
+    Yields:
+      The batches of `clean`, `image` uint8 [b, size, size, 6]: the tile, and masked behind it.
+
+    Raises:
+      DataError: The datasets are not of the same tiles; the first pair that differs is named.
+    """
+    for batch, other in zip(clean, masked, strict=True):
+        for name, mask_name in zip(batch["tile_id"], other["tile_id"], strict=True):
+            if name != mask_name:
+                raise DataError(
+                    f"data.masked_dir: beside tile {name} stands {mask_name}; build both datasets "
+                    "from trees of the same names with the same splits"
+                )
+        yield batch | {"image": np.concatenate([batch["image"], other["image"]], axis=-1)}
