@@ -5,13 +5,17 @@ import functools
 import hashlib
 import json
 import os
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 
-from data import manifest, records
+from data import manifest, records, storage
 from data.errors import DataError, UsageError
 from data.fundus_tiles import NAME, VERSION
+from data.local_copy import local_copy
+from data.storage import AnyPath
+
+_INFO = "dataset_info.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,14 +23,14 @@ class Dataset:
     """A built dataset.
 
     Attributes:
-      path: The directory that holds the shards.
+      path: The directory that holds the shards; an `epath.Path` in a bucket.
       shards: Per split, its files in order and the number of records in each.
       file_format: "tfrecord" or "array_record".
       metadata: What the build noted (see `data.fundus_tiles.builder`).
     """
 
-    path: Path
-    shards: dict[str, tuple[tuple[Path, int], ...]]
+    path: AnyPath
+    shards: dict[str, tuple[tuple[AnyPath, int], ...]]
     file_format: str
     metadata: dict
     _sources: dict[str, records.RecordSource] = dataclasses.field(
@@ -46,7 +50,7 @@ class Dataset:
     def photographs(self) -> list[manifest.PhotographRow]:
         """The photographs the tiles were cut from; [] where the build was not told."""
         path = self.path / manifest.PHOTOGRAPHS
-        return manifest.read_photographs(path) if path.is_file() else []
+        return manifest.read_photographs(path) if path.name in storage.names(self.path) else []
 
     def source(self, split: str) -> records.RecordSource:
         """The records of a split.
@@ -73,22 +77,30 @@ class Dataset:
         return digest.hexdigest()[:32]
 
 
-def open_dataset(data_dir: str | os.PathLike) -> Dataset:
+def open_dataset(
+    data_dir: str | os.PathLike,
+    *,
+    cache_dir: str | os.PathLike = "",
+    report: Callable[[str], None] = print,
+) -> Dataset:
     """Opens the dataset that `fundus-vae build` made.
+
+    In a bucket (gs://bucket/folder) the records are read where they are, of each only its bytes.
 
     Args:
       data_dir: What `build` was given as its data directory, or the directory of the shards.
+      cache_dir: Local directory to copy the dataset to first, unless it is there already; "" for
+        none.
+      report: Receives a line on a copy that is made or waited for.
 
     Raises:
-      DataError: There is none, it is incomplete, or another version built it.
-      UsageError: It is no local directory.
+      DataError: There is none, it is incomplete, another version built it, or it cannot be copied.
+      UsageError: Nothing here reads from such a place.
     """
-    if "://" in os.fspath(data_dir):
-        raise UsageError(
-            f"{data_dir}: tiles are read from local files; mount the bucket or copy the dataset"
-        )
-    path = _find(Path(data_dir))
-    info = _read_json(path / "dataset_info.json", "version", "splits")
+    path = _find(storage.as_path(data_dir))
+    if cache_dir:
+        path = local_copy(path, cache_dir, report=report)
+    info = _read_json(path / _INFO, "version", "splits")
     if info["version"] != VERSION:
         raise DataError(
             f"{path} was built as version {info['version']} and this code reads {VERSION}; "
@@ -96,17 +108,18 @@ def open_dataset(data_dir: str | os.PathLike) -> Dataset:
         )
     metadata = _read_json(path / "metadata.json", "tiles", "patients_known")
     suffix = info.get("fileFormat", "tfrecord")
+    present = storage.names(path)
     shards = {}
     for split in info["splits"]:
         try:
             counts, name = [int(count) for count in split["shardLengths"]], str(split["name"])
         except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(path / "dataset_info.json", f"split {split}") from error
+            raise _damaged(path / _INFO, f"split {split}") from error
         files = [
             path / f"{NAME}-{name}.{suffix}-{i:05d}-of-{len(counts):05d}"
             for i in range(len(counts))
         ]
-        missing = [str(file) for file in files if not file.is_file()]
+        missing = [str(file) for file in files if file.name not in present]
         if missing:
             raise DataError(
                 f"{missing[0]}: missing ({len(missing)} of the {len(files)} shards of "
@@ -118,12 +131,13 @@ def open_dataset(data_dir: str | os.PathLike) -> Dataset:
     return Dataset(path, shards, suffix, metadata)
 
 
-def _find(data_dir: Path) -> Path:
+def _find(data_dir: AnyPath) -> AnyPath:
     """The directory of the shards."""
     for path in (data_dir, data_dir / NAME / VERSION):
-        if (path / "dataset_info.json").is_file():
+        if _INFO in storage.names(path):
             return path
-    others = sorted(info.parent.name for info in data_dir.glob(f"{NAME}/*/dataset_info.json"))
+    versions = data_dir / NAME
+    others = sorted(v for v in storage.names(versions) if _INFO in storage.names(versions / v))
     if others:
         raise DataError(
             f"{data_dir} holds version {', '.join(others)} and this code reads {VERSION}; "
@@ -135,9 +149,9 @@ def _find(data_dir: Path) -> Path:
     )
 
 
-def _read_json(path: Path, *keys: str) -> dict:
+def _read_json(path: AnyPath, *keys: str) -> dict:
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
+        read = json.loads(storage.read_bytes(path))
     except (OSError, ValueError) as error:
         raise _damaged(path, str(error)) from error
     if not isinstance(read, dict) or (lacking := [key for key in keys if key not in read]):
@@ -145,5 +159,5 @@ def _read_json(path: Path, *keys: str) -> dict:
     return read
 
 
-def _damaged(path: Path, reason: str) -> DataError:
+def _damaged(path: AnyPath, reason: str) -> DataError:
     return DataError(f"{path}: damaged ({reason}); build the dataset again with --overwrite")

@@ -1,5 +1,7 @@
 """One record of a built dataset, parsed: the tile and what is known of it."""
 
+from collections.abc import Iterator, Sequence
+
 import cv2
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -12,13 +14,13 @@ from data.record_files import damaged
 class Example:
     """A record of a source; nothing of its image is decoded before it is asked for."""
 
-    def __init__(self, source: records.RecordSource, number: int):
-        """Reads and parses record `number`.
+    def __init__(self, source: records.RecordSource, number: int, record: bytes | None = None):
+        """Parses record `number`, and reads it unless `record` is its payload.
 
         Raises:
           DataError: It does not match its checksum, or is no example.
         """
-        record = source[number]
+        record = source[number] if record is None else record
         self._place = (source, number)
         try:
             self._features = tf_example_pb2.Example.FromString(record).features.feature
@@ -53,3 +55,9 @@ class Example:
     def _damaged(self, what: str):
         source, number = self._place
         return damaged(*source.locate(number), what, source[number])
+
+
+def read_examples(source: records.RecordSource, numbers: Sequence[int]) -> Iterator[Example]:
+    """Some records of a source, parsed one after another; raises as `Example` does."""
+    for number, record in zip(numbers, source.read_many(numbers), strict=True):
+        yield Example(source, number, record)

@@ -17,7 +17,7 @@ from data import fov
 from data.cores import available_cores
 from data.dataset import Dataset, open_dataset
 from data.errors import DataError, UsageError
-from data.examples import Example
+from data.examples import Example, read_examples
 
 __all__ = ["Dataset", "eval_batches", "first_tiles", "open_dataset", "train_batches"]
 
@@ -71,10 +71,10 @@ def train_batches(
     def decode_batch(step: int) -> dict[str, np.ndarray]:
         images = np.empty((len(rows), size, size, 3), np.uint8)
         tile_ids = []
-        for image, row in zip(images, rows, strict=True):
-            position = step * batch_size + row
-            epoch, place = divmod(position, len(source))
-            example = Example(source, int(order(epoch)[place]))
+        positions = [step * batch_size + row for row in rows]
+        places = (divmod(position, len(source)) for position in positions)
+        numbers = [int(order(epoch)[place]) for epoch, place in places]
+        for image, position, example in zip(images, positions, read_examples(source, numbers), strict=True):
             _decode_into(example, image, f"{seed}:{position}")
             tile_ids.append(example.text("tile_id"))
         return {"image": images, "tile_id": np.array(tile_ids)}
@@ -132,8 +132,8 @@ def eval_batches(
         names = {key: [""] * len(rows) for key in _NAMES}
         places = batch * batch_size + np.asarray(rows)
         valid = places < len(numbers)
-        for row in np.flatnonzero(valid):
-            example = Example(source, int(numbers[places[row]]))
+        wanted = numbers[places[valid]].tolist()
+        for row, example in zip(np.flatnonzero(valid), read_examples(source, wanted), strict=True):
             y, x = _decode_into(example, images[row], example.text("tile_id"))
             view, origin_y, origin_x = example.geometry()
             masks[row] = fov.fov_mask(view, images[row], origin_y + y, origin_x + x)

@@ -17,7 +17,9 @@ from array_record.python import array_record_data_source
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
+from data import storage
 from data.errors import DataError
+from data.storage import AnyPath
 
 HEADER = struct.Struct("<QI")
 FOOTER = struct.Struct("<I")
@@ -56,12 +58,12 @@ def describe(record: bytes) -> str:
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def is_array_record(shard: Path) -> bool:
+def is_array_record(shard: AnyPath) -> bool:
     """Whether a shard's name says ArrayRecord."""
     return ".array_record" in shard.name
 
 
-def scan(shard: Path) -> Iterator[tuple[bytes, int]]:
+def scan(shard: AnyPath) -> Iterator[tuple[bytes, int]]:
     """Reads a shard from end to end and verifies every length and payload.
 
     Yields:
@@ -73,10 +75,10 @@ def scan(shard: Path) -> Iterator[tuple[bytes, int]]:
     return _array_records(shard) if is_array_record(shard) else _tfrecords(shard)
 
 
-def _tfrecords(shard: Path) -> Iterator[tuple[bytes, int]]:
-    size = shard.stat().st_size
+def _tfrecords(shard: AnyPath) -> Iterator[tuple[bytes, int]]:
+    size = storage.entry(shard).size
     end = 0
-    with open(shard, "rb", buffering=1 << 20) as file:
+    with storage.open_binary(shard) as file:
         for number in range(size):  # Ends by `end == size`; a record has at least one byte.
             if end == size:
                 return
@@ -127,11 +129,11 @@ def read_array_record(
         raise damaged(shard, record, "cannot be read") from error
 
 
-def damaged(shard: Path, record: int, what: str, payload: bytes = b"") -> DataError:
+def damaged(shard: AnyPath, record: int, what: str, payload: bytes = b"") -> DataError:
     """The error for a damaged record, naming what can be named of it."""
     return DataError(f"{shard}: record {record}{describe(payload)} {what}; {_WAY_OUT}")
 
 
-def missing(shard: Path, what: str = "missing") -> DataError:
+def missing(shard: AnyPath, what: str = "missing") -> DataError:
     """The error for a shard that is not there, or not all there."""
     return DataError(f"{shard}: {what}; {_WAY_OUT}")

@@ -6,17 +6,20 @@ verifies every checksum. An index that does not add up to the size of its shard 
 ArrayRecord files find their records themselves; theirs is needed only for the checksums.
 """
 
+import concurrent.futures
 import hashlib
+import io
 import os
 import tempfile
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from data.errors import DataError
+from data import storage
+from data.errors import DataError, UsageError
 from data.record_files import (
     HEADER,
     OVERHEAD,
@@ -28,16 +31,18 @@ from data.record_files import (
     read_array_record,
     scan,
 )
+from data.storage import AnyPath, as_path, is_remote
 
 INDEX_DIR = "index"  # Beside the shards, and apart from them, so that `*tfrecord*` matches shards.
 _INDEX_DTYPE = np.dtype([("length", "<u4"), ("crc", "<u4")])
+_REQUESTS = 16  # Indexes that are fetched from a bucket at a time.
 
 
 def read_index(shard: str | os.PathLike) -> np.ndarray:
     """The index of a shard: from beside it, from the user's cache, or made now.
 
     Args:
-      shard: A TFRecord or ArrayRecord file.
+      shard: A TFRecord or ArrayRecord file, also one in a bucket. Nothing is written there.
 
     Returns:
       Structured array [records] of `length` (bytes of the payload) and `crc` (masked crc32c).
@@ -45,15 +50,18 @@ def read_index(shard: str | os.PathLike) -> np.ndarray:
     Raises:
       DataError: The shard is missing, truncated or damaged.
     """
-    shard = Path(shard)
-    if not shard.is_file():
-        raise missing(shard)
-    for path in (_beside(shard), _cached(shard)):
-        index = _load_index(path, shard)
+    shard = as_path(shard)
+    try:
+        found = storage.entry(shard)
+    except FileNotFoundError:
+        raise missing(shard) from None
+    cached = _cached(shard, found)
+    for path in (_beside(shard), cached):
+        index = _load_index(path, shard, found.size)
         if index is not None:
             return index
     index = _scan(shard)
-    _save_index(_cached(shard), index)
+    _save_index(cached, index)
     return index
 
 
@@ -69,33 +77,32 @@ def write_index(shard: str | os.PathLike) -> np.ndarray:
     return index
 
 
-def _scan(shard: Path) -> np.ndarray:
+def _scan(shard: AnyPath) -> np.ndarray:
     return np.array([(len(payload), crc) for payload, crc in scan(shard)], _INDEX_DTYPE)
 
 
-def _beside(shard: Path) -> Path:
+def _beside(shard: AnyPath) -> AnyPath:
     return shard.parent / INDEX_DIR / f"{shard.name}.npy"
 
 
-def _cached(shard: Path) -> Path:
-    """Where the index of a shard in a read-only directory goes; named by what it stands for."""
-    stat = shard.stat()
-    key = f"{shard.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}"
+def _cached(shard: AnyPath, found: storage.Entry) -> Path:
+    """Where the index of a shard that nothing is written beside goes; named by what it is of."""
+    key = f"{shard if is_remote(shard) else shard.resolve()}\n{found.size}\n{found.tag}"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "fundus-vae" / INDEX_DIR / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
 
 
-def _load_index(path: Path, shard: Path) -> np.ndarray | None:
-    """An index, or None if there is none, or none that fits the shard as it is now."""
+def _load_index(path: AnyPath, shard: AnyPath, size: int) -> np.ndarray | None:
+    """An index, or None if there is none, or none that fits the shard of `size` bytes."""
     try:
-        index = np.load(path)
+        index = np.load(io.BytesIO(storage.read_bytes(path)))
     except (OSError, ValueError, EOFError):
         return None
     if index.dtype != _INDEX_DTYPE or index.ndim != 1:
         return None
     if not is_array_record(shard):
-        size = int(index["length"].sum(dtype=np.int64)) + len(index) * OVERHEAD
-        if size != shard.stat().st_size:
+        expected = int(index["length"].sum(dtype=np.int64)) + len(index) * OVERHEAD
+        if expected != size:
             return None
     return index
 
@@ -143,8 +150,8 @@ class RecordSource:
         Raises:
           DataError: A shard is missing, damaged, or holds another number of records.
         """
-        self.shards = [Path(shard) for shard in shards]
-        indexes = [read_index(shard) for shard in self.shards]
+        self.shards = [as_path(shard) for shard in shards]
+        indexes = _read_indexes(self.shards)
         found = [len(index) for index in indexes]
         for shard, expected, count in zip(self.shards, counts or found, found, strict=True):
             if expected != count:
@@ -156,7 +163,7 @@ class RecordSource:
     def __len__(self) -> int:
         return len(self.index)
 
-    def locate(self, number: int) -> tuple[Path, int]:
+    def locate(self, number: int) -> tuple[AnyPath, int]:
         """The shard that holds record `number`, and the record's number within it."""
         if not 0 <= number < len(self):
             raise IndexError(f"record {number} of {len(self)}")
@@ -169,7 +176,13 @@ class RecordSource:
         Raises:
           DataError: It does not match its checksum, naming shard, record, tile and photograph.
         """
-        payload = self._read(number)
+        return self._checked(number, self._read(number))
+
+    def read_many(self, numbers: Sequence[int]) -> Iterator[bytes]:
+        """The payloads of some records, one after another; raises as reading one does."""
+        return (self[number] for number in numbers)
+
+    def _checked(self, number: int, payload: bytes) -> bytes:
         if len(payload) != self.index["length"][number]:
             raise damaged(*self.locate(number), "is cut short", payload)
         if self._verify and masked_crc32c(payload) != self.index["crc"][number]:
@@ -178,6 +191,13 @@ class RecordSource:
 
     def _read(self, number: int) -> bytes:
         raise NotImplementedError
+
+
+def _read_indexes(shards: Sequence[AnyPath]) -> list[np.ndarray]:
+    if not any(map(is_remote, shards)):
+        return [read_index(shard) for shard in shards]
+    with concurrent.futures.ThreadPoolExecutor(_REQUESTS) as pool:
+        return list(pool.map(read_index, shards))
 
 
 class TFRecordSource(RecordSource):
@@ -231,6 +251,32 @@ def _close(files: dict[int, int]) -> None:
         os.close(file)
 
 
+class RemoteTFRecordSource(TFRecordSource):
+    """The records of TFRecord shards in a bucket: of each only its bytes, by one request."""
+
+    def _read(self, number: int) -> bytes:
+        (payload,) = self._fetch([number])
+        return payload
+
+    def read_many(self, numbers: Sequence[int]) -> Iterator[bytes]:
+        """The payloads of some records; they are asked for all at once, so that the wait is one."""
+        payloads = self._fetch(numbers)
+        return (self._checked(*found) for found in zip(numbers, payloads, strict=True))
+
+    def _fetch(self, numbers: Sequence[int]) -> list[bytes]:
+        numbers = np.asarray(numbers, np.int64)
+        starts = self._offsets[numbers]
+        ends = starts + self.index["length"][numbers]
+        shards = [self.shards[shard] for shard in self._shard[numbers]]
+        payloads = storage.read_ranges(shards, starts.tolist(), ends.tolist())
+        for number, payload in zip(numbers, payloads, strict=True):
+            if isinstance(payload, Exception):
+                shard, record = self.locate(int(number))
+                reason = f"{type(payload).__name__}: {payload}"
+                raise DataError(f"{shard}: record {record}: {reason}") from payload
+        return payloads
+
+
 class ArrayRecordSource(RecordSource):
     """The records of ArrayRecord shards."""
 
@@ -243,7 +289,18 @@ class ArrayRecordSource(RecordSource):
 
 
 def open_source(shards: Sequence[str | os.PathLike], **kwargs) -> RecordSource:
-    """The source for TFRecord or ArrayRecord shards, told by their names; see `RecordSource`."""
-    shards = [Path(shard) for shard in shards]
-    kind = ArrayRecordSource if shards and is_array_record(shards[0]) else TFRecordSource
-    return kind(shards, **kwargs)
+    """The source for TFRecord or ArrayRecord shards, told by their names; see `RecordSource`.
+
+    Raises:
+      UsageError: The shards are ArrayRecord files in a bucket.
+    """
+    shards = [as_path(shard) for shard in shards]
+    remote = bool(shards) and is_remote(shards[0])
+    if not shards or not is_array_record(shards[0]):
+        return (RemoteTFRecordSource if remote else TFRecordSource)(shards, **kwargs)
+    if remote:
+        raise UsageError(
+            f"{shards[0]}: ArrayRecord files are read from a disk; have them copied with "
+            "--config.data.cache_dir=DIR, or build with --file_format=tfrecord"
+        )
+    return ArrayRecordSource(shards, **kwargs)

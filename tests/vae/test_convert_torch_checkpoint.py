@@ -359,11 +359,13 @@ def test_damaged_safetensors(tmp_path, capsys, out):
     assert "is converted already" in refused(capsys, tmp_path, out / EXPORTED)
 
 
-def test_outputs_are_not_replaced_unasked(out, tmp_path, capsys):
+def test_outputs_are_not_replaced_unasked(tmp_path, capsys, monkeypatch):
     source, target = tmp_path / "model.pth", tmp_path / "out"
     torch.save(blank(), source)
     target.mkdir()
-    assert main([str(source), "--out", str(target)]) == 0  # an empty folder is none
+    monkeypatch.chdir(target)
+    assert main([str(source), "--out", "."]) == 0  # an empty folder is none
+    assert (target / EXPORTED).exists()
     capsys.readouterr()
     assert main([str(source), "--out", str(target)]) == 2
     assert "--overwrite replaces it" in one_line(capsys)

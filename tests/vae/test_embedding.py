@@ -86,7 +86,16 @@ def test_a_map_keeps_neighbours_together(blobs, kind):
 
 
 def test_embed(latents, tmp_path, capsys):
-    command = ["embed", str(latents), "--out", str(tmp_path / "a"), "--clusters", "3"]
+    command = [
+        "embed",
+        str(latents),
+        "--out",
+        str(tmp_path / "a"),
+        "--clusters",
+        "3",
+        "--map",
+        "pca",
+    ]
     assert main(command) == 0
     said = capsys.readouterr().out
     assert {path.name for path in (tmp_path / "a").iterdir()} == OUTPUTS

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -34,8 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = arguments.pop("run")
         del arguments["command"]
         return run(**arguments)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (FundusError, OSError) as error:
         return show(error)
     except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
+        print("interrupted; no half file is left, and the same command can be run again",
+              file=sys.stderr)  # fmt: skip
         return 130

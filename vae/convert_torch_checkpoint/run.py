@@ -151,6 +151,7 @@ def _refuse_folder(out: Path, overwrite: bool) -> None:
 @contextlib.contextmanager
 def _folder(out: Path) -> Iterator[Path]:
     """Yields a folder beside `out` that takes its place at the end, or goes."""
+    out = out.resolve()  # "." has no name
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     unfinished.mkdir(parents=True)
     try:

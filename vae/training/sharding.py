@@ -67,6 +67,49 @@ def tree_sharding(tree, mesh: Mesh, min_size: int):
     )
 
 
+def device_bytes(tree, sharding) -> int:
+    """What each device holds of a tree of abstract (or real) arrays with their shardings, bytes."""
+    return sum(
+        leaf.dtype.itemsize * int(np.prod(where.shard_shape(leaf.shape)))
+        for leaf, where in zip(jax.tree.leaves(tree), jax.tree.leaves(sharding), strict=True)
+    )
+
+
+def largest_leaves(tree, sharding, count: int = 6) -> str:
+    """A report of where a state goes: what a device holds, and the parameters that weigh most.
+
+    Args:
+      tree: A state, abstract or real, whose `params` are listed.
+      sharding: Of `tree_sharding`, for the same tree.
+      count: How many parameters.
+
+    Returns:
+      A line for the whole, and one for each parameter: path, shape, partition, megabytes a device.
+    """
+    whole = sum(leaf.dtype.itemsize * leaf.size for leaf in jax.tree.leaves(tree))
+    held = device_bytes(tree, sharding)
+    leaves = zip(
+        jax.tree_util.tree_leaves_with_path(tree.params),
+        jax.tree.leaves(sharding.params),
+        strict=True,
+    )
+    largest = sorted(leaves, key=lambda entry: -entry[0][1].size)[:count]
+    rows = [("parameter", "shape", "partition", "MB", "MB a device")] + [
+        (
+            path_name(path),
+            " x ".join(map(str, leaf.shape)),
+            ", ".join(str(axis) for axis in where.spec) or "replicated",
+            f"{leaf.dtype.itemsize * leaf.size / 1e6:.1f}",
+            f"{device_bytes(leaf, where) / 1e6:.1f}",
+        )
+        for (path, leaf), where in largest
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    total = f"state: {whole / 1e6:,.1f} MB, of which a device holds {held / 1e6:,.1f} MB"
+    return "\n".join([total, *lines])
+
+
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     """The rows of a global batch that this process feeds: ascending, int [b].
 

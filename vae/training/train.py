@@ -22,7 +22,13 @@ from vae.training.checkpoint import Checkpoints
 from vae.training.log import Clock, RunLog, console_line
 from vae.training.profile import Profile
 from vae.training.saved import CHECKPOINTS, read_model, write_config
-from vae.training.sharding import local_rows, make_mesh, put_batch, tree_sharding
+from vae.training.sharding import (
+    largest_leaves,
+    local_rows,
+    make_mesh,
+    put_batch,
+    tree_sharding,
+)
 from vae.training.signals import StopSignals
 from vae.training.start import (
     check_same_model,
@@ -87,6 +93,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     abstract = abstract_state(config)
     sharding = tree_sharding(abstract, mesh, config.mesh.fsdp_min_size)
+    if config.mesh.fsdp > 1:
+        _say(largest_leaves(abstract, sharding))
     checkpoints = Checkpoints(workdir / CHECKPOINTS, config.train.keep_checkpoints)
     start = checkpoints.latest_step()
     if start is None:
