@@ -177,7 +177,7 @@ def open_inputs(
 
 def _open(path: str, split: str | None) -> list["_Files | _Records"]:
     if "://" in path:
-        raise UsageError(f"{path}: images are read from local files; mount or copy them")
+        return _open_dataset(path, split)  # Image files are read from disks only.
     require_utf8(path)
     if not os.path.exists(path):
         raise DataError(f"{path}: no such file or folder; expected images or a dataset")
@@ -188,10 +188,7 @@ def _open(path: str, split: str | None) -> list["_Files | _Records"]:
     if (folder / "checkpoints").is_dir() and (folder / "config.json").is_file():
         raise UsageError(f"{path} is a model's workdir; expected images here and it as --model")
     if (folder / "dataset_info.json").is_file() or (folder / NAME).is_dir():
-        from data.dataset import open_dataset  # Takes half a second that a jpg need not wait.
-
-        dataset = open_dataset(path)
-        return [_Records(dataset, name) for name in ([split] if split else dataset.shards)]
+        return _open_dataset(path, split)
     if (folder / MANIFEST).is_file():
         rows = [row for row in iterate_manifest(folder / MANIFEST) if split in (None, row.split)]
         if not rows:
@@ -202,6 +199,13 @@ def _open(path: str, split: str | None) -> list["_Files | _Records"]:
     if not files:
         raise DataError(f"{path}: no images; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
     return [_Files(path, files)]
+
+
+def _open_dataset(path: str, split: str | None) -> list["_Records"]:
+    from data.dataset import open_dataset  # Takes half a second that a jpg need not wait.
+
+    dataset = open_dataset(path)
+    return [_Records(dataset, name) for name in ([split] if split else dataset.shards)]
 
 
 def _refuse_split(path: str, split: str | None) -> None:

@@ -8,9 +8,10 @@ import dataclasses
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
+from data import storage
 from data.errors import DataError
 from data.files import replacing
 from data.fov import FieldOfView
@@ -172,8 +173,8 @@ def _read(path: str | os.PathLike, kind: type[Row]) -> Iterator[tuple[int, Row]]
     """Yields (line number, row) with every value converted to its column's type."""
     columns = _columns(kind)
     try:
-        # utf-8-sig: spreadsheets put a byte-order mark before the first column's name.
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+        # Spreadsheets put a byte-order mark before the first column's name.
+        with storage.open_text(storage.as_path(path)) as file:
             reader = csv.DictReader(file)
             missing = [name for name in columns if name not in (reader.fieldnames or ())]
             if missing:

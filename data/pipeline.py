@@ -74,7 +74,8 @@ def train_batches(
         positions = [step * batch_size + row for row in rows]
         places = (divmod(position, len(source)) for position in positions)
         numbers = [int(order(epoch)[place]) for epoch, place in places]
-        for image, position, example in zip(images, positions, read_examples(source, numbers), strict=True):
+        examples = read_examples(source, numbers)
+        for image, position, example in zip(images, positions, examples, strict=True):
             _decode_into(example, image, f"{seed}:{position}")
             tile_ids.append(example.text("tile_id"))
         return {"image": images, "tile_id": np.array(tile_ids)}

@@ -15,8 +15,9 @@ from typing import IO
 
 import fsspec
 from etils import epath
+from fsspec.implementations.local import LocalFileSystem
 
-from data.errors import DataError, UsageError
+from data.errors import DataError, FundusError, UsageError
 
 AnyPath = Path | epath.Path
 _SCHEMES = ("gs://", "s3://", "az://", "hf://")
@@ -87,6 +88,9 @@ def entry(path: AnyPath) -> Entry:
     Raises:
       FileNotFoundError: There is none.
     """
+    if not is_remote(path):
+        stat = os.stat(path)
+        return Entry(stat.st_size, str(stat.st_mtime_ns))
     with _told(path):
         fs, name = filesystem(path)
         return _entry(fs.info(name))
@@ -105,18 +109,31 @@ def read_bytes(path: AnyPath) -> bytes:
         return fs.cat_file(name)
 
 
-def read_text(path: AnyPath) -> io.StringIO:
-    """A whole UTF-8 file to read lines from, their ends as they are; for `csv`."""
-    return io.StringIO(read_bytes(path).decode("utf-8-sig"), newline="")
-
-
-def open_binary(path: AnyPath) -> contextlib.AbstractContextManager[IO[bytes]]:
-    """Opens a file to be read from its beginning to its end."""
-    if not is_remote(path):
-        return open(path, "rb", buffering=1 << 20)
+def download(path: AnyPath, target: Path) -> None:
+    """Copies a file to this machine's disk."""
     with _told(path):
         fs, name = filesystem(path)
-        return fs.open(name, "rb", block_size=_CHUNK)
+        fs.get_file(name, os.fspath(target))
+
+
+@contextlib.contextmanager
+def open_binary(path: AnyPath) -> Iterator[IO[bytes]]:
+    """Opens a file to be read from its beginning to its end."""
+    if not is_remote(path):
+        with open(path, "rb", buffering=1 << 20) as file:
+            yield file
+        return
+    with _told(path):
+        fs, name = filesystem(path)
+        with fs.open(name, "rb", block_size=_CHUNK) as file:
+            yield file
+
+
+@contextlib.contextmanager
+def open_text(path: AnyPath) -> Iterator[IO[str]]:
+    """Opens a UTF-8 file, with or without a byte-order mark; line ends stay as `csv` needs them."""
+    with open_binary(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+        yield text
 
 
 def read_ranges(paths: Sequence[AnyPath], starts: Sequence[int], ends: Sequence[int]) -> list:
@@ -134,8 +151,8 @@ def read_ranges(paths: Sequence[AnyPath], starts: Sequence[int], ends: Sequence[
         return []
     with _told(paths[0]):
         fs, _ = filesystem(paths[0])
-        stripped = [fs._strip_protocol(os.fspath(path)) for path in paths]
-        return fs.cat_ranges(stripped, list(starts), list(ends), on_error="return")
+        wanted = [os.fspath(path) for path in paths]
+        return fs.cat_ranges(wanted, list(starts), list(ends), on_error="return")
 
 
 def filesystem(path: AnyPath) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -144,6 +161,8 @@ def filesystem(path: AnyPath) -> tuple[fsspec.AbstractFileSystem, str]:
     Raises:
       UsageError: The package that reads such paths is missing.
     """
+    if not is_remote(path):
+        return LocalFileSystem(), os.path.abspath(path)
     try:
         return fsspec.core.url_to_fs(os.fspath(path))
     except (ImportError, ValueError) as error:
@@ -158,7 +177,7 @@ def _told(path: AnyPath) -> Iterator[None]:
     """What storage clients raise, which is anything, becomes one line that names the path."""
     try:
         yield
-    except (FileNotFoundError, NotADirectoryError, UsageError):
+    except (FileNotFoundError, NotADirectoryError, FundusError):
         raise
     except Exception as error:
         if not is_remote(path):

@@ -11,14 +11,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import tensorflow_datasets as tfds
 import tqdm
 
 from data.dataset import open_dataset
 from data.errors import DataError, UsageError
 from data.files import write_beside
-from data.fundus_tiles import NAME, VERSION
-from data.fundus_tiles.builder import SHARD_BYTES, FundusTiles, TooManyRejectedError
+from data.fundus_tiles import NAME, VERSION, on_beam
+from data.fundus_tiles.builder import SHARD_BYTES, FundusTiles
 from data.fundus_tiles.collect import TileList, collect
+from data.fundus_tiles.shards import TooManyRejectedError
 
 REJECTED = "rejected.csv"
 _STAGING = ".building-"  # Plus the process's number.
@@ -81,6 +83,8 @@ def build(
     workers: int | None = None,
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
+    beam: bool = False,
+    beam_options: str = "",
     report: Callable[[str], None] = print,
 ) -> BuildReport:
     """Builds the dataset of a directory of tiles.
@@ -98,9 +102,11 @@ def build(
       patients_unknown: Without a manifest: accepts that nothing tells patients apart.
       val: Without a manifest: share of the patients for validation.
       test: Without a manifest: share of the patients for the test.
-      workers: Threads that read and validate; None for one a core.
+      workers: Threads that read and validate, with `beam` processes; None for one a core.
       shard_bytes: About how large a shard is.
       overwrite: Replaces a dataset of other tiles; the old one stays until the new one is whole.
+      beam: Has Apache Beam write the shards, the same ones.
+      beam_options: Beam's, "runner=DataflowRunner,project=..."; "" for processes of this machine.
       report: Receives lines for a person.
 
     Raises:
@@ -113,6 +119,11 @@ def build(
         raise UsageError(f"max_rejected {max_rejected}: expected a share from 0 to 1")
     if workers is not None and workers < 1:
         raise UsageError(f"workers {workers}: expected at least 1")
+    if beam_options and not beam:
+        raise UsageError(f"beam_options {beam_options!r} are for --beam")
+    config = tfds.download.DownloadConfig()
+    if beam:
+        config.beam_options = on_beam.parse_options(beam_options, workers)
     began = time.perf_counter()
     data_dir = Path(data_dir)
     found = collect(
@@ -153,7 +164,7 @@ def build(
             )
             try:
                 with contextlib.redirect_stdout(io.StringIO()):  # "Downloading ..."
-                    builder.download_and_prepare()
+                    builder.download_and_prepare(download_config=config)
             except TooManyRejectedError as error:
                 _write_rejected(data_dir, error.rejected)
                 raise

@@ -4,10 +4,7 @@ Built shard by shard from a list that is shuffled beforehand, so nothing is buff
 the way: memory holds the list and a few tiles, and no temporary disk is needed.
 """
 
-import collections
-import concurrent.futures
-import dataclasses
-import shutil
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,16 +12,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from data import manifest, record_files, records
-from data.cores import available_cores
+from data import manifest, record_files, records, storage
 from data.errors import DataError
-from data.fundus_tiles import VERSION
+from data.fundus_tiles import VERSION, on_beam
 from data.fundus_tiles.collect import TileList, collect
-from data.fundus_tiles.encoded import Encoded, prepare
+from data.fundus_tiles.shards import Notes, Shard, TooManyRejectedError
 
 SHARD_BYTES = 256 << 20
-_LOOK_AHEAD = 32  # Tiles per worker that are read before they are written.
-_STOP_AFTER = 100  # Rejected tiles to list before a build that is lost is given up.
 
 
 class FundusTiles(tfds.core.ShardBasedBuilder):
@@ -33,6 +27,8 @@ class FundusTiles(tfds.core.ShardBasedBuilder):
     `data.fundus_tiles.build` is the usual way to it. `tfds build` works too:
 
         tfds build fundus_tiles --imports data.fundus_tiles.builder --manual_dir TILES
+
+    with `--beam_pipeline_options=runner=...` on Apache Beam.
 
     Attributes:
       rejected: (tile, reason) of what the build left out, once it ran.
@@ -63,7 +59,7 @@ class FundusTiles(tfds.core.ShardBasedBuilder):
         """
         self._tiles = tiles
         self._shard_bytes = shard_bytes
-        self._notes = _Notes(workers or available_cores(), progress, limit=max_rejected)
+        self._notes = Notes(workers, progress, limit=max_rejected)
         super().__init__(**kwargs)
 
     @property
@@ -102,27 +98,33 @@ class FundusTiles(tfds.core.ShardBasedBuilder):
             size = int(tiles.sizes[numbers].clip(min=0).sum())
             count = min(max(1, round(size / self._shard_bytes)), len(numbers))
             shards[split] = [
-                _Shard(tiles.select(part), self._notes) for part in np.array_split(numbers, count)
+                Shard(tiles.select(part), self._notes) for part in np.array_split(numbers, count)
             ]
         return shards
 
     def _download_and_prepare(self, dl_manager, download_config=None) -> None:
         """Builds the shards, then what lies beside them, all in tfds's temporary directory."""
-        super()._download_and_prepare(dl_manager, download_config)
+        config = download_config
+        beams = config is not None and bool(config.beam_runner or config.beam_options)
+        if beams:
+            self._write_on_beam(dl_manager, config)
+        else:
+            super()._download_and_prepare(dl_manager, config)
         tiles, directory = self._tiles, Path(self.data_dir)
         written = {name: info.num_examples for name, info in self.info.splits.items()}
-        # Counted, not taken from the list: on a cluster the workers' lists stay with the workers.
-        rejected = len(tiles) - sum(written.values())
+        rejected = len(tiles) - sum(written.values())  # Counted: nothing may be lost unnoticed.
         if rejected > self._notes.limit * len(tiles):
             raise TooManyRejectedError(self.rejected, len(tiles), self._notes.limit)
         for split, count in written.items():
             if not count:
                 raise DataError(f"{tiles.root}: every tile of split {split} is damaged")
         if tiles.photographs is not None:
-            shutil.copyfile(tiles.photographs, directory / manifest.PHOTOGRAPHS)
-        for info in self.info.splits.values():
-            for path in info.filepaths:
-                records.write_index(path)
+            photographs = storage.read_bytes(tiles.photographs)
+            (directory / manifest.PHOTOGRAPHS).write_bytes(photographs)
+        if not beams:  # There the workers did.
+            for info in self.info.splits.values():
+                for path in info.filepaths:
+                    records.write_index(path)
         self.info.metadata.update(
             tiles=tiles.fingerprint(),
             patients_known=tiles.patients_known,
@@ -130,22 +132,33 @@ class FundusTiles(tfds.core.ShardBasedBuilder):
             smallest=self._notes.smallest,
         )
 
-
-class TooManyRejectedError(DataError):
-    """More tiles are damaged than the build may leave out.
-
-    Attributes:
-      rejected: (tile, reason) of those found so far.
-    """
-
-    def __init__(self, rejected: list[tuple[str, str]], total: int, limit: float):
-        shown = "; ".join(f"{tile}: {reason}" for tile, reason in sorted(rejected)[:3])
-        super().__init__(
-            f"{len(rejected)} of {total} tiles are damaged or missing, more than --max_rejected "
-            f"{limit:g} allows ({shown}{'; ...' if len(rejected) > 3 else ''}); restore or remove "
-            "them, or raise the limit"
+    def _write_on_beam(self, dl_manager, config: tfds.download.DownloadConfig) -> None:
+        """As tfds writes the shards, but by Beam's workers; the same files."""
+        features = self.info.features
+        serializer = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
+        writer = tfds.core.writer.ShardWriter(features, serializer, self._example_writer())
+        shards = {}
+        for split, parts in self._shard_iterators_per_split(dl_manager).items():
+            template = self._get_filename_template(split_name=split)
+            paths = template.sharded_filepaths(len(parts))
+            shards[split] = list(zip(parts, paths, strict=True))
+        lengths = on_beam.write_shards(
+            shards,
+            writer,
+            self._notes,
+            runner=config.beam_runner,
+            options=config.beam_options,
         )
-        self.rejected = sorted(rejected)
+        infos = [
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=lengths[split],
+                num_bytes=sum(os.path.getsize(path) for _, path in parts),
+                filename_template=self._get_filename_template(split_name=split),
+            )
+            for split, parts in shards.items()
+        ]
+        self.info.set_splits(tfds.core.splits.SplitDict(infos))
 
 
 class _ExampleWriter(tfds.core.writer.ExampleWriter):
@@ -164,86 +177,3 @@ def _in_order(serialized: bytes) -> bytes:
     and a dataset built again of the same tiles would look like another one."""
     example = tf_example_pb2.Example.FromString(serialized)
     return example.SerializeToString(deterministic=True)
-
-
-@dataclasses.dataclass
-class _Notes:
-    """What was met on the way, shared by the shards of a build.
-
-    Attributes:
-      workers: Threads that read and validate.
-      progress: Called with the number of tiles just dealt with.
-      total: Tiles of the build.
-      limit: Share of them that may be rejected.
-      rejected: (tile, reason).
-      smallest: The tile with the shortest side: its id, height and width.
-    """
-
-    workers: int
-    progress: Callable[[int], object] | None
-    total: int = 0
-    limit: float = 0.0
-    rejected: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-    smallest: dict[str, str | int] = dataclasses.field(default_factory=dict)
-
-    def note(self, tile: str, height: int, width: int) -> None:
-        found = self.smallest
-        if not found or min(height, width) < min(found["height"], found["width"]):
-            self.smallest = {"tile": tile, "height": height, "width": width}
-
-
-class _Shard:
-    """The examples of one shard."""
-
-    def __init__(self, tiles: TileList, notes: _Notes):
-        self._tiles = tiles
-        self._notes = notes
-
-    def __call__(self) -> Iterator[tuple[int, dict]]:
-        """Yields the examples; threads read and validate the tiles, a bounded number ahead."""
-        tiles, notes = self._tiles, self._notes
-        pending: collections.deque[concurrent.futures.Future] = collections.deque()
-        with concurrent.futures.ThreadPoolExecutor(notes.workers) as pool:
-            try:
-                for number in range(len(tiles) + notes.workers * _LOOK_AHEAD):
-                    if number < len(tiles):
-                        pending.append(pool.submit(self._read, number))
-                    if number >= notes.workers * _LOOK_AHEAD and pending:
-                        done = number - notes.workers * _LOOK_AHEAD
-                        yield from self._example(done, pending.popleft())
-            finally:
-                pool.shutdown(cancel_futures=True)
-
-    def _read(self, number: int) -> Encoded:
-        path = self._tiles.root / self._tiles.paths[number]
-        try:
-            encoded = path.read_bytes()
-        except OSError as error:
-            raise DataError(error.strerror or str(error)) from error
-        return prepare(encoded)
-
-    def _example(self, number: int, read: concurrent.futures.Future) -> Iterator[tuple[int, dict]]:
-        """Yields the example, or nothing where the tile had to be rejected."""
-        notes, example = self._notes, self._tiles.example(number)
-        if notes.progress:
-            notes.progress(1)
-        try:
-            encoded = read.result()
-        except DataError as error:
-            notes.rejected.append((self._tiles.paths[number], str(error)))
-            if len(notes.rejected) > max(notes.limit * notes.total, _STOP_AFTER):
-                raise TooManyRejectedError(notes.rejected, notes.total, notes.limit) from None
-            return
-        notes.note(example["tile_id"], encoded.height, encoded.width)
-        yield number, example | {"image": _ReadOnce(encoded.data)}
-
-
-class _ReadOnce:
-    """Bytes that are let go when read: tfds keeps a shard's examples until the shard is done."""
-
-    def __init__(self, data: bytes):
-        self._data = data
-
-    def read(self) -> bytes:
-        data, self._data = self._data, b""
-        return data

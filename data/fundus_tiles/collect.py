@@ -81,15 +81,16 @@ class TileList:
         return known | {"tile_id": tile_id(self.paths[number]), "y": y, "x": x}
 
     def select(self, numbers: np.ndarray) -> "TileList":
-        """The list of some of the tiles, in the order given."""
-        part = TileList(self.root, patients_known=self.patients_known, photographs=self.photographs)
-        part.paths = [self.paths[number] for number in numbers]
-        part.sizes = self.sizes[numbers]
-        part._origins, part._origin_list = self._origins, self._origin_list
-        part._rows = tuple(
-            array.array("i", np.frombuffer(column, np.int32)[numbers].tobytes())
-            for column in self._rows
+        """The list of some of the tiles, in the order given, with their photographs only."""
+        part = TileList(
+            self.root.absolute(),
+            patients_known=self.patients_known,
+            photographs=self.photographs,
         )
+        for number in numbers:
+            origin, y, x = (column[number] for column in self._rows)
+            part.add(self.paths[number], self._origin_list[origin], y, x)
+        part.sizes = self.sizes[numbers]
         return part
 
     def order(self) -> dict[str, np.ndarray]:

@@ -490,7 +490,7 @@ def test_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(self, number):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("data.fundus_tiles.builder._Shard._read", interrupt)
+    monkeypatch.setattr("data.fundus_tiles.shards.Shard._read", interrupt)
     with pytest.raises(KeyboardInterrupt):
         build(_tree(tmp_path / "t"), tmp_path / "new" / "d", patients_unknown=True, report=quietly)
     assert not (tmp_path / "new").exists()
@@ -499,9 +499,9 @@ def test_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
 def test_next_build_clears_up_after_a_killed_one(tmp_path):
     tree = _tree(tmp_path / "t")
     program = (
-        "import time, data.fundus_tiles.builder as b\n"
+        "import time, data.fundus_tiles.shards as shards\n"
         "from data.fundus_tiles.build import build\n"
-        "b._Shard._read = lambda self, number: time.sleep(60)\n"
+        "shards.Shard._read = lambda self, number: time.sleep(60)\n"
         f"build({str(tree)!r}, {str(tmp_path / 'd')!r}, patients_unknown=True)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)

@@ -47,7 +47,9 @@ def _add_build(commands) -> None:
         description="Validates every tile and writes sharded records with an index.",
         epilog="examples:\n"
         "  fundus-vae build --tiles tiles --data_dir dataset\n"
-        "  fundus-vae build --tiles tree --data_dir dataset --patient_regex '(P\\d+)_'",
+        "  fundus-vae build --tiles tree --data_dir dataset --patient_regex '(P\\d+)_'\n"
+        "  fundus-vae build --tiles /nfs/tiles --data_dir /nfs/dataset --beam "
+        "--beam_options=runner=SparkRunner,...",
     )
     add = parser.add_argument
     add("--tiles", required=True, metavar="DIR", help="of make-tiles, or LABEL/PHOTOGRAPH/*.png")
@@ -58,7 +60,11 @@ def _add_build(commands) -> None:
         help="refuse to build when more tiles than this are damaged (0.001)")  # fmt: skip
     _add_split_options(parser)
     add("--overwrite", action="store_true", help="replace a dataset that is there")
-    add("--workers", type=int, metavar="N", help="threads that validate (one a core)")
+    add("--workers", type=int, metavar="N",
+        help="threads that validate, with --beam processes (one a core)")  # fmt: skip
+    add("--beam", action="store_true", help="have Apache Beam write the same shards")
+    add("--beam_options", default="", metavar="A=B,C=D",
+        help="Beam's: runner=DataflowRunner,... (processes of this machine)")  # fmt: skip
     parser.set_defaults(run=_build)
 
 

@@ -27,7 +27,7 @@ def add(commands) -> None:
     option("--method", choices=("gmm", "kmeans"), default="gmm", help="of the clusters (gmm)")
     option("--clusters", type=int, metavar="N", help="how many (chosen among 2 to 12)")
     option("--map", dest="kind", choices=("tsne", "umap", "pca"), default="tsne",
-           help="of the map (tsne, of at most 10,000 images)")  # fmt: skip
+           help="of the map (tsne, of at most 5,000 images)")  # fmt: skip
     option("--typical", type=int, default=4, metavar="N", help="images to show of a cluster (4)")
     option("--seed", type=int, default=0, help="of clusters and map (0)")
     parser.set_defaults(run=_embed)

@@ -12,8 +12,8 @@ MAPS = ("tsne", "umap", "pca")
 
 MOST_CLUSTERS = 12  # tried, when nobody says how many
 _SILHOUETTE_SAMPLE = 5000
-_FIT_SAMPLE = 50_000  # vectors that clusters are fitted to; the others are assigned
-TSNE_SAMPLE = 10_000  # vectors on a t-SNE map: about a minute on two cores
+_FIT_SAMPLE = 5_000  # vectors that clusters are fitted to; the others are assigned
+TSNE_SAMPLE = 5_000  # vectors on a t-SNE map: about a minute on two cores
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,8 +23,9 @@ def default_config(architecture: str = AUTOENCODER_KL) -> ConfigDict:
     config.model = _MODELS[architecture]()
 
     config.data = ConfigDict()
-    config.data.dir = ""  # what `fundus-vae build --data_dir` wrote
+    config.data.dir = ""  # what `fundus-vae build --data_dir` wrote; may be gs://bucket/folder
     config.data.masked_dir = ""  # the same tiles masked, for train.mask="tiles"
+    config.data.cache_dir = ""  # a local folder: copy the datasets there and read the copies
     config.data.source = ""  # "retina" or "synthetic": make the data in the workdir instead
     config.data.size = 256  # tiles are cropped to this, pixels
     config.data.crop = 256  # a training example is a random crop of this size, pixels

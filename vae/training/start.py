@@ -29,7 +29,7 @@ def open_data(config: ConfigDict, workdir: epath.Path) -> Dataset:
                 "and `fundus-vae build`, or use a preset that brings its data: "
                 "--config=configs/fundus256.py:demo"
             )
-        return open_dataset(config.data.dir)
+        return open_dataset(config.data.dir, cache_dir=config.data.cache_dir)
     from data import demo
 
     # The first process alone: what it made, those that share its disk find finished.

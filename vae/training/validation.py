@@ -171,6 +171,13 @@ def _check_combinations(config: ConfigDict, device_count: int, problems: _Proble
         f"data.dir={data.dir!r} and data.source={data.source!r} exclude each other",
     )
     problems.require(
+        not data.cache_dir or bool(data.dir),
+        f"data.cache_dir={data.cache_dir!r} is where data.dir is copied to, and that is empty",
+    )
+    problems.require(
+        "://" not in data.cache_dir, f"data.cache_dir={data.cache_dir!r} must be a local folder"
+    )
+    problems.require(
         bool(data.masked_dir) == (train.mask == "tiles"),
         f"train.mask={train.mask!r} and data.masked_dir={data.masked_dir!r}: masked tiles need "
         "train.mask='tiles' and the dataset they are in",

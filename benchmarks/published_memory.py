@@ -1,0 +1,48 @@
+"""Memory of a training step of the published architecture, as XLA plans it.
+
+    python benchmarks/published_memory.py [--batches 8 16 128/16]
+
+Compiled ahead of time for one device: nothing of the 432 million parameters is allocated. A batch
+is given as SIZE or SIZE/PARTS, parts being `train.accumulate`.
+"""
+
+import argparse
+
+import jax
+
+from configs.published import get_config
+from vae.training.sharding import batch_sharding, make_mesh, tree_sharding
+from vae.training.state import abstract_state
+from vae.training.steps import make_train_step
+
+GB = 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batches", nargs="+", default=["8", "16", "128/16"])
+    batches = parser.parse_args().batches
+    print(f"{jax.devices()[0].device_kind}, GB: state / beside it / together")
+    for batch in batches:
+        state, temporary = planned(*map(int, (batch + "/1").split("/")[:2]))
+        print(f"batch {batch:>7}: {state:5.2f} {temporary:6.2f} {state + temporary:6.2f}", flush=True)
+
+
+def planned(batch_size: int, accumulate: int) -> tuple[float, float]:
+    """GB of the donated state, and of everything else during a step."""
+    config = get_config()
+    config.batch_size, config.train.accumulate = batch_size, accumulate
+    mesh = make_mesh(data=1)
+    abstract = abstract_state(config)
+    sharding = tree_sharding(abstract, mesh, config.mesh.fsdp_min_size)
+    images = jax.ShapeDtypeStruct(
+        (batch_size, config.data.size, config.data.size, 3), "uint8", sharding=batch_sharding(mesh)
+    )
+    step = make_train_step(config, mesh, sharding)
+    memory = step.lower(abstract, images).compile().memory_analysis()
+    rest = memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+    return memory.argument_size_in_bytes / GB, rest / GB
+
+
+if __name__ == "__main__":
+    main()

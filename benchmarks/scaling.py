@@ -1,0 +1,342 @@
+"""What a training step computes, holds and sends on 8, 64 and 256 devices, without having them.
+
+    python benchmarks/scaling.py                            # all of it, about 8 minutes on 2 cores
+    python benchmarks/scaling.py --configs published:full --devices 8 --dtype bfloat16
+
+The step is compiled ahead of time for simulated CPU devices, from shapes alone: nothing is
+allocated and nothing runs. Three tables: the collectives of the compiled program; what the
+parameters' partitions alone say that a TPU or GPU sends (there the gradient of a cut leaf is
+reduced and scattered at once, where the CPU's compiler reduces all of it and drops the rest); and
+the times that peak rates of makers' data sheets make of it: predictions, not measurements.
+"""
+
+import argparse
+import collections
+import dataclasses
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+
+from vae.training.sharding import device_bytes, make_mesh, tree_sharding
+from vae.training.state import abstract_state
+from vae.training.steps import make_train_step
+
+CONFIGS = ("fundus256:f8c32", "published:full")
+ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
+
+# Tiles/s that a core decodes: `python benchmarks/input_pipeline.py`, 4,670 and 1,639 on 2 cores.
+CORE_JPEG, CORE_PNG = 4670 / 2, 1639 / 2
+
+
+PREDICTIONS = """
+Predicted at peak rates, not measured. Milliseconds of a step by cause; tiles/s of all devices if
+the three come one after another, and if only the slower of compute and network counts (memory
+traffic is that of the CPU's program: an upper estimate); tiles/s that the hosts' cores decode.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Dense peak rates of one device and what stands around it, from the makers' data sheets.
+
+    Attributes:
+      sizes: Numbers of devices that one interconnect joins.
+      flops: FLOP/s by the type that the convolutions compute in.
+      exact: FLOP/s of matrix products that are asked for in full float32.
+      memory: Bytes/s of the device's memory.
+      link: Bytes/s that a device sends to the others, one way.
+      cores: Of the host, for each device.
+    """
+
+    name: str
+    sizes: tuple[int, ...]
+    flops: dict[str, float]
+    exact: float
+    memory: float
+    link: float
+    cores: float
+
+
+MACHINES = (
+    # NVIDIA H100 data sheet, SXM; float32 is TF32. DGX H100: two Xeon 8480C of 56 cores, 8 GPUs.
+    Machine("H100", (8,), {"float32": 494e12, "bfloat16": 989e12}, 67e12, 3.35e12, 450e9, 14),
+    # Cloud TPU documentation, v5e: 400 GB/s are both ways; float32 convolutions are one pass in
+    # bfloat16, and full float32 is six. 224 virtual cores serve 8 chips: 112 cores.
+    Machine(
+        "TPU v5e",
+        (8, 64, 256),
+        {"float32": 197e12, "bfloat16": 197e12},
+        197e12 / 6,
+        819e9,
+        200e9,
+        14,
+    ),
+)
+
+
+def load_config(name: str, dtype: str, per_device: int | None, devices: int):
+    """The config of `FILE:PRESET` with the batch of its 8 devices, or `per_device`, on each."""
+    module, _, preset = name.partition(":")
+    config = importlib.import_module(f"configs.{module}").get_config(preset)
+    config.train.compute_dtype = dtype
+    config.batch_size = devices * (per_device or config.batch_size // 8)
+    return config
+
+
+def analyse(config, fsdp: int) -> dict:
+    """Compiles the step for all devices of this process and reads the program."""
+    mesh = make_mesh(-1, fsdp)
+    state = abstract_state(config)
+    sharding = tree_sharding(state, mesh, config.mesh.fsdp_min_size)
+    shape = (config.batch_size, config.data.size, config.data.size, 3)
+    images = jax.ShapeDtypeStruct(shape, np.uint8)
+    traced = make_train_step(config, mesh, sharding).trace(state, images)
+    exact, matrix = matrix_flops(traced.jaxpr.jaxpr)
+    compiled = traced.lower().compile()
+    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    return {
+        "tiles": config.batch_size // mesh.size,
+        "flops": cost["flops"],
+        "exact": exact / matrix,
+        "bytes": cost["bytes accessed"],
+        "state": device_bytes(state, sharding),
+        "temporary": memory.temp_size_in_bytes,
+        "found": found_collectives(compiled.as_text()),
+        "expected": expected_collectives(state.params, sharding.params, mesh),
+        "cut": [
+            leaf.size
+            for leaf, where in zip(
+                jax.tree.leaves(state.params), jax.tree.leaves(sharding.params), strict=True
+            )
+            if not where.is_fully_replicated
+        ],
+    }
+
+
+def matrix_flops(jaxpr) -> tuple[float, float]:
+    """FLOPs of the matrix products and convolutions of a program: (in full float32, all).
+
+    Zeros that a transposed convolution reads between its inputs are counted; it is the ratio that
+    is wanted.
+    """
+    exact = total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            output = equation.outvars[0].aval
+            left, right = (variable.aval.shape for variable in equation.invars)
+            if equation.primitive.name == "dot_general":
+                (contracted, _), _ = equation.params["dimension_numbers"]
+                depth = np.prod([left[axis] for axis in contracted])
+            else:
+                numbers = equation.params["dimension_numbers"]
+                depth = np.prod(right) / right[numbers.rhs_spec[0]]
+            flops = 2.0 * depth * output.size
+            total += flops
+            if (equation.params["precision"] or (None,))[0] == jax.lax.Precision.HIGHEST:
+                exact += flops
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda value: hasattr(value, "eqns")
+        ):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                more = matrix_flops(inner)
+                exact, total = exact + more[0], total + more[1]
+    return exact, total
+
+
+def found_collectives(text: str) -> list[tuple[str, int, int, int]]:
+    """The collectives of a compiled program: (kind, devices in a group, bytes, values).
+
+    Bytes are of the whole array: of what is reduced, and of what is gathered.
+    """
+    kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+    pattern = re.compile(rf"%\S+ = (\(.*?\)|\S+) ({kinds})(?:-start)?\((.*)")
+    found = []
+    for line in text.splitlines():
+        if match := pattern.search(line):
+            shapes, kind, rest = match.groups()
+            arrays = [
+                (int(np.prod([int(n) for n in sizes.split(",") if n])), ITEM_BYTES[dtype])
+                for dtype, sizes in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+            ]
+            group = group_size(rest)
+            if kind == "all-to-all":  # a piece for every device: one array
+                count, size = sum(a for a, _ in arrays), arrays[0][1]
+                arrays = [(count, size)]
+            scale = group if kind == "reduce-scatter" else 1
+            found += [(kind, group, scale * n * size, scale * n) for n, size in arrays]
+    return found
+
+
+def group_size(text: str) -> int:
+    """Devices that take part in one collective, from its attributes."""
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{(.*?)\}", text):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", match[2])
+        return int(np.prod([int(part) if part else sizes[name] for name, part in axes]))
+    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]", text):
+        return int(match[2])
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
+        return match[1].count(",") + 1
+    if "source_target_pairs" in text:
+        return 2
+    raise ValueError(f"no devices in the attributes of a collective: {text[:200]}")
+
+
+def expected_collectives(params, sharding, mesh) -> list[tuple[str, int, int, int]]:
+    """By formula: what the partitions make a TPU or GPU send, in the form of `found_collectives`.
+
+    A cut leaf is gathered once, for forward and backward, its gradient is reduced and scattered
+    over "fsdp", and the piece is reduced over "data"; the gradient of a whole leaf is reduced over
+    all. Without the statistics and figures of a step, which are small.
+    """
+    data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
+    expected = []
+    for leaf, where in zip(jax.tree.leaves(params), jax.tree.leaves(sharding), strict=True):
+        whole = leaf.size * leaf.dtype.itemsize
+        if where.is_fully_replicated:
+            expected.append(("all-reduce", data * fsdp, whole, leaf.size))
+            continue
+        expected.append(("all-gather", fsdp, whole, leaf.size))
+        expected.append(("reduce-scatter", fsdp, whole, leaf.size))
+        if data > 1:
+            expected.append(("all-reduce", data, whole // fsdp, leaf.size // fsdp))
+    return expected
+
+
+def on_accelerators(found: list, cut: list[int]) -> list:
+    """The compiled program's collectives as TPU and GPU have them.
+
+    An all-reduce of as many values as a cut leaf has is the CPU's way to reduce its gradient, of
+    which a device then keeps its piece; their compilers make a reduce-scatter of the pair.
+    """
+    left = collections.Counter(cut)
+    changed = []
+    for kind, group, size, values in sorted(found, key=lambda entry: -entry[1]):
+        if kind == "all-reduce" and left[values] > 0:
+            left[values] -= 1
+            kind = "reduce-scatter"
+        changed.append((kind, group, size, values))
+    return changed
+
+
+def sent(entries: list) -> float:
+    """Bytes that each device sends: a ring, or any other way that sends no byte needlessly."""
+    times = {"all-reduce": 2}
+    return sum(times.get(kind, 1) * (group - 1) / group * size for kind, group, size, _ in entries)
+
+
+def summary(entries: list) -> str:
+    """`all-reduce over 8: 3 x, 4.8 MB` for every kind and size of group."""
+    sums = collections.defaultdict(lambda: [0, 0])
+    for kind, group, size, _ in entries:
+        sums[kind, group][0] += 1
+        sums[kind, group][1] += size
+    parts = [
+        f"{kind} over {group}: {count} x, {size / 1e6:,.1f} MB"
+        for (kind, group), (count, size) in sorted(sums.items())
+        if group > 1 and size >= 5e4
+    ]
+    return "; ".join(parts) or "none"
+
+
+def predict(result: dict, machine: Machine, dtype: str) -> dict[str, float]:
+    """Seconds of a step at peak rates, each cause by itself, and tiles/s of a device."""
+    exact = result["exact"] * result["flops"]
+    compute = exact / machine.exact + (result["flops"] - exact) / machine.flops[dtype]
+    memory = result["bytes"] / machine.memory
+    network = sent(on_accelerators(result["found"], result["cut"])) / machine.link
+    return {
+        "compute": compute,
+        "memory": memory,
+        "network": network,
+        "least": result["tiles"] / (compute + memory + network),
+        "most": result["tiles"] / max(compute, network),
+    }
+
+
+def compiled_elsewhere(name: str, devices: int, fsdp: int, options) -> dict:
+    """`analyse` in a process of its own, which has so many simulated devices."""
+    command = [sys.executable, __file__, "--one", name, "--devices", str(devices)]
+    command += ["--fsdp", str(fsdp), "--dtype", options.dtype]
+    if options.per_device:
+        command += ["--per_device", str(options.per_device)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
+
+
+def main() -> None:
+    """Compiles, and prints the three tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--configs", nargs="+", default=CONFIGS, metavar="FILE:PRESET")
+    parser.add_argument("--devices", type=int, nargs="+", default=[8, 64, 256])
+    parser.add_argument("--fsdp", type=int, nargs="+", default=[1, 8], help="1: data-parallel")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--per_device", type=int, help="tiles; an eighth of the config's batch")
+    parser.add_argument("--one", metavar="FILE:PRESET", help="one analysis, as JSON")
+    options = parser.parse_args()
+    if options.one:
+        devices, fsdp = options.devices[0], options.fsdp[0]
+        config = load_config(options.one, options.dtype, options.per_device, devices)
+        print(json.dumps(analyse(config, fsdp)))
+        return
+    results = {}
+    for name in options.configs:
+        print(f"\n{name}, {options.dtype}, mesh (data, fsdp); per device and step")
+        for devices in options.devices:
+            for fsdp in options.fsdp:
+                result = compiled_elsewhere(name, devices, fsdp, options)
+                results[name, devices, fsdp] = result
+                print_program(devices, fsdp, result)
+    print_predictions(results, options.dtype)
+
+
+def print_program(devices: int, fsdp: int, result: dict) -> None:
+    there = on_accelerators(result["found"], result["cut"])
+    print(
+        f"({devices // fsdp}, {fsdp}): {result['tiles']} tiles, {result['flops'] / 1e9:.1f} GFLOP, "
+        f"{result['exact']:.0%} of the products in full float32, {result['bytes'] / 1e9:.2f} GB "
+        f"of memory traffic; holds {result['state'] / 1e6:.1f} MB of state and "
+        f"{result['temporary'] / 1e9:.2f} GB while computing\n"
+        f"    compiled for CPU    sends {sent(result['found']) / 1e6:9.1f} MB: "
+        f"{summary(result['found'])}\n"
+        f"    the same on TPU/GPU sends {sent(there) / 1e6:9.1f} MB: {summary(there)}\n"
+        f"    by formula          sends {sent(result['expected']) / 1e6:9.1f} MB: "
+        f"{summary(result['expected'])}",
+        flush=True,
+    )
+
+
+def print_predictions(results: dict, dtype: str) -> None:
+    print(PREDICTIONS)
+    header = ("config", "machine", "(data, fsdp)", "batch", "compute", "memory", "network")
+    rows = [(*header, "one by one", "at most", "JPEG", "PNG")]
+    for (name, devices, fsdp), result in results.items():
+        for machine in MACHINES:
+            if devices in machine.sizes:
+                p = predict(result, machine, dtype)
+                rows.append(
+                    (
+                        name,
+                        machine.name,
+                        f"({devices // fsdp}, {fsdp})",
+                        f"{devices * result['tiles']:,}",
+                        *(f"{1e3 * p[cause]:.2f}" for cause in header[4:]),
+                        *(f"{devices * p[bound]:,.0f}" for bound in ("least", "most")),
+                        *(f"{devices * machine.cores * c:,.0f}" for c in (CORE_JPEG, CORE_PNG)),
+                    )
+                )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(map(str.rjust, row, widths)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""A dataset copied to a disk of this machine: made once, shared by its processes."""
+
+import concurrent.futures
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import tqdm
+
+from data import storage
+from data.errors import DataError, UsageError
+from data.files import replacing
+from data.fundus_tiles import NAME
+
+_COPIES = 8  # Files under way at a time.
+_LOCK = ".lock"
+
+
+def local_copy(
+    source: storage.AnyPath,
+    cache_dir: str | os.PathLike,
+    *,
+    report: Callable[[str], None] = print,
+) -> Path:
+    """Copies the directory of a dataset's shards, unless that was done already.
+
+    Of several processes one copies and the others wait. Files appear whole, under their names, so
+    a copy that was interrupted goes on where it was. A dataset that was built again gets a copy of
+    its own; the old one stays until somebody removes it.
+
+    Args:
+      source: The directory of the shards, in a bucket or on a shared disk.
+      cache_dir: Where copies go, on a disk of this machine.
+      report: Receives a line on a copy that is made or waited for.
+
+    Returns:
+      The directory of the copy, `CACHE_DIR/fundus_tiles-<digest>`.
+
+    Raises:
+      UsageError: `cache_dir` is in a bucket.
+      DataError: The disk is too small, or something cannot be read or written.
+    """
+    if storage.is_remote(cache_dir):
+        raise UsageError(f"cache_dir {cache_dir}: expected a local directory to copy to")
+    files = storage.entries(source)
+    digest = hashlib.sha256(f"{source}\n{files}".encode()).hexdigest()[:16]
+    target = Path(cache_dir) / f"{NAME}-{digest}"
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with _locked(target, report):
+            _copy(source, target, files, report)
+    except OSError as error:
+        raise DataError(f"{target}: {error.strerror or error}") from error
+    return target
+
+
+def _copy(
+    source: storage.AnyPath,
+    target: Path,
+    files: dict[str, storage.Entry],
+    report: Callable[[str], None],
+) -> None:
+    wanted = {name: found for name, found in files.items() if not _there(target / name, found)}
+    if not wanted:
+        return
+    for unfinished in target.rglob("*.tmp"):  # Of a process that was killed: nobody else copies.
+        unfinished.unlink()
+    need = sum(found.size for found in wanted.values())
+    if (free := shutil.disk_usage(target).free) < need:
+        raise DataError(
+            f"{target}: the copy of {source} needs {_size(need)} and {_size(free)} are free; free "
+            "some, choose another cache_dir, or read without one"
+        )
+    report(f"copying {source} to {target}: {len(wanted)} files, {_size(need)}")
+    with (
+        tqdm.tqdm(
+            total=need, unit="B", unit_scale=True, mininterval=1.0, disable=None, file=sys.stderr
+        ) as bar,
+        concurrent.futures.ThreadPoolExecutor(_COPIES) as pool,
+    ):
+        jobs = {
+            pool.submit(_copy_file, source / name, target / name, found): found
+            for name, found in wanted.items()
+        }
+        try:
+            for job in concurrent.futures.as_completed(jobs):
+                job.result()
+                bar.update(jobs[job].size)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _copy_file(source: storage.AnyPath, target: Path, found: storage.Entry) -> None:
+    target.parent.mkdir(exist_ok=True)
+    with replacing(target) as unfinished:
+        storage.download(source, unfinished)
+        if (size := unfinished.stat().st_size) != found.size:
+            raise DataError(
+                f"{source}: {size} bytes came of {found.size}; start again, it goes on with the "
+                "files that are missing"
+            )
+
+
+def _there(path: Path, found: storage.Entry) -> bool:
+    try:
+        return path.stat().st_size == found.size
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
+    """Holds a folder for this process; the lock of one that dies is free again."""
+    with open(folder / _LOCK, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report(f"waiting for another process to copy the dataset to {folder}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
