@@ -24,8 +24,8 @@ def main() -> None:
     batches = parser.parse_args().batches
     print(f"{jax.devices()[0].device_kind}, GB: state / beside it / together")
     for batch in batches:
-        state, temporary = planned(*map(int, (batch + "/1").split("/")[:2]))
-        print(f"batch {batch:>7}: {state:5.2f} {temporary:6.2f} {state + temporary:6.2f}", flush=True)
+        state, rest = planned(*map(int, (batch + "/1").split("/")[:2]))
+        print(f"batch {batch:>7}: {state:5.2f} {rest:6.2f} {state + rest:6.2f}", flush=True)
 
 
 def planned(batch_size: int, accumulate: int) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """How fast the published architecture is here, beside the same PyTorch module in the same run.
 
-    python benchmarks/published_step.py [--batch_size 16] [--what forward step] [--rounds 4]
+    python benchmarks/published_step.py [--batch_size 16] [--what forward step] [--rounds 5]
 
 forward: encode, and decode the mean. step: the published recipe, sum of squares + KL + (1 - SSIM),
 clipped to a norm of 1, Adam. The two take turns, so that the ratio holds on a noisy machine, and
@@ -121,7 +121,7 @@ def timed(what: str, who: str, batch_size: int, repeats: int) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=4, help="turns of each")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each")
     parser.add_argument("--repeats", type=int, default=2, help="within a turn")
     what = ("forward", "step")
     parser.add_argument("--what", nargs="+", choices=what, default=what)

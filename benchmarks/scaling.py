@@ -1,6 +1,6 @@
 """What a training step computes, holds and sends on 8, 64 and 256 devices, without having them.
 
-    python benchmarks/scaling.py                            # all of it, about 8 minutes on 2 cores
+    python benchmarks/scaling.py                            # all of it, about 7 minutes on 2 cores
     python benchmarks/scaling.py --configs published:full --devices 8 --dtype bfloat16
 
 The step is compiled ahead of time for simulated CPU devices, from shapes alone: nothing is
@@ -22,6 +22,7 @@ import sys
 
 import jax
 import numpy as np
+from absl import logging
 
 from vae.training.sharding import device_bytes, make_mesh, tree_sharding
 from vae.training.state import abstract_state
@@ -277,12 +278,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--configs", nargs="+", default=CONFIGS, metavar="FILE:PRESET")
     parser.add_argument("--devices", type=int, nargs="+", default=[8, 64, 256])
-    parser.add_argument("--fsdp", type=int, nargs="+", default=[1, 8], help="1: data-parallel")
+    parser.add_argument(
+        "--fsdp", type=int, nargs="+", default=[1, 8, 0], help="1: data-parallel; 0: all devices"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--per_device", type=int, help="tiles; an eighth of the config's batch")
     parser.add_argument("--one", metavar="FILE:PRESET", help="one analysis, as JSON")
     options = parser.parse_args()
     if options.one:
+        logging.set_verbosity(logging.ERROR)  # not every leaf divides, and the tables show it
         devices, fsdp = options.devices[0], options.fsdp[0]
         config = load_config(options.one, options.dtype, options.per_device, devices)
         print(json.dumps(analyse(config, fsdp)))
@@ -291,7 +295,7 @@ def main() -> None:
     for name in options.configs:
         print(f"\n{name}, {options.dtype}, mesh (data, fsdp); per device and step")
         for devices in options.devices:
-            for fsdp in options.fsdp:
+            for fsdp in sorted({fsdp or devices for fsdp in options.fsdp}):
                 result = compiled_elsewhere(name, devices, fsdp, options)
                 results[name, devices, fsdp] = result
                 print_program(devices, fsdp, result)

@@ -177,7 +177,9 @@ def open_inputs(
 
 def _open(path: str, split: str | None) -> list["_Files | _Records"]:
     if "://" in path:
-        return _open_dataset(path, split)  # Image files are read from disks only.
+        if path.lower().endswith(IMAGE_SUFFIXES):
+            raise UsageError(f"{path}: images are read from local files; mount or copy them")
+        return _open_dataset(path, split)
     require_utf8(path)
     if not os.path.exists(path):
         raise DataError(f"{path}: no such file or folder; expected images or a dataset")

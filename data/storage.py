@@ -163,6 +163,9 @@ def filesystem(path: AnyPath) -> tuple[fsspec.AbstractFileSystem, str]:
     """
     if not is_remote(path):
         return LocalFileSystem(), os.path.abspath(path)
+    # Else gcsfs asks at every read, where nobody is logged in, of which kind the bucket is. Only
+    # zonal buckets are read in another way: who has one sets it to true.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
         return fsspec.core.url_to_fs(os.fspath(path))
     except (ImportError, ValueError) as error:

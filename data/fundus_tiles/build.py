@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import io
 import os
+import platform
 import shutil
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 import tqdm
 
+from data import storage
 from data.dataset import open_dataset
 from data.errors import DataError, UsageError
 from data.files import write_beside
@@ -23,7 +25,7 @@ from data.fundus_tiles.collect import TileList, collect
 from data.fundus_tiles.shards import TooManyRejectedError
 
 REJECTED = "rejected.csv"
-_STAGING = ".building-"  # Plus the process's number.
+_STAGING = f".building-{platform.node()}-"  # Plus the process's number on this machine.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +95,7 @@ def build(
     `DATA_DIR/rejected.csv`. An interrupted or failed build leaves nothing but that list.
 
     Args:
-      tiles: Directory of tiles, see `data.fundus_tiles.collect.collect`.
+      tiles: Directory of tiles, also gs://bucket/folder, see `data.fundus_tiles.collect.collect`.
       data_dir: Where to; the shards go to `DATA_DIR/fundus_tiles/<version>`.
       file_format: "tfrecord" or "array_record".
       max_rejected: Share of the tiles that may be left out.
@@ -119,6 +121,11 @@ def build(
         raise UsageError(f"max_rejected {max_rejected}: expected a share from 0 to 1")
     if workers is not None and workers < 1:
         raise UsageError(f"workers {workers}: expected at least 1")
+    if storage.is_remote(data_dir):
+        raise UsageError(
+            f"data_dir {data_dir}: shards are written to a disk, with --beam one that all workers "
+            "share; build there and upload the folder, a run reads it where it is"
+        )
     if beam_options and not beam:
         raise UsageError(f"beam_options {beam_options!r} are for --beam")
     config = tfds.download.DownloadConfig()

@@ -9,10 +9,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from data import manifest
+from data import manifest, storage
 from data.errors import DataError, UsageError
 from data.images import IMAGE_SUFFIXES, require_utf8
 from data.splits import SPLITS, assign_splits, shorten
+from data.storage import AnyPath, is_remote
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class TileList:
     """
 
     def __init__(
-        self, root: Path, *, patients_known: bool = False, photographs: Path | None = None
+        self, root: AnyPath, *, patients_known: bool = False, photographs: AnyPath | None = None
     ):
         self.root = root
         self.paths: list[str] = []
@@ -83,7 +84,7 @@ class TileList:
     def select(self, numbers: np.ndarray) -> "TileList":
         """The list of some of the tiles, in the order given, with their photographs only."""
         part = TileList(
-            self.root.absolute(),
+            self.root.absolute() if isinstance(self.root, Path) else self.root,
             patients_known=self.patients_known,
             photographs=self.photographs,
         )
@@ -136,7 +137,7 @@ def collect(
     photograph, the folder above that its label, and the splits follow from the options.
 
     Args:
-      root: Directory of tiles.
+      root: Directory of tiles, also one in a bucket.
       patients: CSV file with photograph, patient and optionally label, split.
       patient_regex: Searched in the names of the photographs' folders; names the patient.
       patients_unknown: Accepts that nothing tells patients apart.
@@ -148,22 +149,25 @@ def collect(
       UsageError: Nothing tells patients apart, or two things do.
       DataError: No tiles, a bad manifest, two tiles of one name, or an empty split.
     """
-    root = Path(root)
-    if not root.is_dir():
+    root = storage.as_path(root)
+    there = storage.names(root)
+    if not there and not (isinstance(root, Path) and root.is_dir()):
         raise DataError(f"{root}: no such directory; expected a folder of tiles")
-    if (root / manifest.MANIFEST).is_file():
+    if manifest.MANIFEST in there:
         if patients or patient_regex:
             raise UsageError(
                 f"{root / manifest.MANIFEST} says already whose the tiles are; give --patients or "
                 "--patient_regex to make-tiles, or build from a tree without a manifest"
             )
-        return _from_manifest(root, report)
+        photographs = root / manifest.PHOTOGRAPHS if manifest.PHOTOGRAPHS in there else None
+        return _from_manifest(root, photographs, report)
     return _from_tree(root, patients, patient_regex, patients_unknown, val, test, report)
 
 
-def _from_manifest(root: Path, report: Callable[[str], None]) -> TileList:
-    photographs = root / manifest.PHOTOGRAPHS
-    tiles = TileList(root, photographs=photographs if photographs.is_file() else None)
+def _from_manifest(
+    root: AnyPath, photographs: AnyPath | None, report: Callable[[str], None]
+) -> TileList:
+    tiles = TileList(root, photographs=photographs)
     for row in manifest.iterate_manifest(root / manifest.MANIFEST):
         origin = Origin(**{name: getattr(row, name) for name in _ORIGIN_COLUMNS})
         tiles.add(row.tile, origin, row.y, row.x)
@@ -186,7 +190,7 @@ def _from_manifest(root: Path, report: Callable[[str], None]) -> TileList:
 
 
 def _from_tree(
-    root: Path,
+    root: AnyPath,
     patients: str | os.PathLike | None,
     patient_regex: str | None,
     patients_unknown: bool,
@@ -221,11 +225,16 @@ def _from_tree(
     return tiles
 
 
-def _files(root: Path, folder: str = "") -> Iterator[tuple[str, int]]:
+def _files(root: AnyPath, folder: str = "") -> Iterator[tuple[str, int]]:
     """Relative path and size in bytes of every image below `root`, sorted; no hidden ones.
 
     Not `list_images`: a list of millions of `Path`s would take more memory than all the rest.
     """
+    if is_remote(root):
+        for path, found in storage.entries(root).items():
+            if path.lower().endswith(IMAGE_SUFFIXES):
+                yield path, found.size
+        return
     with os.scandir(root / folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.startswith("."):
@@ -241,9 +250,10 @@ def _folder(path: str) -> str:
     return path.rpartition("/")[0]
 
 
-def _photograph(root: Path, folder: str) -> str:
+def _photograph(root: AnyPath, folder: str) -> str:
     """The id "<label>/<photograph>" of the tiles in a folder: its name and the one above it."""
-    folders = (*root.resolve().parts, *PurePosixPath(folder).parts)
+    above = root.resolve() if isinstance(root, Path) else root
+    folders = (*above.parts, *PurePosixPath(folder).parts)
     return "/".join(folders[-2:])
 
 

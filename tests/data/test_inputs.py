@@ -146,7 +146,7 @@ def test_wrong_inputs_are_named(folder, tiny_tiles, tmp_path):
     with pytest.raises(DataError, match=r"empty: no images; expected files ending in \.jpg"):
         open_inputs([folder / "empty"])
     with pytest.raises(UsageError, match="read from local files"):
-        open_inputs(["gs://bucket/tiles"])
+        open_inputs(["gs://bucket/tile.png"])
     with pytest.raises(UsageError, match="split 'tset': expected one of train, val, test"):
         open_inputs([tiny_tiles], split="tset")
     with pytest.raises(UsageError, match="has no splits"):

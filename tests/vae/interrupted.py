@@ -1,7 +1,8 @@
 """Runs an experiment in this process and does something to it before its Nth batch.
 
-    python tests/vae/interrupted.py kill|term|slow_term|full|none N --config=... --workdir=...
+    python tests/vae/interrupted.py ACTION N --config=... --workdir=...
 
+soon_kill: SIGKILL N milliseconds after the first batch, whatever it is doing then;
 kill: SIGKILL; term: SIGTERM; slow_term: the same, and half a second a step; full: no file may grow
 past 20 kB any more, like a full disk.
 """
@@ -12,6 +13,7 @@ import resource
 import runpy
 import signal
 import sys
+import threading
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -27,7 +29,9 @@ put_batch, count = train.put_batch, 0
 def put(mesh, batch):
     global count
     count += 1
-    if count == at:
+    if action == "soon_kill" and count == 1:
+        threading.Timer(at / 1000, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    elif count == at and action != "soon_kill":
         if action == "full":
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
         elif action != "none":

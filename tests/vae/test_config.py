@@ -48,6 +48,8 @@ CASES = [
     ("seed", -1, 1, r"seed=-1 must lie in \[0, 2\^32\)"),
     ("model.encoder_depth", (-1, 2), 1, r"encoder_depth=\(-1, 2\) must be positive"),
     ("data.source", "moon", 1, r"data.source='moon' is none of"),
+    ("data.cache_dir", "cache", 1, r"data.cache_dir='cache' is where data.dir is copied to"),
+    ("data.cache_dir", "gs://cache", 1, r"data.cache_dir='gs://cache' must be a local folder"),
 ]
 
 

@@ -104,7 +104,7 @@ def test_losses_and_figures_are_those_of_one_process(preempted, finished):
     assert at_0["eval_ssim"] == pytest.approx(undisturbed["eval_ssim"], abs=1e-6)
 
 
-@pytest.mark.parametrize("processes", [1, 4])
+@pytest.mark.parametrize("processes", [1, pytest.param(4, marks=pytest.mark.soak)])
 def test_another_number_of_processes_continues(preempted, finished, tmp_path, processes):
     config, undisturbed = finished
     shutil.copytree(preempted[0], tmp_path, dirs_exist_ok=True)

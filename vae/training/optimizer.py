@@ -53,5 +53,5 @@ def _linear(params: dict) -> dict:
 
 def _decayed(params: dict) -> dict:
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: path_name(path).endswith("/kernel"), params
+        lambda path, _: path_name(path).endswith(("/kernel", "/to_image/weight")), params
     )

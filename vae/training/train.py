@@ -80,7 +80,9 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
     # ---- Data -----------------------------------------------------------------------------------
     dataset = open_data(config, workdir)
     check_splits(config, dataset)
-    masked = open_dataset(config.data.masked_dir) if config.data.masked_dir else None
+    masked = None
+    if config.data.masked_dir:
+        masked = open_dataset(config.data.masked_dir, cache_dir=config.data.cache_dir)
     about = {
         "fingerprint": dataset.fingerprint,
         "masked_fingerprint": masked.fingerprint if masked else None,
