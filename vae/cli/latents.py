@@ -1,6 +1,7 @@
 """`encode` and `decode`: images to latents on disk, and back."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def _encode(
         "quantise": quantise,
         "keep_border": keep_border,
         "version": vae.__version__,
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
     }
     writer = open_writer(out, about)
     if writer.complete:
