@@ -12,7 +12,6 @@ import pytest
 import vae
 from configs import published
 from vae.cli import main
-from vae.evaluation import run
 from vae.training.exported import SavedModel, write_exported
 from vae.training.state import initial_variables
 
@@ -75,17 +74,15 @@ def test_evaluating_an_exported_file_is_evaluating_the_run(
 
 
 def test_a_model_of_vectors_stands_beside_a_pca_of_its_size(
-    vector_model, tiny_data, tmp_path, capsys, monkeypatch
+    vector_model, tiny_data, tmp_path, capsys
 ):
-    # The components of 32-pixel patches take half a minute to find.
-    monkeypatch.setattr(run, "PATCH", 8)
     command = ["evaluate", "--model", vector_model, "--data", tiny_data, "--limit", "8"]
     assert main([str(word) for word in [*command, "--out", tmp_path]]) == 0
     assert "8 tiles of 32 x 32 pixels" in capsys.readouterr().out
     rows = {row["name"]: row for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
     size = published.get_config("tiny").model.latent_size
     assert rows["model"]["latents"] == size
-    patches = (32 // 8) ** 2
+    patches = 8**2
     assert rows["pca"]["latents"] == patches * max(round(size / patches), 1)
     assert rows["pca"]["psnr"] > rows["mean_colour"]["psnr"]
 

@@ -151,7 +151,10 @@ def test_interrupted_leaves_whole_files_only(photographs, model, tmp_path):
     for number in range(400):
         (many / f"{number:03d}.jpg").write_bytes(eye)
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "vae.cli", "reconstruct", str(many), "--model", model]
+    # A test run in a shell's background ignores SIGINT, and so would what it starts.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{listen}; import sys; from vae.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "reconstruct", str(many), "--model", model]
     run = subprocess.Popen(
         [*command, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

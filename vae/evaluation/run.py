@@ -34,9 +34,9 @@ RESULTS = "results.json"
 TILES = "tiles.csv"
 FIGURE = "figures/reconstructions.png"
 EXAMPLES = 5
-# Side of the patches of the PCA beside a model with one vector a tile: its few values go further
-# over large patches.
-PATCH = 32
+# Patches along a side of a tile, of the PCA beside a model with one vector a tile: its few values
+# go further over large patches.
+PATCHES = 8
 
 
 def evaluate_and_draw(
@@ -232,7 +232,7 @@ def _pca(module: nn.Module, config: ConfigDict, variables: Any, dataset: Dataset
     if "pca" in variables:
         return variables["pca"]["fit"]
     side = config.data.size
-    patch = math.gcd(side, PATCH)
+    patch = math.gcd(side, max(side // PATCHES, 1))
     latents = latent_size(module, variables, (side, side, 3))
     channels = round(latents / (side // patch) ** 2)
     return _fit(config, dataset, min(max(channels, 1), 3 * patch**2), patch)
