@@ -101,7 +101,13 @@ def test_records_bring_what_is_known_of_them(tiny_data, model_path, tmp_path):
 
 # zarr remarks on the unfinished file, as after a real kill, before it is removed.
 @pytest.mark.filterwarnings("ignore:Object at half.partial")
-@pytest.mark.parametrize("options", [["--quantise"], ["--dtype", "float16", "--log_var"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(["--quantise"], marks=pytest.mark.soak),
+        ["--dtype", "float16", "--log_var"],
+    ],
+)
 def test_interrupted_anywhere_the_same_command_ends_in_the_same_bytes(
     mixed, model_path, tmp_path, monkeypatch, options
 ):
