@@ -2,7 +2,7 @@
 
     python tests/vae/interrupted.py ACTION N --config=... --workdir=...
 
-soon_kill: SIGKILL N milliseconds after the first batch, whatever it is doing then;
+soon_kill: SIGKILL N milliseconds after the first steps, whatever it is doing then;
 kill: SIGKILL; term: SIGTERM; slow_term: the same, and half a second a step; full: no file may grow
 past 20 kB any more, like a full disk.
 """
@@ -24,12 +24,14 @@ from vae.training import train  # noqa: E402
 action, at = sys.argv[1], int(sys.argv[2])
 sys.argv = [str(ROOT / "run_experiment.py"), *sys.argv[3:]]
 put_batch, count = train.put_batch, 0
+# With this batch the first step is done, and so is its compilation.
+COMPILED = train.IN_FLIGHT + 2
 
 
 def put(mesh, batch):
     global count
     count += 1
-    if action == "soon_kill" and count == 1:
+    if action == "soon_kill" and count == COMPILED:
         threading.Timer(at / 1000, os.kill, (os.getpid(), signal.SIGKILL)).start()
     elif count == at and action != "soon_kill":
         if action == "full":
