@@ -1,8 +1,7 @@
 """Runs an experiment in this process and does something to it before its Nth batch.
 
-    python tests/vae/interrupted.py ACTION N --config=... --workdir=...
+    python tests/vae/interrupted.py kill|term|slow_term|full|none N --config=... --workdir=...
 
-soon_kill: SIGKILL N milliseconds after the first steps, whatever it is doing then;
 kill: SIGKILL; term: SIGTERM; slow_term: the same, and half a second a step; full: no file may grow
 past 20 kB any more, like a full disk.
 """
@@ -13,7 +12,6 @@ import resource
 import runpy
 import signal
 import sys
-import threading
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -24,16 +22,12 @@ from vae.training import train  # noqa: E402
 action, at = sys.argv[1], int(sys.argv[2])
 sys.argv = [str(ROOT / "run_experiment.py"), *sys.argv[3:]]
 put_batch, count = train.put_batch, 0
-# With this batch the first step is done, and so is its compilation.
-COMPILED = train.IN_FLIGHT + 2
 
 
 def put(mesh, batch):
     global count
     count += 1
-    if action == "soon_kill" and count == COMPILED:
-        threading.Timer(at / 1000, os.kill, (os.getpid(), signal.SIGKILL)).start()
-    elif count == at and action != "soon_kill":
+    if count == at:
         if action == "full":
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
         elif action != "none":
