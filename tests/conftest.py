@@ -13,6 +13,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -65,3 +66,19 @@ def finished(tiny_data, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished")
     train(config, workdir)
     return config, workdir
+
+
+@pytest.fixture(scope="session")
+def vector_model(tmp_path_factory):
+    """An exported FundusVAE with one vector a tile of 32 pixels, not trained."""
+    from configs.published import get_config
+    from vae.training.exported import SavedModel, write_exported
+    from vae.training.state import initial_variables
+
+    config = get_config("tiny")
+    size = config.model.latent_size
+    path = tmp_path_factory.mktemp("vector") / "vector.safetensors"
+    variables = jax.jit(lambda: initial_variables(config))()
+    statistics = np.zeros(size), np.ones(size)
+    write_exported(path, SavedModel(path, config, 7, variables, *statistics, about={}))
+    return path

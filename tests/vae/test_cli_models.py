@@ -5,15 +5,12 @@ import json
 import re
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
 import vae
 from configs import published
 from vae.cli import main
-from vae.training.exported import SavedModel, write_exported
-from vae.training.state import initial_variables
 
 
 @pytest.fixture(scope="module")
@@ -21,18 +18,6 @@ def exported(finished, tmp_path_factory):
     """The finished run, exported by the command."""
     path = tmp_path_factory.mktemp("exported") / "model.safetensors"
     assert main(["export", str(finished[1]), "--out", str(path)]) == 0
-    return path
-
-
-@pytest.fixture(scope="module")
-def vector_model(tmp_path_factory):
-    """An exported model with one vector a tile of 32 pixels, not trained."""
-    config = published.get_config("tiny")
-    size = config.model.latent_size
-    path = tmp_path_factory.mktemp("vector") / "vector.safetensors"
-    variables = jax.jit(lambda: initial_variables(config))()
-    saved = SavedModel(path, config, 7, variables, np.zeros(size), np.ones(size), about={})
-    write_exported(path, saved)
     return path
 
 

@@ -10,25 +10,10 @@ import numpy as np
 import pytest
 
 import vae
-from configs import published
 from data.errors import DataError, UsageError
 from vae.inference import stablehlo
 from vae.inference.stablehlo import write_stablehlo
-from vae.training.exported import SavedModel, write_exported
 from vae.training.saved import read_model
-from vae.training.state import initial_variables
-
-
-@pytest.fixture(scope="module")
-def vector_model(tmp_path_factory):
-    """An exported FundusVAE of 32-pixel tiles, not trained."""
-    config = published.get_config("tiny")
-    size = config.model.latent_size
-    path = tmp_path_factory.mktemp("vector") / "vector.safetensors"
-    variables = jax.jit(lambda: initial_variables(config))()
-    saved = SavedModel(path, config, 0, variables, np.zeros(size), np.ones(size), about={})
-    write_exported(path, saved)
-    return path
 
 
 def run_readme(folder, images):

@@ -13,7 +13,7 @@ from data.errors import FundusError, UsageError, show
 MODULES = ("dataset", "reconstruct", "latents", "embed", "models")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Raises a wrong command as an error of one line instead of printing all of its options."""
 
     def error(self, message: str) -> NoReturn:
@@ -22,7 +22,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a subcommand; returns the exit code: 0, 1 for bad data, 2 for wrong usage."""
-    parser = _Parser(
+    parser = Parser(
         prog="fundus-vae",
         description="Fundus photographs to tiles, tiles to a dataset for run_experiment.py, and "
         "what a trained model is good for.",

@@ -11,9 +11,9 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from data.errors import FundusError, UsageError, show
+from vae.cli import Parser
 
 EPILOG = """\
 examples:
@@ -24,16 +24,9 @@ examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises a wrong command as an error of one line instead of printing all of its options."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; `{self.prog} --help` shows what there is")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code: 0, 1 for bad data, 2 for wrong usage."""
-    parser = _Parser(
+    parser = Parser(
         prog="convert_torch_checkpoint",
         description="Turns the published PyTorch weights into a model of this project. The latent "
         "and image size are read from the shapes; nothing in the file is ever executed.",
