@@ -121,7 +121,8 @@ class ToImage(nn.Module):
 
     It holds nine tenths of the parameters, and keeps PyTorch's layout: weight [3*S*S, C], rows in
     channels-first order. A converted file is then a copy of it, and the far smaller activations
-    are what is transposed.
+    are what is transposed. The weight is the left operand: the other way round, CPUs first lay all
+    of it out anew, which takes longer than the product.
     """
 
     image_size: int
@@ -132,8 +133,8 @@ class ToImage(nn.Module):
         init = uniform(inputs)
         weight = self.param("weight", init, (3 * side * side, inputs))
         bias = self.param("bias", init, (3 * side * side,))
-        y = jax.lax.dot_general(h, weight, (((1,), (1,)), ((), ())), precision=HIGHEST) + bias
-        return y.reshape(batch, 3, side, side).transpose(0, 2, 3, 1)
+        y = jax.lax.dot_general(weight, h, (((1,), (1,)), ((), ())), precision=HIGHEST)
+        return (y + bias[:, None]).reshape(3, side, side, batch).transpose(3, 1, 2, 0)
 
 
 def linear(features: int, inputs: int, name: str) -> nn.Dense:
