@@ -36,9 +36,8 @@ from data.inputs import open_inputs
 from data.synthetic import fundus_photograph
 from vae.inference.model import MAX_BATCH, Model
 from vae.inference.windows import LARGEST, STEP, window_origins, window_side
-from vae.models import fit_pca
 from vae.training.exported import SavedModel, write_exported
-from vae.training.state import initial_state, initial_variables
+from vae.training.state import fit_linear, initial_state, initial_variables
 
 HEIGHT, WIDTH, TILE = 2336, 3504, 256
 
@@ -47,8 +46,8 @@ def fresh_model(photograph: np.ndarray) -> Model:
     """An f8c32 at its start: as fast as a trained one."""
     config = get_config()
     tiles = photograph[None, :1024, 1000:2024]
-    pca = fit_pca([tiles], config.model.latent_channels, config.model.downsample)
-    state = initial_state(config, initial_variables(config, pca))
+    fit = fit_linear(config, lambda: [tiles])
+    state = initial_state(config, initial_variables(config, fit))
     return Model(
         SavedModel(
             path=epath.Path("fresh"), config=config, step=0, variables=state.variables,

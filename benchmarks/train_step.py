@@ -17,9 +17,8 @@ import numpy as np
 
 from configs.fundus256 import LATENT_CHANNELS, get_config
 from data.synthetic import fundus_photograph
-from vae.models import fit_pca
 from vae.training.sharding import make_mesh, put_batch, tree_sharding
-from vae.training.state import abstract_state, initial_state, initial_variables
+from vae.training.state import abstract_state, fit_linear, initial_state, initial_variables
 from vae.training.steps import make_train_step
 
 # Dense peak of the compute dtype's unit, FLOP/s a device, from the makers' data sheets.
@@ -49,8 +48,8 @@ def our_step(arguments):
     tiles = np.stack([photograph[y : y + size, x : x + size] for y, x in origins])
     mesh = make_mesh()
     sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)
-    pca = fit_pca([tiles], config.model.latent_channels, config.model.downsample)
-    state = jax.device_put(initial_state(config, initial_variables(config, pca)), sharding)
+    fit = fit_linear(config, lambda: [tiles])
+    state = jax.device_put(initial_state(config, initial_variables(config, fit)), sharding)
     images = put_batch(mesh, {"image": tiles})["image"]
     compiled = make_train_step(config, mesh, sharding).lower(state, images).compile()
 

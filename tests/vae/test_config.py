@@ -15,6 +15,7 @@ def test_presets_validate_and_shape_evaluate(preset):
     validate(config, device_count=1)
     state = abstract_state(config)
     assert state.params["linear"]["analysis"].shape == (
+        *(config.model.linear_kernel,) * 2,
         3 * config.model.downsample**2,
         config.model.latent_channels,
     )
@@ -36,6 +37,10 @@ CASES = [
     ("data.size", 8, 1, r"data.size=8 must be .* at least 11"),
     ("model.downsample", 16, 1, r"model.downsample=16 needs one depth .* encoder_depth=\(1, 2\)"),
     ("model.latent_channels", 200, 1, r"latent_channels=200 is more than the 192 values"),
+    ("model.linear_kernel", 2, 1, r"model.linear_kernel=2 must be odd"),
+    ("model.linear_kernel", 33, 1, r"fit into data.size=256"),
+    ("model.linear_kernel", 7, 1, r"over 9408 values, and the fit takes at most 5000"),
+    ("optimizer.name", "sgd", 1, r"optimizer.name='sgd' is none of 'adam', 'muon'"),
     ("train.accumulate", 7, 1, r"batch_size=64 is not divisible by train.accumulate=7"),
     ("train.compute_dtype", "float8", 1, r"train.compute_dtype='float8' is none of 'float32'"),
     ("loss.likelihood", "cauchy", 1, r"'cauchy' is none of 'gaussian', 'laplace'"),

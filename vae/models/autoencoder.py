@@ -1,10 +1,12 @@
-"""AutoencoderKL: a convolutional VAE with a spatial latent that starts as probabilistic PCA.
+"""AutoencoderKL: a convolutional VAE with a spatial latent that starts as the best linear one.
 
-    encoder   mean = V'(patch_f(x) - m) / sd + conv path(x)        log-variance = b + conv path(x)
-    decoder   x_hat = unpatch_f(V (sd z) + m) + conv path(z)
+    encoder   mean = A * (patch_f(x) - m) / sd + conv path(x)      log-variance = b + conv path(x)
+    decoder   x_hat = unpatch_f(D * (sd z) + m) + conv path(z)
 
-The conv paths end in zero-initialised layers, so step 0 *is* the linear codec. They compute at a
-quarter of the resolution and below, and their reach is bounded (see `vae.models.layers`).
+A and D are convolutions over K x K patches, probabilistic PCA with overlap (`vae.models.lapped`);
+K = 1 is PCA itself. The conv paths end in zero-initialised layers, so step 0 *is* the linear codec.
+They compute at a quarter of the resolution and below, and their reach is bounded (see
+`vae.models.layers`).
 """
 
 import flax.linen as nn
@@ -12,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vae.models.lapped import Lapped, from_pca
 from vae.models.layers import ResidualBlock, RMSNorm, Stage, depth_to_space, space_to_depth
 from vae.models.pca import HIGHEST, PCA, QUANTISATION_STD
 from vae.models.posterior import Posterior
@@ -25,11 +28,12 @@ class AutoencoderKL(nn.Module):
     """Encoder q(z | x) and decoder p(x | z) for images [B, H, W, 3] in [-1, 1], any H, W.
 
     Variables: `params` (learned) and `pca` (the fixed fit that the model starts from; its `sd` and
-    `scale` set the units of the latent and of the conv paths). `with_pca` fills both.
+    `scale` set the units of the latent and of the conv paths). `with_start` fills both.
 
     Attributes:
       latent_channels: C, values per latent position.
       downsample: f, pixels per latent position and axis; 4 times a power of two.
+      linear_kernel: K, patches a side that the linear path's kernels reach over; odd.
       width: Channels of the conv paths at 1/4 resolution; at 1/8 and below, `deep_width`.
       deep_width: Channels of the conv paths below 1/4 resolution.
       encoder_depth: Residual blocks at 1/4 and at each resolution below, from fine to coarse.
@@ -39,6 +43,7 @@ class AutoencoderKL(nn.Module):
 
     latent_channels: int = 32
     downsample: int = 8
+    linear_kernel: int = 3
     width: int = 64
     deep_width: int = 128
     encoder_depth: tuple[int, ...] = (1, 2)
@@ -53,9 +58,11 @@ class AutoencoderKL(nn.Module):
                 f"1/{self.downsample}, got encoder_depth={self.encoder_depth}, "
                 f"decoder_depth={self.decoder_depth}"
             )
+        if self.linear_kernel % 2 == 0:
+            raise ValueError(f"linear_kernel={self.linear_kernel} must be odd")
         patch = self.downsample**2 * 3
         widths = [self.width] + [self.deep_width] * (levels - 1)
-        self.linear = LinearPath(patch, self.latent_channels, name=LINEAR)
+        self.linear = LinearPath(patch, self.latent_channels, self.linear_kernel, name=LINEAR)
         self.pca = self.variable("pca", "fit", _blank_pca, patch, self.latent_channels)
         self.encoder = ConvEncoder(self.latent_channels, widths, self.encoder_depth, self.dtype)
         self.decoder = ConvDecoder(widths, self.decoder_depth, self.dtype)
@@ -105,10 +112,11 @@ class AutoencoderKL(nn.Module):
     @property
     def encoder_halo(self) -> int:
         """Pixels around a latent's own f x f patch that its posterior depends on."""
-        return sum(
+        conv_path = sum(
             ResidualBlock.REACH * depth * STEM * 2**level
             for level, depth in enumerate(self.encoder_depth)
         )
+        return max(conv_path, self.linear_kernel // 2 * self.downsample)
 
     @property
     def decoder_halo(self) -> int:
@@ -117,29 +125,43 @@ class AutoencoderKL(nn.Module):
             ResidualBlock.REACH * depth * STEM * 2**level
             for level, depth in enumerate(self.decoder_depth)
         )
-        return -(-pixels // self.downsample)
+        return max(-(-pixels // self.downsample), self.linear_kernel // 2)
 
 
 class LinearPath(nn.Module):
-    """The learned codec of patches: V', V, m and the log-variance b. Float32 on every backend."""
+    """The learned linear codec: A, D, m and the log-variance b. Float32 on every backend.
+
+    Beyond the border patches and latents repeat, so that an even brightness stays one.
+    """
 
     patch: int
     latent_channels: int
+    kernel: int
 
     def setup(self):
-        columns = nn.initializers.orthogonal()
-        self.analysis = self.param("analysis", columns, (self.patch, self.latent_channels))
-        self.synthesis = self.param("synthesis", columns, (self.patch, self.latent_channels))
+        grid, columns = (self.kernel, self.kernel), nn.initializers.orthogonal()
+        shape = (*grid, self.patch, self.latent_channels)
+        self.analysis = self.param("analysis", columns, shape)
+        shape = (*grid, self.latent_channels, self.patch)
+        self.synthesis = self.param("synthesis", columns, shape)
         self.mean = self.param("mean", nn.initializers.zeros, (self.patch,))
         self.log_var = self.param("log_var", nn.initializers.zeros, (self.latent_channels,))
 
     def encode(self, patches: jax.Array) -> jax.Array:
-        """[..., f*f*3] -> [..., C]."""
-        return jnp.matmul(patches - self.mean, self.analysis, precision=HIGHEST)
+        """[B, h, w, f*f*3] -> [B, h, w, C]."""
+        return self._convolve(patches - self.mean, self.analysis)
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """[..., C] -> [..., f*f*3]."""
-        return jnp.matmul(latents, self.synthesis.T, precision=HIGHEST) + self.mean
+        """[B, h, w, C] -> [B, h, w, f*f*3]."""
+        return self._convolve(latents, self.synthesis) + self.mean
+
+    def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        reach = self.kernel // 2
+        x = jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="edge")
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "VALID", dimension_numbers=numbers, precision=HIGHEST
+        )
 
 
 class ConvEncoder(nn.Module):
@@ -213,24 +235,28 @@ def _blank_pca(patch: int, latent_channels: int) -> PCA:
     )
 
 
-def with_pca(variables: dict, pca: PCA) -> dict:
-    """Fresh variables of an `AutoencoderKL`, moved to the probabilistic PCA start.
+def with_start(variables: dict, pca: PCA, lapped: Lapped | None = None) -> dict:
+    """Fresh variables of an `AutoencoderKL`, moved to its linear start.
 
     Args:
       variables: What `AutoencoderKL.init` returned, or its abstract shapes' values.
       pca: The fit, of the model's latent size and patch side.
+      lapped: The fit with overlap, of the model's kernel or a smaller one; None for PCA itself.
 
     Returns:
       New variables: mean reconstruction, posterior and likelihood are the fit's.
     """
-    # log sigma = log s through the smooth floor of `log_scale`; e^-12 stands for minus infinity.
-    excess = jnp.maximum(jnp.square(pca.scale) - QUANTISATION_STD**2, np.exp(-24.0))
+    lapped = from_pca(pca) if lapped is None else lapped
     params = dict(variables["params"])
+    border = (params[LINEAR]["analysis"].shape[0] - lapped.analysis.shape[0]) // 2
+    inside = ((border, border), (border, border), (0, 0), (0, 0))
+    # log sigma = log s through the smooth floor of `log_scale`; e^-12 stands for minus infinity.
+    excess = jnp.maximum(jnp.square(lapped.scale) - QUANTISATION_STD**2, np.exp(-24.0))
     params[LINEAR] = {
-        "analysis": jnp.asarray(pca.components),
-        "synthesis": jnp.asarray(pca.components),
+        "analysis": jnp.pad(lapped.analysis, inside),
+        "synthesis": jnp.pad(lapped.synthesis, inside),
         "mean": jnp.asarray(pca.mean),
-        "log_var": jnp.asarray(pca.log_var()),
+        "log_var": jnp.asarray(lapped.log_var),
     }
     params["log_scale"] = (0.5 * jnp.log(excess)).astype(jnp.float32)
     fit = jax.tree.map(jnp.asarray, pca)

@@ -43,12 +43,14 @@ def default_config(architecture: str = AUTOENCODER_KL) -> ConfigDict:
     config.loss.per = "value"
 
     config.optimizer = ConfigDict()
+    config.optimizer.name = "adam"  # or "muon", for the kernels; adam for the rest
     config.optimizer.learning_rate = 3e-3
     config.optimizer.linear_multiplier = 0.01  # of the linear path; 0 freezes it
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.99
+    config.optimizer.muon_beta = 0.95
     config.optimizer.weight_decay = 1e-4
     config.optimizer.clip_norm = 1.0  # of the gradient in nats per value; 0: no clipping
 
@@ -105,6 +107,7 @@ def _autoencoder_kl() -> ConfigDict:
     model.architecture = AUTOENCODER_KL
     model.latent_channels = 32
     model.downsample = 8
+    model.linear_kernel = 3  # patches a side that the linear path reaches over; 1 is PCA
     model.width = 64
     model.deep_width = 128
     model.encoder_depth = (1, 2)

@@ -2,6 +2,7 @@
 
 import jax
 import optax
+import optax.contrib
 from ml_collections import ConfigDict
 
 from vae.models.autoencoder import LINEAR
@@ -38,11 +39,42 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     return optax.chain(
         # The same chain without clipping: the optimizer's state keeps its shape.
         optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity(),
-        optax.scale_by_adam(b1=c.b1, b2=c.b2),
+        _direction(config),
         optax.add_decayed_weights(c.weight_decay, mask=_decayed),
         optax.masked(optax.scale(c.linear_multiplier), _linear),
         optax.scale_by_learning_rate(learning_rate_schedule(config)),
     )
+
+
+# Root mean square of Muon's updates, in Adam's: Liu et al. (2025), "Muon is scalable".
+MUON_RMS = 0.2
+
+
+def _direction(config: ConfigDict) -> optax.GradientTransformation:
+    """What the gradient becomes before decay and rate."""
+    c = config.optimizer
+    if c.name == "adam":
+        return optax.scale_by_adam(b1=c.b1, b2=c.b2)
+    minus = optax.contrib.muon(
+        1.0,
+        beta=c.muon_beta,
+        adam_b1=c.b1,
+        adam_b2=c.b2,
+        muon_weight_dimension_numbers=_matrices,
+        consistent_rms=MUON_RMS,
+    )
+    return optax.chain(minus, optax.scale(-1.0))
+
+
+def _matrices(params: dict) -> dict:
+    """Which leaves are matrices to Muon, and which of their axes are summed over."""
+
+    def matrix(path, leaf):
+        if not path_name(path).endswith("/kernel"):
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(matrix, params)
 
 
 def _linear(params: dict) -> dict:

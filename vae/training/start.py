@@ -13,10 +13,10 @@ from data.pipeline import Dataset, first_tiles, open_dataset
 from vae.training.saved import SavedModel, read_model
 from vae.training.state import (
     TrainState,
+    fit_linear,
     initial_state,
     initial_variables,
-    pca_of_training_tiles,
-    starts_from_pca,
+    starts_linear,
 )
 
 
@@ -75,7 +75,7 @@ def check_same_run(saved: dict, now: dict, workdir: epath.Path) -> None:
 
 
 def start_state(config: ConfigDict, dataset: Dataset, sharding: TrainState) -> TrainState:
-    """Step 0: the model that `init_from` names, the PCA of the training tiles, or chance."""
+    """Step 0: the model that `init_from` names, the fit to the training tiles, or chance."""
     where = sharding.variables
     if config.init_from:
         saved = read_model(config.init_from)
@@ -83,14 +83,18 @@ def start_state(config: ConfigDict, dataset: Dataset, sharding: TrainState) -> T
         variables = jax.device_put(saved.variables, where)
         del saved  # not twice in memory
     else:
-        pca = None
-        if starts_from_pca(config):
-            tiles = first_tiles(
-                dataset, size=config.data.size, seed=config.seed, count=config.data.pca_tiles
+        fit = None
+        if starts_linear(config):
+            tiles = functools.partial(
+                first_tiles,
+                dataset,
+                size=config.data.size,
+                seed=config.seed,
+                count=config.data.pca_tiles,
             )
-            pca = pca_of_training_tiles(config, tiles)
+            fit = fit_linear(config, tiles)
         fresh = functools.partial(initial_variables, config)
-        variables = jax.jit(fresh, out_shardings=where)(pca)
+        variables = jax.jit(fresh, out_shardings=where)(fit)
     start = functools.partial(initial_state, config)
     return jax.jit(start, out_shardings=sharding, donate_argnums=0)(variables)
 

@@ -1,7 +1,7 @@
 """What a run carries from step to step, and how it starts."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import flax.linen as nn
 import flax.struct
@@ -11,7 +11,15 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from vae.models import PCA, AutoencoderKL, FundusVAE, fit_pca, with_pca
+from vae.models import (
+    PCA,
+    AutoencoderKL,
+    FundusVAE,
+    Lapped,
+    fit_lapped,
+    fit_pca,
+    with_start,
+)
 from vae.training.config import AUTOENCODER_KL
 from vae.training.optimizer import make_optimizer
 
@@ -68,16 +76,22 @@ def make_model(config: ConfigDict) -> nn.Module:
     return module(**settings, dtype=jnp.dtype(config.train.compute_dtype))
 
 
-def initial_variables(config: ConfigDict, pca: PCA | None = None) -> dict:
+MIN_BETA = 0.01
+
+# What the linear path starts from: the units of the model, and the codec.
+LinearFit = tuple[PCA, Lapped]
+
+
+def initial_variables(config: ConfigDict, fit: LinearFit | None = None) -> dict:
     """Fresh variables of a run's model. Traceable by `jax.eval_shape`.
 
     Args:
       config: The run's.
-      pca: The fit to the training data, where `starts_from_pca`: then step 0 is probabilistic PCA.
+      fit: To the training data, where `starts_linear`: then step 0 is the linear codec.
     """
     images = jnp.zeros((1, config.data.crop, config.data.crop, 3))
     variables = make_model(config).init(jax.random.key(config.seed), images)
-    return with_pca(variables, pca) if pca is not None else variables
+    return with_start(variables, *fit) if fit is not None else variables
 
 
 def initial_state(config: ConfigDict, variables: dict) -> TrainState:
@@ -107,37 +121,51 @@ def initial_state(config: ConfigDict, variables: dict) -> TrainState:
     )
 
 
-def starts_from_pca(config: ConfigDict) -> bool:
-    """Whether a model that is not told otherwise starts as probabilistic PCA."""
+def starts_linear(config: ConfigDict) -> bool:
+    """Whether a model that is not told otherwise starts as the best linear codec."""
     return config.model.architecture == AUTOENCODER_KL
 
 
 def abstract_state(config: ConfigDict) -> TrainState:
     """Shapes and dtypes of the state; nothing is allocated."""
-    pca = _abstract_pca(config) if starts_from_pca(config) else None
-    return jax.eval_shape(lambda fit: initial_state(config, initial_variables(config, fit)), pca)
+    fit = _abstract_fit(config) if starts_linear(config) else None
+    return jax.eval_shape(lambda fit: initial_state(config, initial_variables(config, fit)), fit)
 
 
-def _abstract_pca(config: ConfigDict) -> PCA:
+def _abstract_fit(config: ConfigDict) -> LinearFit:
     patch, channels = 3 * config.model.downsample**2, config.model.latent_channels
-    shape = jax.ShapeDtypeStruct
-    return PCA(
-        mean=shape((patch,), jnp.float32),
-        components=shape((patch, channels), jnp.float32),
-        sd=shape((channels,), jnp.float32),
-        scale=shape((), jnp.float32),
+    grid = (config.model.linear_kernel,) * 2
+    shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    pca = PCA(
+        mean=shape((patch,)),
+        components=shape((patch, channels)),
+        sd=shape((channels,)),
+        scale=shape(()),
     )
+    lapped = Lapped(
+        analysis=shape((*grid, patch, channels)),
+        synthesis=shape((*grid, channels, patch)),
+        log_var=shape((channels,)),
+        scale=shape(()),
+    )
+    return pca, lapped
 
 
-def pca_of_training_tiles(config: ConfigDict, batches: Iterable[np.ndarray]) -> PCA:
-    """The fit that a run starts from: computed by process 0, the same bits on every process."""
+def fit_linear(config: ConfigDict, read: Callable[[], Iterable[np.ndarray]]) -> LinearFit:
+    """The fit that a run starts from: computed by process 0, the same bits on every process.
+
+    Args:
+      config: The run's.
+      read: Gives the same training tiles at every call, uint8 [b, S, S, 3] at a time.
+    """
     from jax.experimental import multihost_utils
 
-    channels, downsample = config.model.latent_channels, config.model.downsample
-    if jax.process_count() == 1:
-        return fit_pca(batches, channels, downsample)
     if jax.process_index() == 0:
-        pca = fit_pca(batches, channels, downsample)
+        pca = fit_pca(read(), config.model.latent_channels, config.model.downsample)
+        # Without a price on the rate a linear VAE has no optimum: any scale of the latents will do.
+        beta = max(config.loss.beta, MIN_BETA)
+        lapped = fit_lapped(read(), pca, config.model.linear_kernel, beta)
+        fit = jax.tree.map(np.asarray, (pca, lapped))
     else:
-        pca = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), _abstract_pca(config))
-    return multihost_utils.broadcast_one_to_all(pca)
+        fit = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), _abstract_fit(config))
+    return fit if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(fit)

@@ -10,6 +10,8 @@ LIKELIHOODS = ("gaussian", "laplace")
 LOSS_UNITS = ("value", "tile")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 SCHEDULES = ("cosine", "constant")
+MAX_FIT_VALUES = 5000  # 200 MB for their covariance
+OPTIMIZERS = ("adam", "muon")
 SOURCES = ("", "retina", "synthetic")
 MASKS = ("", "squares", "tiles")
 
@@ -136,11 +138,12 @@ def _check_values(config: ConfigDict, problems: _Problems) -> None:
         "eval.photographs",
         "data.threads",
     )
-    problems.share(config, "train.ema_decay", "optimizer.b1", "optimizer.b2")
+    problems.share(config, "train.ema_decay", "optimizer.b1", "optimizer.b2", "optimizer.muon_beta")
     problems.choice("loss.likelihood", config.loss.likelihood, LIKELIHOODS)
     problems.choice("loss.per", config.loss.per, LOSS_UNITS)
     problems.choice("train.compute_dtype", config.train.compute_dtype, COMPUTE_DTYPES)
     problems.choice("train.mask", config.train.mask, MASKS)
+    problems.choice("optimizer.name", config.optimizer.name, OPTIMIZERS)
     problems.choice("optimizer.schedule", config.optimizer.schedule, SCHEDULES)
     problems.choice("data.source", config.data.source, SOURCES)
     problems.require(0 <= config.seed < 2**32, f"seed={config.seed} must lie in [0, 2^32)")
@@ -206,7 +209,7 @@ def _check_combinations(config: ConfigDict, device_count: int, problems: _Proble
 
 
 def _check_autoencoder(config: ConfigDict, problems: _Problems) -> None:
-    model = config.model
+    model, data_size = config.model, config.data.size
     levels = len(model.encoder_depth)
     problems.require(
         levels == len(model.decoder_depth) and model.downsample == 4 * 2 ** (levels - 1),
@@ -218,6 +221,19 @@ def _check_autoencoder(config: ConfigDict, problems: _Problems) -> None:
         model.latent_channels <= 3 * model.downsample**2,
         f"model.latent_channels={model.latent_channels} is more than the "
         f"{3 * model.downsample**2} values of a patch (model.downsample={model.downsample})",
+    )
+    problems.require(
+        model.linear_kernel % 2 == 1 and model.linear_kernel * model.downsample <= data_size,
+        f"model.linear_kernel={model.linear_kernel} must be odd, and so many patches of "
+        f"{model.downsample} pixels must fit into data.size={data_size}",
+    )
+    # The fit holds the covariance of all values that the kernel reaches, in float64.
+    values = 3 * (model.downsample * model.linear_kernel) ** 2
+    problems.require(
+        values <= MAX_FIT_VALUES or bool(config.init_from),
+        f"model.linear_kernel={model.linear_kernel} at model.downsample={model.downsample} reaches "
+        f"over {values} values, and the fit takes at most {MAX_FIT_VALUES}; set "
+        "model.linear_kernel=1",
     )
     for path in ("data.size", "data.crop"):
         problems.require(

@@ -1,0 +1,185 @@
+"""One run of the search for a recipe: trains a variant for a given CPU time and scores it on val.
+
+    python benchmarks/recipe.py --data_dir D --out runs/recipe.jsonl [--name N] [--cpu_minutes 4] \\
+        [--preset f8c32] [loss.beta=0.5 model.width=96 ...]
+
+Variants are compared at equal compute: the first steps are timed, by the process's CPU time so that
+a busy machine changes nothing, and the schedule gets as many steps as fit. Every label of the
+val split counts the same. A line of JSON is appended to --out: gains over PCA of the same size, from
+the posterior mean rounded to 8 bits as everywhere, and the posterior's rate.
+"""
+
+import argparse
+import ast
+import json
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs.fundus256 import LATENT_CHANNELS, get_config
+from data.pipeline import eval_batches, first_tiles, open_dataset, train_batches
+from vae.metrics import masked_psnr, masked_ssim, to_float, to_uint8
+from vae.training.sharding import make_mesh, put_batch, tree_sharding
+from vae.training.state import (
+    abstract_state,
+    fit_linear,
+    initial_state,
+    initial_variables,
+    make_model,
+)
+from vae.training.steps import make_train_step
+from vae.training.validation import validate
+
+TILES_A_LABEL = 24  # the smallest camera of the development photographs has so many in val
+TIMED = 4
+
+
+def val_tiles(dataset, size: int, seed: int) -> dict[str, list[dict]]:
+    """Label -> a fixed sample of its val tiles (image, fov)."""
+    tiles = defaultdict(list)
+    for batch in eval_batches(dataset, "val", size=size, seed=seed, batch_size=16):
+        for i in np.flatnonzero(batch["valid"]):
+            tiles[batch["label"][i]].append({"image": batch["image"][i], "fov": batch["fov"][i]})
+    rng = np.random.default_rng(seed)
+    return {
+        label: [found[i] for i in sorted(rng.permutation(len(found))[:TILES_A_LABEL])]
+        for label, found in sorted(tiles.items())
+    }
+
+
+def score(reconstruct, tiles: dict[str, list[dict]]) -> dict[str, dict[str, float]]:
+    """Label -> mean SSIM and PSNR (dB), and PSNR before rounding."""
+
+    @jax.jit
+    def figures(image, fov):
+        x = to_float(image)
+        y, kl = reconstruct(x)
+        rounded = to_uint8(y)
+        return {
+            "ssim": masked_ssim(image / 255.0, rounded / 255.0, fov),
+            "psnr": masked_psnr(image, rounded, fov),
+            "psnr_unrounded": masked_psnr(image, (y + 1) * 127.5, fov),
+            "bytes": kl / np.log(2) / 8,
+        }
+
+    table = {}
+    for label, found in tiles.items():
+        rows = []
+        for i in range(0, len(found), 8):
+            part = found[i : i + 8]
+            rows.append(figures(*(np.stack([t[key] for t in part]) for key in ("image", "fov"))))
+        table[label] = {
+            key: float(np.mean(np.concatenate([row[key] for row in rows]))) for key in rows[0]
+        }
+    return table
+
+
+def main() -> None:
+    """Trains, scores, appends."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--name", default="")
+    parser.add_argument("--preset", default="f8c32", choices=LATENT_CHANNELS)
+    parser.add_argument("--cpu_minutes", type=float, default=4.0)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_args()
+
+    config = get_config(options.preset)
+    config.data.dir, config.data.crop, config.batch_size = options.data_dir, 128, 8
+    config.train.ema_decay, config.optimizer.warmup_steps = 0.98, 20
+    overrides = {}
+    for override in options.overrides:
+        key, value = override.split("=", 1)
+        try:
+            overrides[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            overrides[key] = value
+    config.update_from_flattened_dict(overrides)
+    config.train.steps = TIMED
+    validate(config, jax.device_count())
+
+    dataset = open_dataset(config.data.dir)
+    size, seed = config.data.size, config.seed
+    fit = fit_linear(
+        config,
+        lambda: first_tiles(dataset, size=size, seed=seed, count=config.data.pca_tiles),
+    )
+    mesh = make_mesh()
+    sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)
+
+    def run(steps: int):
+        config.train.steps = steps
+        state = jax.device_put(initial_state(config, initial_variables(config, fit)), sharding)
+        batches = train_batches(
+            dataset, size=size, seed=seed, batch_size=config.batch_size, threads=1
+        )
+        step = make_train_step(config, mesh, sharding)
+        spent = 0.0
+        for k in range(steps):
+            batch = put_batch(mesh, {"image": next(batches)["image"]})["image"]
+            start = time.process_time()
+            state, metrics = step(state, batch)
+            jax.block_until_ready(metrics["loss"])
+            if k:  # the first compiles
+                spent += time.process_time() - start
+            if not k % 100:
+                print(k, {n: round(float(metrics[n]), 4) for n in ("loss", "ssim", "psnr")})
+        return state, spent / (steps - 1)
+
+    _, cpu_seconds = run(TIMED)
+    steps = max(TIMED, round(60 * options.cpu_minutes / cpu_seconds))
+    state, cpu_seconds = run(steps)
+    model, variables = make_model(config), state.variables
+
+    def ours(x):
+        posterior = model.apply(variables, x, method="encode")
+        return model.apply(variables, posterior.mean, method="decode"), posterior.kl()
+
+    tiles = val_tiles(dataset, size, seed)
+    table, floor = score(ours, tiles), score(_pca_codec(fit[0]), tiles)
+    row = {
+        "name": options.name or " ".join(options.overrides) or "as it is",
+        "preset": options.preset,
+        "overrides": overrides,
+        "steps": steps,
+        "cpu_seconds_a_step": round(cpu_seconds, 3),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "labels": {
+            label: {key: round(value, 5) for key, value in figures.items()}
+            | {
+                "gain_db": round(figures["psnr"] - floor[label]["psnr"], 3),
+                "gain_ssim": round(figures["ssim"] - floor[label]["ssim"], 5),
+            }
+            for label, figures in table.items()
+        },
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    with options.out.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    print(line(row))
+
+
+def line(row: dict) -> str:
+    """A row as a line of text: gains by label."""
+    gains = "  ".join(
+        f"{label} {f['gain_db']:+.2f} {1e4 * f['gain_ssim']:+.1f}e-4 {f['bytes']:.0f}B"
+        for label, f in row["labels"].items()
+    )
+    return f"{row['name']:40} {row['steps']:5} x {row['cpu_seconds_a_step']:.2f}s  {gains}"
+
+
+def _pca_codec(pca):
+    def codec(x):
+        posterior = pca.encode(x)
+        return pca.decode(posterior.mean), posterior.kl()
+
+    return codec
+
+
+if __name__ == "__main__":
+    main()
