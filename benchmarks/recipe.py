@@ -3,10 +3,10 @@
     python benchmarks/recipe.py --data_dir D --out runs/recipe.jsonl [--name N] [--cpu_minutes 4] \\
         [--preset f8c32] [loss.beta=0.5 model.width=96 ...]
 
-Variants are compared at equal compute: the first steps are timed, by the process's CPU time so that
-a busy machine changes nothing, and the schedule gets as many steps as fit. Every label of the
-val split counts the same. A line of JSON is appended to --out: gains over PCA of the same size, from
-the posterior mean rounded to 8 bits as everywhere, and the posterior's rate.
+Variants are compared at equal compute: the first steps are timed, by the process's CPU time so
+that a busy machine changes little, and the schedule gets as many steps as fit. A line of JSON is
+appended to --out: for each label of the val split the gain over PCA of the same size, of the
+posterior mean rounded to 8 bits as everywhere, and the posterior's rate.
 """
 
 import argparse
@@ -17,7 +17,6 @@ from collections import defaultdict
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from configs.fundus256 import LATENT_CHANNELS, get_config

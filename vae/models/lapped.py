@@ -3,10 +3,10 @@
 PCA sees every f x f patch by itself and pays for it at their borders. A linear codec whose kernels
 reach over K x K patches is a lapped transform (Malvar and Staelin, 1989); the bound on what such
 codecs can do is the principal component filter bank (Tsatsanis and Giannakis, 1995), on fundus
-photographs one to two decibels above PCA of the same latent size. Means and covariances are all that
-a linear VAE depends on, so its ELBO is maximised here without a pass over images for each step: the
-spectra of the patches are summed up once, and a quasi-Newton method in whitened coordinates takes
-seconds.
+photographs one to two decibels above PCA of the same latent size. Means and covariances are all
+that a linear VAE depends on, so its ELBO is maximised here without a pass over images for each
+step: the spectra of the patches are summed up once, and a quasi-Newton method in whitened
+coordinates takes seconds.
 """
 
 import dataclasses
@@ -250,13 +250,10 @@ class _Problem:
         analysis, synthesis, log_s = self.kernels(unknowns)
         signal = np.sum(synthesis**2, axis=(0, 1)) * self.sd**2 * np.exp(-2 * log_s) / self.beta
         grid = (self.kernel, self.kernel)
+        analysis, synthesis = analysis.transpose(1, 2, 0), synthesis.transpose(1, 2, 0)
         return Lapped(
-            analysis=analysis.transpose(1, 2, 0)
-            .reshape(*grid, -1, self.sd.size)
-            .astype(np.float32),
-            synthesis=synthesis.transpose(1, 2, 0)
-            .reshape(*grid, self.sd.size, -1)
-            .astype(np.float32),
+            analysis=analysis.reshape(*grid, *analysis.shape[1:]).astype(np.float32),
+            synthesis=synthesis.reshape(*grid, *synthesis.shape[1:]).astype(np.float32),
             log_var=-np.log1p(signal).astype(np.float32),
             scale=np.float32(np.exp(log_s)),
         )
