@@ -2,6 +2,7 @@
 
     python benchmarks/recipe.py --data_dir D --out runs/recipe.jsonl [--name N] [--cpu_minutes 4] \\
         [--preset f8c32] [loss.beta=0.5 model.width=96 ...]
+    python benchmarks/recipe.py --out runs/recipe.jsonl --table
 
 Variants are compared at equal compute: the first steps are timed, by the process's CPU time so
 that a busy machine changes little, and the schedule gets as many steps as fit. A line of JSON is
@@ -51,7 +52,7 @@ def val_tiles(dataset, size: int, seed: int) -> dict[str, list[dict]]:
 
 
 def score(reconstruct, tiles: dict[str, list[dict]]) -> dict[str, dict[str, float]]:
-    """Label -> mean SSIM and PSNR (dB), and PSNR before rounding."""
+    """Label -> means of SSIM, PSNR in dB, PSNR before rounding, and KL in bytes a tile."""
 
     @jax.jit
     def figures(image, fov):
@@ -65,28 +66,39 @@ def score(reconstruct, tiles: dict[str, list[dict]]) -> dict[str, dict[str, floa
             "bytes": kl / np.log(2) / 8,
         }
 
-    table = {}
+    means = {}
     for label, found in tiles.items():
         rows = []
         for i in range(0, len(found), 8):
             part = found[i : i + 8]
             rows.append(figures(*(np.stack([t[key] for t in part]) for key in ("image", "fov"))))
-        table[label] = {
+        means[label] = {
             key: float(np.mean(np.concatenate([row[key] for row in rows]))) for key in rows[0]
         }
-    return table
+    return means
 
 
 def main() -> None:
-    """Trains, scores, appends."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--data_dir", help="a built dataset with a val split")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--name", default="")
     parser.add_argument("--preset", default="f8c32", choices=LATENT_CHANNELS)
     parser.add_argument("--cpu_minutes", type=float, default=4.0)
+    parser.add_argument("--table", action="store_true", help="print what --out holds, and no more")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_args()
+    if options.table:
+        print(table([json.loads(line) for line in options.out.read_text().splitlines()]))
+        return
+    if not options.data_dir:
+        parser.error("give --data_dir, or --table to read what is there")
+    append(options)
+
+
+def append(options: argparse.Namespace) -> None:
+    """Trains one variant, scores it, and appends its row to `options.out`."""
 
     config = get_config(options.preset)
     config.data.dir, config.data.crop, config.batch_size = options.data_dir, 128, 8
@@ -140,7 +152,7 @@ def main() -> None:
         return model.apply(variables, posterior.mean, method="decode"), posterior.kl()
 
     tiles = val_tiles(dataset, size, seed)
-    table, floor = score(ours, tiles), score(_pca_codec(fit[0]), tiles)
+    found, floor = score(ours, tiles), score(_pca_codec(fit[0]), tiles)
     row = {
         "name": options.name or " ".join(options.overrides) or "as it is",
         "preset": options.preset,
@@ -154,7 +166,7 @@ def main() -> None:
                 "gain_db": round(figures["psnr"] - floor[label]["psnr"], 3),
                 "gain_ssim": round(figures["ssim"] - floor[label]["ssim"], 5),
             }
-            for label, figures in table.items()
+            for label, figures in found.items()
         },
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -166,10 +178,26 @@ def main() -> None:
 def line(row: dict) -> str:
     """A row as a line of text: gains by label."""
     gains = "  ".join(
-        f"{label} {f['gain_db']:+.2f} {1e4 * f['gain_ssim']:+.1f}e-4 {f['bytes']:.0f}B"
+        f"{label} {f['gain_db']:+.2f} dB {f['gain_ssim']:+.4f} {f['bytes'] / 1000:.1f} kB"
         for label, f in row["labels"].items()
     )
     return f"{row['name']:40} {row['steps']:5} x {row['cpu_seconds_a_step']:.2f}s  {gains}"
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as a Markdown table."""
+    labels = list(rows[0]["labels"])
+    lines = [
+        f"| run | preset | steps | {' | '.join(f'{label} dB, SSIM, kB' for label in labels)} |",
+        "|---" * (3 + len(labels)) + "|",
+    ]
+    for row in rows:
+        cells = (
+            f"{f['gain_db']:+.2f}, {f['gain_ssim']:+.4f}, {f['bytes'] / 1000:.1f}"
+            for f in row["labels"].values()
+        )
+        lines.append(f"| {row['name']} | {row['preset']} | {row['steps']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _pca_codec(pca):

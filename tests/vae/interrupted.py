@@ -1,17 +1,19 @@
 """Runs an experiment in this process and does something to it before its Nth batch.
 
-    python tests/vae/interrupted.py kill|term|slow_term|full|none N --config=... --workdir=...
+    python tests/vae/interrupted.py kill[+MS]|term|slow_term|full|none N --config=... --workdir=...
 
-kill: SIGKILL; term: SIGTERM; slow_term: the same, and half a second a step; full: no file may grow
-past 20 kB any more, like a full disk.
+kill: SIGKILL, kill+MS so many milliseconds later, whatever goes on then; term: SIGTERM; slow_term:
+the same, and half a second a step; full: no file may grow past 20 kB any more, like a full disk.
 """
 
+import functools
 import os
 import pathlib
 import resource
 import runpy
 import signal
 import sys
+import threading
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -19,7 +21,8 @@ sys.path.insert(0, str(ROOT))
 
 from vae.training import train  # noqa: E402
 
-action, at = sys.argv[1], int(sys.argv[2])
+action, _, later = sys.argv[1].partition("+")
+at = int(sys.argv[2])
 sys.argv = [str(ROOT / "run_experiment.py"), *sys.argv[3:]]
 put_batch, count = train.put_batch, 0
 
@@ -30,6 +33,9 @@ def put(mesh, batch):
     if count == at:
         if action == "full":
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        elif later:
+            kill = functools.partial(os.kill, os.getpid(), signal.SIGKILL)
+            threading.Timer(int(later) / 1000, kill).start()
         elif action != "none":
             os.kill(os.getpid(), signal.SIGKILL if action == "kill" else signal.SIGTERM)
     if action == "slow_term":

@@ -18,7 +18,7 @@ from data.fundus_tiles.build import build
 from vae.training.checkpoint import Checkpoints
 from vae.training.saved import read_config, read_model
 from vae.training.state import abstract_state
-from vae.training.train import NonFiniteLossError, evaluate_workdir, train
+from vae.training.train import IN_FLIGHT, NonFiniteLossError, evaluate_workdir, train
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -51,7 +51,7 @@ def flags(config, workdir):
     ]
 
 
-def interrupted(config, workdir, action, at):
+def interrupted(config, workdir, action, at, more=()):
     return subprocess.run(
         [
             sys.executable,
@@ -59,6 +59,7 @@ def interrupted(config, workdir, action, at):
             action,
             str(at),
             *flags(config, workdir),
+            *more,
         ],
         cwd=ROOT,
         env=os.environ | {"JAX_NUM_CPU_DEVICES": "8"},
@@ -110,6 +111,40 @@ def test_kill_and_sigterm_change_nothing(finished, tmp_path):
         np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
     for key in ("step", "tiles_crc32", "loss", "eval_ssim"):
         assert [x.get(key) for x in lines(tmp_path)] == [x.get(key) for x in lines(undisturbed)]
+
+
+@pytest.mark.soak
+def test_twenty_kills_at_random_moments_change_nothing(finished, tmp_path):
+    """SIGKILL while stepping, logging or saving: each restart finds a complete checkpoint.
+
+    A checkpoint every other step keeps a run saving most of the time; the kills come up to 0.4 s
+    after a random batch that follows the compilation, so that each start gets somewhere.
+    """
+    steps = 300
+    config = copy.deepcopy(finished[0])
+    config.train.update(steps=steps, checkpoint_every=2, log_every=50)
+    config.eval.every = 0
+    more = [f"--config.train.{key}={config.train[key]}" for key in ("steps", "checkpoint_every")]
+    more += ["--config.train.log_every=50", "--config.eval.every=0"]
+    random, reached = np.random.default_rng(0), [0]
+    for _ in range(20):
+        at, milliseconds = random.integers(IN_FLIGHT + 3, 9), random.integers(0, 400)
+        killed = interrupted(config, tmp_path / "killed", f"kill+{milliseconds}", at, more)
+        assert killed.returncode == -9, killed.stderr[-2000:]
+        reached.append(read_model(tmp_path / "killed").step)
+        assert f"continuing from checkpoint {reached[-2]} " in killed.stdout or reached[-2] == 0
+    assert reached == sorted(reached) and len(set(reached)) > 10
+    rest = interrupted(config, tmp_path / "killed", "none", 0, more)
+    assert rest.returncode == 0, rest.stderr[-2000:]
+    train(config, tmp_path / "undisturbed")
+    expected, state = (
+        state_of(tmp_path / name, config, step=steps) for name in ("undisturbed", "killed")
+    )
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for key in ("step", "tiles_crc32", "loss"):
+        written, undisturbed = (lines(tmp_path / name) for name in ("killed", "undisturbed"))
+        assert [x.get(key) for x in written] == [x.get(key) for x in undisturbed]
 
 
 def test_full_disk_keeps_the_last_checkpoint(finished, tmp_path):

@@ -17,7 +17,7 @@ def default_config(architecture: str = AUTOENCODER_KL) -> ConfigDict:
     config = ConfigDict()
     config.name = "fundus256"
     config.seed = 0
-    # A model (workdir, checkpoint) to start from instead of probabilistic PCA.
+    # A model (workdir, checkpoint) to start from instead of the best linear codec.
     config.init_from = ""
 
     config.model = _MODELS[architecture]()
@@ -50,7 +50,7 @@ def default_config(architecture: str = AUTOENCODER_KL) -> ConfigDict:
     config.optimizer.warmup_steps = 100
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.99
-    config.optimizer.muon_beta = 0.95
+    config.optimizer.muon_beta = 0.95  # muon's momentum
     config.optimizer.weight_decay = 1e-4
     config.optimizer.clip_norm = 1.0  # of the gradient in nats per value; 0: no clipping
 

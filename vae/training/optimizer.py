@@ -1,4 +1,4 @@
-"""AdamW with clipping, warm-up and cosine decay, and a learning rate of its own for PCA's heirs."""
+"""AdamW or Muon with clipping, warm-up and cosine decay; a rate of its own for the linear path."""
 
 import jax
 import optax
@@ -6,6 +6,10 @@ import optax.contrib
 from ml_collections import ConfigDict
 
 from vae.models.autoencoder import LINEAR
+
+# Root mean square of Muon's updates: that of Adam's, so that both take the same learning rate (Liu
+# et al., 2025, "Muon is scalable for LLM training").
+MUON_RMS = 0.2
 
 
 def path_name(path: tuple) -> str:
@@ -31,8 +35,8 @@ def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """The gradient transformation of a run.
 
-    The linear path holds PCA's directions, whose entries are small beside an Adam step of the
-    usual size: it gets `linear_multiplier` of the rate and no weight decay. Decay is for the
+    The linear path starts at an optimum of its own, and its entries are small beside an Adam step
+    of the usual size: it gets `linear_multiplier` of the rate and no weight decay. Decay is for the
     kernels of the conv paths only; norms, biases and the log-scale have none.
     """
     c = config.optimizer
@@ -46,12 +50,8 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     )
 
 
-# Root mean square of Muon's updates, in Adam's: Liu et al. (2025), "Muon is scalable".
-MUON_RMS = 0.2
-
-
 def _direction(config: ConfigDict) -> optax.GradientTransformation:
-    """What the gradient becomes before decay and rate."""
+    """What the gradient becomes before decay and rate: Adam's update or, for kernels, Muon's."""
     c = config.optimizer
     if c.name == "adam":
         return optax.scale_by_adam(b1=c.b1, b2=c.b2)

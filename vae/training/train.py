@@ -47,7 +47,7 @@ next, with a folder of your own photographs (its subfolders are the labels):
   fundus-vae make-tiles --photographs PHOTOGRAPHS --out runs/tiles
   fundus-vae build --tiles runs/tiles --data_dir runs/dataset
   python run_experiment.py --config=configs/fundus256.py --config.data.dir=runs/dataset \\
-    --workdir=runs/mine --config.data.crop=128 --config.batch_size=8 \\
+    --workdir=runs/mine --config.data.crop=64 --config.batch_size=32 \\
     --config.train.steps=2000 --config.train.max_minutes=20"""
 
 # Steps in flight: enough to keep a device busy, few enough to bound the batches held there.
