@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--name", default="")
     parser.add_argument("--preset", default="f8c32", choices=LATENT_CHANNELS)
-    parser.add_argument("--cpu_minutes", type=float, default=4.0)
+    parser.add_argument("--cpu_minutes", type=float, default=4.0, help="0: step 0")
     parser.add_argument("--table", action="store_true", help="print what --out holds, and no more")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_args()
@@ -124,7 +124,7 @@ def append(options: argparse.Namespace) -> None:
     sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)
 
     def run(steps: int):
-        config.train.steps = steps
+        config.train.steps = max(steps, 1)
         state = jax.device_put(initial_state(config, initial_variables(config, fit)), sharding)
         batches = train_batches(
             dataset, size=size, seed=seed, batch_size=config.batch_size, threads=1
@@ -140,11 +140,12 @@ def append(options: argparse.Namespace) -> None:
                 spent += time.process_time() - start
             if not k % 100:
                 print(k, {n: round(float(metrics[n]), 4) for n in ("loss", "ssim", "psnr")})
-        return state, spent / (steps - 1)
+        return state, spent / max(steps - 1, 1)
 
-    _, cpu_seconds = run(TIMED)
-    steps = max(TIMED, round(60 * options.cpu_minutes / cpu_seconds))
-    state, cpu_seconds = run(steps)
+    state, cpu_seconds = run(TIMED if options.cpu_minutes else 0)
+    steps = round(60 * options.cpu_minutes / cpu_seconds) if options.cpu_minutes else 0
+    if steps:
+        state, cpu_seconds = run(max(steps, TIMED))
     model, variables = make_model(config), state.variables
 
     def ours(x):
