@@ -27,8 +27,8 @@ LINEAR = "linear"
 class AutoencoderKL(nn.Module):
     """Encoder q(z | x) and decoder p(x | z) for images [B, H, W, 3] in [-1, 1], any H, W.
 
-    Variables: `params` (learned) and `pca` (the fixed fit that the model starts from; its `sd` and
-    `scale` set the units of the latent and of the conv paths). `with_start` fills both.
+    Variables: `params` (learned) and `pca` (a fixed fit whose `sd` and `scale` set the units of the
+    latent and of the conv paths). `with_start` fills both.
 
     Attributes:
       latent_channels: C, values per latent position.
