@@ -8,7 +8,7 @@ import pytest
 from data.synthetic import fundus_photograph
 from vae.metrics import to_float
 from vae.models import AutoencoderKL, fit_lapped, fit_pca, with_start
-from vae.models.lapped import _Problem, _spectra, from_pca
+from vae.models.lapped import _Problem, from_pca, patch_spectra
 from vae.training.losses import objective_terms
 
 MODEL = AutoencoderKL(
@@ -31,7 +31,7 @@ def fitted():
 
 def test_gradient_is_that_of_the_loss(fitted):
     images, pca, _ = fitted
-    problem = _Problem.of(_spectra([images], pca, 3), pca, 3, beta=0.5)
+    problem = _Problem.of(patch_spectra([images], pca, 3), pca, 3, beta=0.5)
     rng = np.random.default_rng(0)
     point = problem.start + 0.01 * rng.standard_normal(problem.start.size)
     gradient = problem.loss_and_gradient(point)[1]
@@ -45,7 +45,7 @@ def test_gradient_is_that_of_the_loss(fitted):
 def test_start_is_the_elbo_of_pca(fitted):
     """At its start the loss is that of PCA among independent patches, up to the tapering."""
     images, pca, _ = fitted
-    problem = _Problem.of(_spectra([images], pca, 3), pca, 3, beta=1.0)
+    problem = _Problem.of(patch_spectra([images], pca, 3), pca, 3, beta=1.0)
     analysis, synthesis, log_s = problem.kernels(problem.start)
     np.testing.assert_allclose(analysis[:, 4], pca.components.T, atol=1e-6)
     np.testing.assert_allclose(synthesis[:, 4], pca.components, atol=1e-6)

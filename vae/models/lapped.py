@@ -71,7 +71,7 @@ def fit_lapped(batches: Iterable[np.ndarray], pca: PCA, kernel: int, beta: float
         raise ValueError(f"a kernel has its patch in the middle, so it is odd, got {kernel}")
     if kernel == 1:
         return from_pca(pca)
-    problem = _Problem.of(_spectra(batches, pca, kernel), pca, kernel, beta)
+    problem = _Problem.of(patch_spectra(batches, pca, kernel), pca, kernel, beta)
     bounds = [(None, None)] * (problem.start.size - 1) + [(np.log(QUANTISATION_STD), None)]
     found = scipy.optimize.minimize(
         problem.loss_and_gradient,
@@ -85,7 +85,7 @@ def fit_lapped(batches: Iterable[np.ndarray], pca: PCA, kernel: int, beta: float
 
 
 @dataclasses.dataclass(frozen=True)
-class _Spectra:
+class Spectra:
     """Second moments of the patches around a point, by spatial frequency.
 
     Attributes:
@@ -99,7 +99,17 @@ class _Spectra:
     shifts: np.ndarray
 
 
-def _spectra(batches: Iterable[np.ndarray], pca: PCA, kernel: int) -> _Spectra:
+def patch_spectra(batches: Iterable[np.ndarray], pca: PCA, kernel: int) -> Spectra:
+    """Sums up the spectra of images' patches over tapered windows of `WINDOW` patches a side.
+
+    Args:
+      batches: As for `fit_lapped`.
+      pca: Gives the patch side and the mean patch.
+      kernel: K, patches a side that shifts are wanted for.
+
+    Raises:
+      ValueError: No images, or images smaller than the kernel.
+    """
     f, mean = pca.downsample, np.asarray(pca.mean)
     size, count, total, side = mean.size, 0, None, 0
     for images in batches:
@@ -137,7 +147,7 @@ def _spectra(batches: Iterable[np.ndarray], pca: PCA, kernel: int) -> _Spectra:
         angle
         * (down.ravel()[:, None, None] * reach[:, None] + across.ravel()[:, None, None] * reach)
     )
-    return _Spectra(density, weights / weights.sum(), shifts.reshape(weights.size, -1))
+    return Spectra(density, weights / weights.sum(), shifts.reshape(weights.size, -1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +159,7 @@ class _Problem:
     is nearly round.
     """
 
-    spectra: _Spectra
+    spectra: Spectra
     sd: np.ndarray
     kernel: int
     beta: float
@@ -159,7 +169,7 @@ class _Problem:
     start: np.ndarray
 
     @classmethod
-    def of(cls, spectra: _Spectra, pca: PCA, kernel: int, beta: float) -> "_Problem":
+    def of(cls, spectra: Spectra, pca: PCA, kernel: int, beta: float) -> "_Problem":
         components = np.asarray(pca.components, np.float64)
         traces = np.trace(spectra.density, axis1=1, axis2=2).real
         latents = components.T @ spectra.density @ components
@@ -259,7 +269,7 @@ class _Problem:
         )
 
 
-def _covariance(spectra: _Spectra, density: np.ndarray) -> np.ndarray:
+def _covariance(spectra: Spectra, density: np.ndarray) -> np.ndarray:
     """Of the kernel's K x K vectors with this spectral density: float64 [K*K*n, K*K*n]."""
     n, places = density.shape[-1], spectra.shifts.shape[1]
     covariance = np.empty((places, n, places, n))
