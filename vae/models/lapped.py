@@ -59,10 +59,11 @@ def fit_lapped(batches: Iterable[np.ndarray], pca: PCA, kernel: int, beta: float
       batches: Images, uint8 [B, H, W, 3], sides divisible by f and at least `kernel` times it.
       pca: The fit to the same images, with patches of f x f.
       kernel: K, odd.
+      beta: Price of the KL divergence in the ELBO, positive.
 
     Returns:
-      The fit: a maximum of the ELBO with beta = 1 for a Gaussian process of the images' second
-      moments; borders are left out of account.
+      The fit: a maximum of the ELBO for a Gaussian process of the images' second moments, as far as
+      `ITERATIONS` steps go; borders are left out of account.
 
     Raises:
       ValueError: An even kernel, no images, or images smaller than the kernel.
@@ -196,20 +197,23 @@ class _Problem:
         analysis = _solve(self.analysis_factor, unknowns[:cut].reshape(channels, -1), "T")
         size = analysis.shape[1] // self.kernel**2
         synthesis = _solve(self.synthesis_factor, unknowns[cut:-1].reshape(size, -1), "T")
-        shape = (-1, self.kernel**2)
         return (
-            analysis.reshape(channels, *shape[1:], size),
-            synthesis.reshape(size, *shape[1:], channels),
+            analysis.reshape(channels, -1, size),
+            synthesis.reshape(size, -1, channels),
             float(unknowns[-1]),
         )
+
+    def signal(self, synthesis: np.ndarray, log_s: float) -> np.ndarray:
+        """|d_k|^2 / (beta s^2) of every latent: float64 [C]."""
+        return np.sum(synthesis**2, axis=(0, 1)) * self.sd**2 * np.exp(-2 * log_s) / self.beta
 
     def loss_and_gradient(self, unknowns: np.ndarray) -> tuple[float, np.ndarray]:
         """Nats a value, without constants, and the gradient.
 
-        With the noise v_k of every latent at its best, v_k = 1 / (1 + |d_k|^2 / s^2), the negative
-        ELBO of a patch is
+        With the noise v_k of every latent at its best, v_k = 1 / (1 + |d_k|^2 / (beta s^2)), the
+        negative ELBO of a patch is
 
-            R / 2s^2 + P log s + sum_k [E z_k^2 + log(1 + |d_k|^2 / s^2)] / 2
+            R / 2s^2 + P log s + beta sum_k [E z_k^2 + log(1 + |d_k|^2 / (beta s^2))] / 2
 
         R the squared error from the mean, d_k the image of latent k, P values.
         """
@@ -229,7 +233,7 @@ class _Problem:
             )
         )
         power = np.einsum("f,fcc->c", spectra.weights, latents).real / self.sd**2
-        signal = np.sum(synthesis**2, axis=(0, 1)) * self.sd**2 * precision / self.beta
+        signal = self.signal(synthesis, log_s)
         rate = 0.5 * np.sum(power + np.log1p(signal))
         loss = 0.5 * error * precision + size * log_s + self.beta * rate
 
@@ -258,7 +262,7 @@ class _Problem:
     def codec(self, unknowns: np.ndarray) -> Lapped:
         """The kernels as convolutions take them."""
         analysis, synthesis, log_s = self.kernels(unknowns)
-        signal = np.sum(synthesis**2, axis=(0, 1)) * self.sd**2 * np.exp(-2 * log_s) / self.beta
+        signal = self.signal(synthesis, log_s)
         grid = (self.kernel, self.kernel)
         analysis, synthesis = analysis.transpose(1, 2, 0), synthesis.transpose(1, 2, 0)
         return Lapped(
