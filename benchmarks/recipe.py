@@ -51,13 +51,14 @@ def val_tiles(dataset, size: int, seed: int) -> dict[str, list[dict]]:
     }
 
 
-def score(reconstruct, tiles: dict[str, list[dict]]) -> dict[str, dict[str, float]]:
+def score(reconstruct, variables, tiles: dict[str, list[dict]]) -> dict[str, dict[str, float]]:
     """Label -> means of SSIM, PSNR in dB, PSNR before rounding, and KL in bytes a tile."""
 
+    # Variables are an argument: XLA 0.10.2 miscompiles a kernel that is a constant of zeros.
     @jax.jit
-    def figures(image, fov):
+    def figures(variables, image, fov):
         x = to_float(image)
-        y, kl = reconstruct(x)
+        y, kl = reconstruct(variables, x)
         rounded = to_uint8(y)
         return {
             "ssim": masked_ssim(image / 255.0, rounded / 255.0, fov),
@@ -71,7 +72,8 @@ def score(reconstruct, tiles: dict[str, list[dict]]) -> dict[str, dict[str, floa
         rows = []
         for i in range(0, len(found), 8):
             part = found[i : i + 8]
-            rows.append(figures(*(np.stack([t[key] for t in part]) for key in ("image", "fov"))))
+            stacked = (np.stack([t[key] for t in part]) for key in ("image", "fov"))
+            rows.append(figures(variables, *stacked))
         means[label] = {
             key: float(np.mean(np.concatenate([row[key] for row in rows]))) for key in rows[0]
         }
@@ -148,12 +150,12 @@ def append(options: argparse.Namespace) -> None:
         state, cpu_seconds = run(max(steps, TIMED))
     model, variables = make_model(config), state.variables
 
-    def ours(x):
+    def ours(variables, x):
         posterior = model.apply(variables, x, method="encode")
         return model.apply(variables, posterior.mean, method="decode"), posterior.kl()
 
     tiles = val_tiles(dataset, size, seed)
-    found, floor = score(ours, tiles), score(_pca_codec(fit[0]), tiles)
+    found, floor = score(ours, variables, tiles), score(_pca_codec, fit[0], tiles)
     row = {
         "name": options.name or " ".join(options.overrides) or "as it is",
         "preset": options.preset,
@@ -201,12 +203,9 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def _pca_codec(pca):
-    def codec(x):
-        posterior = pca.encode(x)
-        return pca.decode(posterior.mean), posterior.kl()
-
-    return codec
+def _pca_codec(pca, x):
+    posterior = pca.encode(x)
+    return pca.decode(posterior.mean), posterior.kl()
 
 
 if __name__ == "__main__":

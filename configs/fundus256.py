@@ -23,6 +23,9 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
     config = default_config()
     config.name = f"fundus256_{preset}"
     config.model.latent_channels = LATENT_CHANNELS.get(preset, 32)
+    config.data.crop = 128
+    config.data.scales = (1, 1, 2)
+    config.batch_size = 256
     config.optimizer.name = "muon"
     config.loss.ssim_weight = 16.0
     if preset == "demo":
@@ -35,6 +38,7 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
 def _demo(config: ConfigDict) -> None:
     """Two CPU cores, six minutes, one photograph; small crops show more of it in a step."""
     config.data.source = "retina"
+    config.data.scales = (1,)
     config.data.crop = 64
     config.batch_size = 32
     config.train.steps = 400
@@ -53,6 +57,7 @@ def _smoke(config: ConfigDict) -> None:
     config.data.source = "synthetic"
     config.data.size = 64
     config.data.crop = 32
+    config.data.scales = (1,)
     config.batch_size = 8
     config.model.latent_channels = 8
     config.model.width = 16

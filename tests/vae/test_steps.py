@@ -10,7 +10,7 @@ from configs.fundus256 import get_config
 from data.pipeline import first_tiles, open_dataset
 from data.synthetic import fundus_photograph
 from vae.metrics import to_float
-from vae.training.augment import augment
+from vae.training.augment import augment, shrink
 from vae.training.optimizer import learning_rate_schedule
 from vae.training.sharding import local_rows, make_mesh, partition, put_batch, tree_sharding
 from vae.training.state import (
@@ -214,6 +214,44 @@ def test_augmentation_is_a_symmetry_of_a_crop():
     assert any(np.array_equal(crop, window) for window in windows)
     part = augment(images[2:3], key, rows[2:3], 8, False)[0]
     np.testing.assert_array_equal(part, crop)
+
+
+def test_the_linear_fit_sees_every_scale(config):
+    rng = np.random.default_rng(0)
+    tiles = rng.integers(0, 256, (2, 64, 72, 3), np.uint8).cumsum(axis=2, dtype=np.uint8)
+    config.data.scales = (1, 2, 2)
+    fit = fit_linear(config, lambda: [tiles])
+    config.data.scales = (1,)
+    again = fit_linear(config, lambda: [shrink(tiles[:, :, :64], 2), tiles])
+    for a, b in zip(jax.tree.leaves(fit), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_scales_are_means_of_windows_drawn_as_often_as_they_are_named():
+    images = np.random.default_rng(0).integers(0, 256, (1, 12, 12, 3), np.uint8)
+    windows = {
+        scale: {
+            shrink(images[0, y : y + 4 * scale, x : x + 4 * scale], scale).tobytes()
+            for y in range(13 - 4 * scale)
+            for x in range(13 - 4 * scale)
+        }
+        for scale in (1, 2)
+    }
+    counts = dict.fromkeys(windows, 0)
+    rows = jnp.arange(300)
+    for out in np.asarray(
+        augment(np.repeat(images, 300, axis=0), jax.random.key(0), rows, 4, False, (1, 2, 2))
+    ):
+        (scale,) = [scale for scale, found in windows.items() if out.tobytes() in found]
+        counts[scale] += 1
+    # 200 of 300 are expected, with a standard deviation of 8.
+    assert 170 < counts[2] < 230
+
+
+def test_shrinking_takes_means_and_rounds():
+    image = np.array([[0, 1, 255, 255], [1, 0, 255, 254]], np.uint8)[..., None]
+    for array in (image, jnp.asarray(image)):
+        np.testing.assert_array_equal(np.asarray(shrink(array, 2))[..., 0], [[1, 255]])
 
 
 def test_partition_rules():

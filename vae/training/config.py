@@ -29,6 +29,8 @@ def default_config(architecture: str = AUTOENCODER_KL) -> ConfigDict:
     config.data.source = ""  # "retina" or "synthetic": make the data in the workdir instead
     config.data.size = 256  # tiles are cropped to this, pixels
     config.data.crop = 256  # a training example is a random crop of this size, pixels
+    # What examples are shrunk by, as cameras of fewer pixels see; (1, 1, 2): every third by 2.
+    config.data.scales = (1,)
     config.data.augment = True  # flips and quarter turns
     config.data.threads = 0  # 0: one a core
     config.data.pca_tiles = 1024

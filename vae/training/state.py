@@ -1,7 +1,7 @@
 """What a run carries from step to step, and how it starts."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import flax.linen as nn
 import flax.struct
@@ -20,6 +20,7 @@ from vae.models import (
     fit_pca,
     with_start,
 )
+from vae.training.augment import shrink
 from vae.training.config import AUTOENCODER_KL
 from vae.training.optimizer import make_optimizer
 
@@ -121,6 +122,17 @@ def initial_state(config: ConfigDict, variables: dict) -> TrainState:
     )
 
 
+def _at_scales(
+    read: Callable[[], Iterable[np.ndarray]], scales: tuple[int, ...], downsample: int
+) -> Iterator[np.ndarray]:
+    """Every image at every scale; the smallest images come first."""
+    for images in read():
+        for scale in sorted(set(scales), reverse=True):
+            unit = downsample * scale
+            height, width = (side // unit * unit for side in images.shape[1:3])
+            yield shrink(images[:, :height, :width], scale)
+
+
 def starts_linear(config: ConfigDict) -> bool:
     """Whether a model that is not told otherwise starts as the best linear codec."""
     return config.model.architecture == AUTOENCODER_KL
@@ -161,10 +173,12 @@ def fit_linear(config: ConfigDict, read: Callable[[], Iterable[np.ndarray]]) -> 
     from jax.experimental import multihost_utils
 
     if jax.process_index() == 0:
-        pca = fit_pca(read(), config.model.latent_channels, config.model.downsample)
+        downsample = config.model.downsample
+        tiles = functools.partial(_at_scales, read, config.data.scales, downsample)
+        pca = fit_pca(tiles(), config.model.latent_channels, downsample)
         # Without a price on the rate a linear VAE has no optimum: any scale of the latents will do.
         beta = max(config.loss.beta, MIN_BETA)
-        lapped = fit_lapped(read(), pca, config.model.linear_kernel, beta)
+        lapped = fit_lapped(tiles(), pca, config.model.linear_kernel, beta)
         fit = jax.tree.map(np.asarray, (pca, lapped))
     else:
         fit = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), _abstract_fit(config))

@@ -49,6 +49,7 @@ def make_train_step(
     optimizer = make_optimizer(config)
     schedule = learning_rate_schedule(config)
     beta, ssim_weight = config.loss.beta, config.loss.ssim_weight
+    data = config.data
 
     def loss_fn(params, fixed, batch_stats, seen, x, rows, key):
         variables = join_variables(params, fixed, batch_stats)
@@ -84,7 +85,7 @@ def make_train_step(
         grad = jax.value_and_grad(loss_fn, has_aux=True)
 
         def part(batch_stats, images, rows):
-            images = augment(images, augment_key, rows, config.data.crop, config.data.augment)
+            images = augment(images, augment_key, rows, data.crop, data.augment, data.scales)
             # The target, and behind it, where tiles come in pairs, what the encoder sees of it.
             target, seen = images[..., :3], images[..., -3:]
             if config.train.mask == "squares":

@@ -95,6 +95,13 @@ class _Problems(list):
             value = _at(config, path)
             self.require(value >= 0, f"{path}={value} must not be negative")
 
+    def whole_numbers(self, config: ConfigDict, path: str) -> None:
+        value = _at(config, path)
+        self.require(
+            bool(value) and all(type(number) is int and number > 0 for number in value),
+            f"{path}={value} must be positive whole numbers",
+        )
+
     def share(self, config: ConfigDict, *paths: str) -> None:
         for path in paths:
             value = _at(config, path)
@@ -151,10 +158,8 @@ def _check_values(config: ConfigDict, problems: _Problems) -> None:
         if isinstance(value, int):
             problems.positive(config, f"model.{key}")
         elif isinstance(value, tuple):
-            problems.require(
-                all(type(number) is int and number > 0 for number in value),
-                f"model.{key}={value} must be positive whole numbers",
-            )
+            problems.whole_numbers(config, f"model.{key}")
+    problems.whole_numbers(config, "data.scales")
 
 
 def _check_combinations(config: ConfigDict, device_count: int, problems: _Problems) -> None:
@@ -185,8 +190,13 @@ def _check_combinations(config: ConfigDict, device_count: int, problems: _Proble
         f"train.mask={train.mask!r} and data.masked_dir={data.masked_dir!r}: masked tiles need "
         "train.mask='tiles' and the dataset they are in",
     )
+    reach = data.crop * max(data.scales)
     problems.require(
-        data.crop <= data.size, f"data.crop={data.crop} is larger than data.size={data.size}"
+        reach <= data.size,
+        f"data.crop={data.crop} is larger than data.size={data.size}"
+        if data.crop > data.size
+        else f"data.crop={data.crop} at data.scales={data.scales} is cut from {reach} pixels, and "
+        f"data.size={data.size}",
     )
     problems.require(
         config.batch_size % train.accumulate == 0,
@@ -222,10 +232,12 @@ def _check_autoencoder(config: ConfigDict, problems: _Problems) -> None:
         f"model.latent_channels={model.latent_channels} is more than the "
         f"{3 * model.downsample**2} values of a patch (model.downsample={model.downsample})",
     )
+    smallest = data_size // max(config.data.scales)
     problems.require(
-        model.linear_kernel % 2 == 1 and model.linear_kernel * model.downsample <= data_size,
+        model.linear_kernel % 2 == 1 and model.linear_kernel * model.downsample <= smallest,
         f"model.linear_kernel={model.linear_kernel} must be odd, and so many patches of "
-        f"{model.downsample} pixels must fit into data.size={data_size}",
+        f"{model.downsample} pixels must fit into data.size={data_size} shrunk by "
+        f"data.scales={config.data.scales}",
     )
     # The fit holds the covariance of all values that the kernel reaches, in float64.
     values = 3 * (model.downsample * model.linear_kernel) ** 2
