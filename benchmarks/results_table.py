@@ -33,15 +33,18 @@ def codec_table(results: dict) -> str:
 def label_table(results: dict) -> str:
     """Model and PCA by label (the photographs' folder)."""
     lines = [
-        "| label | patients | tiles | `pca` SSIM / dB | `model` SSIM / dB | gain |",
-        "|---|---|---|---|---|---|",
+        "| label | patients | tiles | `pca` SSIM / dB | `model` SSIM / dB | gain "
+        "| before rounding, dB |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in results["labels"]:
         gain = f"{row['ssim'] - row['pca_ssim']:+.4f} / {row['psnr'] - row['pca_psnr']:+.2f}"
+        exact = row["psnr_unrounded"] - row["pca_psnr_unrounded"]
         lines.append(
             f"| {row['label']} | {row['patients']} | {row['tiles']} "
             f"| {row['pca_ssim']:.4f} / {row['pca_psnr']:.2f} "
-            f"| {row['ssim']:.4f} / {row['psnr']:.2f} | {gain} |"
+            f"| {row['ssim']:.4f} / {row['psnr']:.2f} | {gain} "
+            f"| {row['psnr_unrounded']:.2f}, {exact:+.2f} |"
         )
     return "\n".join(lines)
 

@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Lowest floor first; a module imports from its own floor and those below.
 FLOORS = (
     ("data",),
-    ("vae.metrics", "vae.models"),
+    ("vae.metrics", "vae.models", "vae.weights"),
     ("vae.training", "configs"),
     ("vae.inference",),
     ("vae.evaluation",),

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from data.errors import DataError, UsageError
+from vae.cli.options import add_model
 
 # Adds less noise, 3 / sqrt(12) standard deviations, than a sample of the posterior has.
 DEFAULT_STEP = 3.0
@@ -37,7 +38,7 @@ def _add_encode(commands) -> None:
     )
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="image files, folders, or a built dataset")
-    add("--model", required=True, metavar="PATH", help="workdir, checkpoint or exported file")
+    add_model(parser)
     add("--out", required=True, metavar="PATH", help="new, or begun by the same command: "
         "*.zarr or *.npz")  # fmt: skip
     add("--split", choices=("train", "val", "test"), help="of a dataset (all)")
@@ -62,7 +63,7 @@ def _add_decode(commands) -> None:
     )
     add = parser.add_argument
     add("latents", metavar="LATENTS", help="*.zarr or *.npz of `fundus-vae encode`")
-    add("--model", required=True, metavar="PATH", help="the one that encoded")
+    add_model(parser, "the one that encoded: ")
     add("--out", required=True, metavar="DIR", help="where the images go")
     add("--keep_border", action="store_true", help="as decoded, outside the field of view, too")
     parser.set_defaults(run=_decode)

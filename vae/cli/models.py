@@ -5,11 +5,8 @@ import json
 from pathlib import Path
 
 from data.errors import UsageError
-
-_MODELS = (
-    "a run's workdir, checkpoints/STEP in it, an exported .safetensors file, or what "
-    "convert_torch_checkpoint wrote"
-)
+from vae.cli.options import MODELS, add_model
+from vae.weights import DEFAULT
 
 
 def add(commands) -> None:
@@ -31,7 +28,7 @@ def _add_evaluate(commands) -> None:
         "  fundus-vae evaluate --model model.safetensors --data dataset --split val --limit 200",
     )
     add = parser.add_argument
-    add("--model", required=True, metavar="M", help=_MODELS)
+    add_model(parser)
     add("--data", required=True, metavar="DIR", help="what `fundus-vae build` wrote")
     add("--split", default="test", help="train, val or test (test)")
     add("--limit", type=int, default=0, metavar="N", help="a random sample of N tiles (all)")
@@ -48,7 +45,7 @@ def _add_info(commands) -> None:
         description="Architecture, size, latent statistics, what it was trained on, its figures.",
         epilog="examples:\n  fundus-vae info runs/mine\n  fundus-vae info model.safetensors --json",
     )
-    parser.add_argument("model", metavar="M", help=_MODELS)
+    parser.add_argument("model", metavar="M", nargs="?", default=DEFAULT, help=MODELS)
     parser.add_argument("--json", dest="as_json", action="store_true", help="for programs")
     parser.set_defaults(run=_info)
 
@@ -66,7 +63,7 @@ def _add_export(commands) -> None:
         "  fundus-vae export runs/mine --stablehlo programs",
     )
     add = parser.add_argument
-    add("model", metavar="M", help=_MODELS)
+    add("model", metavar="M", help=MODELS)
     add("--out", metavar="FILE", help="a new .safetensors file")
     add("--dtype", choices=("float32", "float16"), default="float32",
         help="of the large kernels in it (float32)")  # fmt: skip

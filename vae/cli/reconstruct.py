@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from data.errors import DataError, UsageError
+from vae.cli.options import add_model
 
 
 def add(commands) -> None:
@@ -25,14 +26,14 @@ def add(commands) -> None:
         "Photographs go through in windows with no seam. The published architecture has no "
         "bounded reach: there they\nare tiles that overlap by half and are blended.",
         epilog="examples:\n"
-        "  fundus-vae reconstruct eye.jpg --model runs/f8c32 --out result\n"
-        "  fundus-vae reconstruct photographs/ --model runs/f8c32 --out result --format jpg\n"
+        "  fundus-vae reconstruct eye.jpg --out result\n"
+        "  fundus-vae reconstruct photographs/ --model runs/mine --out result --format jpg\n"
         "  fundus-vae reconstruct dataset --split test --model model.safetensors --out result",
     )
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT",
         help="image files, folders, or a dataset of `build`")  # fmt: skip
-    add("--model", metavar="M", help="a workdir, a checkpoint in it, a converted or exported model")
+    add_model(parser)
     add("--out", required=True, metavar="DIR", help="where the files go; those there are replaced")
     add("--split", metavar="SPLIT", help="only train, val or test of a dataset or manifest")
     add("--keep_border", action="store_true",
@@ -48,7 +49,7 @@ def add(commands) -> None:
 
 def _reconstruct(
     inputs: list[str],
-    model: str | None,
+    model: str,
     out: str,
     split: str | None,
     keep_border: bool,
@@ -56,12 +57,6 @@ def _reconstruct(
     no_pictures: bool,
     levels: float,
 ) -> int:
-    if model is None:
-        raise UsageError(
-            "--model is missing: a run's workdir, which `python run_experiment.py "
-            "--config=configs/fundus256.py:demo --workdir=DIR` makes within minutes, or an "
-            "exported .safetensors file"
-        )
     if not (levels > 0 and math.isfinite(levels)):
         raise UsageError(f"--levels {levels:g}: expected grey levels above 0")
     from data.inputs import Failure, open_inputs

@@ -39,7 +39,8 @@ class Evaluation:
         JPEG), ratio (input values / latents), bytes, bytes_fp16 (None where latents are not stored
         as such), interval ({"ssim": [low, high], "psnr": ...}, 95% over patients; None with one
         patient). `bytes` belongs to the quality of the sampled row.
-      labels: Per label: tiles, patients, and ssim, psnr of the model (and of PCA).
+      labels: Per label: tiles, patients, and ssim, psnr, psnr_unrounded of the model, and of PCA
+        with the prefix `pca_`.
       counts: tiles, left_out, patients, photographs.
       means: The model's means over tiles, for logs: ssim, psnr, ssim_sample, psnr_sample,
         psnr_unrounded, kl (nats), kl_bits.
@@ -220,9 +221,13 @@ def _rows(
 
 
 def _label_figures(figures: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    columns = {"ssim": figures["model.ssim"], "psnr": figures["model.psnr"]}
-    if "pca.ssim" in figures:
-        columns |= {"pca_ssim": figures["pca.ssim"], "pca_psnr": figures["pca.psnr"]}
+    columns = {}
+    for prefix, name in (("", "model"), ("pca_", "pca")):
+        if f"{name}.ssim" in figures:
+            columns |= {
+                f"{prefix}{kind}": figures[f"{name}.{kind}"]
+                for kind in ("ssim", "psnr", "psnr_unrounded")
+            }
     return columns
 
 

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from vae import weights
 from vae.inference.photograph import reconstruct_photograph
 from vae.inference.windows import LARGEST, decode_windows, encode_windows
 from vae.metrics import to_float, to_uint8
@@ -170,12 +171,13 @@ class Model:
         return latents.astype(np.float32, copy=False)
 
 
-def load_model(path: str | os.PathLike) -> Model:
+def load_model(path: str | os.PathLike = weights.DEFAULT) -> Model:
     """Loads a model for use.
 
     Args:
       path: A run's workdir (its newest checkpoint is taken), one of its `checkpoints/STEP`, what
-        `convert_torch_checkpoint` wrote, or an exported `.safetensors` file.
+        `convert_torch_checkpoint` wrote, an exported `.safetensors` file, or the name of weights
+        that come with the package: f8c4, f8c8, f8c16, f8c32, f8c48.
 
     Raises:
       data.errors.DataError: It is none of them, or it is damaged.

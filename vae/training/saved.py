@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from data.errors import DataError
 from data.files import write_beside
 from data.images import IMAGE_SUFFIXES
+from vae import weights
 from vae.training.checkpoint import Checkpoints
 from vae.training.config import from_dict
 from vae.training.exported import EXPORTED, SavedModel, read_exported
@@ -21,8 +22,8 @@ from vae.training.state import abstract_state, join_variables
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 KINDS = (
-    "a run's workdir, checkpoints/STEP inside it, what convert_torch_checkpoint wrote, or an "
-    "exported .safetensors file"
+    "a run's workdir, checkpoints/STEP inside it, what convert_torch_checkpoint wrote, an exported "
+    f".safetensors file, or weights that ship: {', '.join(weights.NAMES)}"
 )
 
 
@@ -59,13 +60,17 @@ def read_model(path: str | os.PathLike) -> SavedModel:
 
     Args:
       path: A workdir (its newest checkpoint), a checkpoint directory `.../checkpoints/STEP`, an
-        exported `.safetensors` file, or a directory with such a file, as conversion leaves it.
+        exported `.safetensors` file, a directory with such a file, as conversion leaves it, or,
+        where nothing has that path, the name of weights that ship, as "f8c32".
 
     Raises:
       DataError: It is none of them, or it is damaged.
     """
+    ships = weights.shipped(os.fspath(path))
     path = epath.Path(path).absolute()
     if not path.exists():
+        if ships is not None:
+            return read_exported(ships)
         raise DataError(f"{path}: no such model; expected {KINDS}")
     if path.is_file():
         if path.suffix == ".safetensors":

@@ -1,0 +1,13 @@
+"""The weights that come with the package. README.md beside this file is their model card."""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+# The reconstruction model wherever none is named.
+DEFAULT = "f8c32"
+NAMES = ("f8c4", "f8c8", "f8c16", "f8c32", "f8c48")
+
+
+def shipped(name: str) -> Path | None:
+    """The file of the weights of that name; None where the package has none."""
+    return FOLDER / f"{name}.safetensors" if name in NAMES else None
