@@ -58,8 +58,9 @@ class Page(html.parser.HTMLParser):
 def report(finished, tiny_data, tmp_path_factory):
     """A report of the finished run -> (its folder, the evaluation)."""
     folder = tmp_path_factory.mktemp("report") / "new"
+    saved = read_model(finished[1])
     evaluation = evaluate_model(
-        read_model(finished[1]), tiny_data, split="train", limit=12, report=folder
+        saved, tiny_data, split="train", limit=12, report=folder, beside=[saved]
     )
     return folder, evaluation
 
@@ -93,6 +94,16 @@ def test_page_is_one_file_that_asks_for_nothing(page):
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert "default-src 'none'" in policy and f"script-src 'sha256-{digest}'" in policy
     assert json.loads(data)["model"]
+
+
+def test_a_model_beside_is_measured_on_the_same_tiles(content):
+    this, other = (point for point in content["curves"]["points"] if point["codec"] == "model")
+    assert (this["setting"], other["setting"]) == ("this model", "fundus256_smoke")
+    for key in ("latents", "bytes", "ssim", "psnr"):
+        assert this[key] == pytest.approx(other[key], rel=1e-6)
+    # Posterior samples are drawn by a tile's place in the split, and in the sample of the other.
+    for key in ("ssim_sampled", "psnr_sampled"):
+        assert this[key] == pytest.approx(other[key], rel=0.02)
 
 
 def test_page_says_what_the_results_say(report, page, content):
@@ -246,7 +257,7 @@ def test_curves_are_of_the_same_tiles(report, content):
         codec: [point for point in points if point["codec"] == codec]
         for codec in ("model", "pca", "bicubic", "jpeg")
     }
-    (model,) = by_codec["model"]
+    (model,) = (point for point in by_codec["model"] if point["setting"] == "this model")
     rows = {row["name"]: row for row in content["rows"]}
     # All tiles are in the sample, so the model's point is its row.
     for figure in ("ssim", "psnr"):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import UsageError
@@ -34,6 +35,7 @@ def _add_evaluate(commands) -> None:
     add("--limit", type=int, default=0, metavar="N", help="a random sample of N tiles (all)")
     add("--out", metavar="DIR", help="for results.json, tiles.csv and a figure")
     add("--report", metavar="DIR", help="for index.html, a page that opens offline")
+    add("--beside", nargs="+", default=(), metavar="M", help="more models for the page's curves")
     parser.set_defaults(run=_evaluate)
 
 
@@ -72,14 +74,30 @@ def _add_export(commands) -> None:
 
 
 def _evaluate(
-    model: str, data: str, split: str, limit: int, out: str | None, report: str | None
+    model: str,
+    data: str,
+    split: str,
+    limit: int,
+    out: str | None,
+    report: str | None,
+    beside: Sequence[str],
 ) -> int:
     if limit < 0:
         raise UsageError(f"--limit {limit}: expected a number of tiles, or 0 for all")
+    if beside and not report:
+        raise UsageError("--beside adds models to the curves of --report DIR, which is missing")
     from vae.evaluation.run import evaluate_model
     from vae.training.saved import read_model
 
-    evaluate_model(read_model(model), data, split=split, limit=limit, out=out, report=report)
+    evaluate_model(
+        read_model(model),
+        data,
+        split=split,
+        limit=limit,
+        out=out,
+        report=report,
+        beside=[read_model(other) for other in beside],
+    )
     return 0
 
 

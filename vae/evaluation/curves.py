@@ -7,8 +7,10 @@ model's too, so that they compare; their values differ a little from the table's
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -17,7 +19,7 @@ from vae.evaluation.evaluate import Evaluation
 from vae.evaluation.jpeg import jpeg_figures
 from vae.evaluation.passes import NAMES, Batch, Split, over_tiles
 from vae.evaluation.placement import place_whole
-from vae.evaluation.scoring import bicubic_step, pca_step
+from vae.evaluation.scoring import bicubic_step, latent_size, model_step, pca_step
 from vae.models.pca import PCA
 
 TILES = 128
@@ -54,10 +56,11 @@ def rate_curves(
     mesh: Mesh,
     latents: int,
     pca: PCA | None,
+    beside: Sequence[tuple[str, nn.Module, Any]] = (),
     seed: int = 0,
     tiles: int = TILES,
 ) -> Curves:
-    """Measures the baselines at several sizes, on one host.
+    """Measures the baselines at several sizes, and other models, on one host.
 
     Args:
       evaluation: Of the model on the split.
@@ -65,22 +68,30 @@ def rate_curves(
       mesh: Mesh with the axes data and fsdp.
       latents: The model's values a tile.
       pca: A fit with the most components to show; None for no such curve.
+      beside: Other models that take such tiles: name, module, its variables on the mesh.
       seed: Of the sample of tiles and of posterior samples.
       tiles: Size of the sample.
 
     Returns:
-      The model's point, then the curves, each from small to large.
+      The models' points, then the curves, each from small to large.
     """
     counted = np.flatnonzero(evaluation.tiles["windows"] > 0)
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.choice(counted, min(tiles, len(counted)), replace=False))
     batches = list(_chosen_batches(split, chosen))
     values = math.prod(evaluation.size)
-    points = [_model_point(evaluation, chosen, latents)]
+    models = [_model_point(evaluation, chosen, latents)]
+    for name, module, variables in beside:
+        count = latent_size(module, variables, (*evaluation.size, 3))
+        figures = _model_figures(module, variables, batches, mesh, seed)
+        models.append(_coded_point("model", name, figures, count))
+    points = sorted(models, key=lambda point: point["latents"])
     if pca is not None:
         for count in sorted({max(round(pca.sd.size * share), 1) for share in PCA_SHARES}):
             figures = _pca_figures(truncate(pca, count), batches, mesh, seed)
-            points.append(_pca_point(figures, count, values // pca.downsample**2))
+            setting = f"{count} component{'s' if count > 1 else ''}"
+            size = count * (values // pca.downsample**2)
+            points.append(_coded_point("pca", setting, figures, size))
     for factor in sorted(BICUBIC_FACTORS, reverse=True):
         if all(side % factor == 0 for side in evaluation.size):
             points.append(_bicubic_point(batches, mesh, factor, 3 * values // factor**2))
@@ -142,16 +153,33 @@ def _pca_figures(pca: PCA, batches: list[Batch], mesh: Mesh, seed: int) -> dict[
     return over_tiles(batches, mesh, step)[0]
 
 
-def _pca_point(figures: dict[str, np.ndarray], count: int, positions: int) -> dict[str, Any]:
+def _model_figures(
+    module: nn.Module, variables: Any, batches: list[Batch], mesh: Mesh, seed: int
+) -> dict[str, np.ndarray]:
+    seed_on_mesh = place_whole(np.uint32(seed), mesh)
+
+    def step(batch, placed, first_row):
+        row = place_whole(np.int32(first_row), mesh)
+        return model_step(module, mesh)(
+            variables, placed["image"], placed["fov"], row, seed_on_mesh
+        )
+
+    return over_tiles(batches, mesh, step)[0]
+
+
+def _coded_point(
+    codec: str, setting: str, figures: Mapping[str, np.ndarray], latents: int
+) -> dict[str, Any]:
+    """A codec with a posterior."""
     return {
-        "codec": "pca",
-        "setting": f"{count} component{'s' if count > 1 else ''}",
-        "latents": count * positions,
-        "bytes": float(figures["pca.kl"].mean()) / math.log(2) / 8,
-        "ssim": float(figures["pca.ssim"].mean()),
-        "psnr": float(figures["pca.psnr"].mean()),
-        "ssim_sampled": float(figures["pca_sampled.ssim"].mean()),
-        "psnr_sampled": float(figures["pca_sampled.psnr"].mean()),
+        "codec": codec,
+        "setting": setting,
+        "latents": latents,
+        "bytes": float(figures[f"{codec}.kl"].mean()) / math.log(2) / 8,
+        "ssim": float(figures[f"{codec}.ssim"].mean()),
+        "psnr": float(figures[f"{codec}.psnr"].mean()),
+        "ssim_sampled": float(figures[f"{codec}_sampled.ssim"].mean()),
+        "psnr_sampled": float(figures[f"{codec}_sampled.psnr"].mean()),
     }
 
 

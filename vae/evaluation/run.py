@@ -6,9 +6,9 @@ import math
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 from etils import epath
@@ -17,14 +17,14 @@ from ml_collections import ConfigDict
 
 import vae
 from data.errors import DataError, UsageError
-from data.pipeline import Dataset, eval_batches, first_tiles, open_dataset
+from data.pipeline import Dataset, eval_batches, open_dataset
 from vae.evaluation import figures, table
 from vae.evaluation.curves import rate_curves
 from vae.evaluation.evaluate import Evaluation, evaluate
+from vae.evaluation.linear import pca_beside, wider_pca
 from vae.evaluation.passes import Split
 from vae.evaluation.photographs import PhotographEvaluation, whole_photographs
 from vae.evaluation.scoring import latent_size
-from vae.models.pca import PCA, fit_pca
 from vae.training.exported import SavedModel
 from vae.training.saved import variables_hash
 from vae.training.sharding import local_rows, make_mesh, replicated
@@ -34,9 +34,6 @@ RESULTS = "results.json"
 TILES = "tiles.csv"
 FIGURE = "figures/reconstructions.png"
 EXAMPLES = 5
-# Patches along a side of a tile, of the PCA beside a model with one vector a tile: its few values
-# go further over large patches.
-PATCHES = 8
 
 
 def evaluate_and_draw(
@@ -68,7 +65,7 @@ def evaluate_and_draw(
         variables,
         split,
         mesh=mesh,
-        pca=_pca(module, config, variables, dataset) if baselines else None,
+        pca=pca_beside(module, config, variables, dataset) if baselines else None,
         seed=config.seed,
         baselines=baselines,
         jpeg=baselines,
@@ -93,11 +90,13 @@ def evaluate_and_write(
     step: int,
     limit: int = 0,
     report: epath.Path | None = None,
+    beside: Sequence[SavedModel] = (),
 ) -> Evaluation:
     """The closing table: every tile of the split and every photograph that can be found.
 
     Prints the table; writes `results.json`, `tiles.csv` and the figure into `out`, and into
-    `report` a page to look at, with the results beside it. A report is for one process.
+    `report` a page to look at, with the results beside it and the models `beside` in its curves.
+    A report is for one process.
     """
     evaluation, figure = evaluate_and_draw(
         config, variables, dataset, mesh, limit=limit, baselines=True
@@ -132,7 +131,16 @@ def evaluate_and_write(
         written += [out / RESULTS, out / TILES, out / FIGURE]
     if report is not None:
         written += _write_report(
-            report, config, variables, dataset, mesh, content, evaluation, photographs, limit
+            report,
+            config,
+            variables,
+            dataset,
+            mesh,
+            content,
+            evaluation,
+            photographs,
+            limit,
+            beside,
         )
     print(f"\n{config.name} after {step} steps, split {config.eval.split}:")
     print(table.format_table(evaluation, photographs))
@@ -148,6 +156,7 @@ def evaluate_model(
     limit: int = 0,
     out: epath.PathLike | None = None,
     report: epath.PathLike | None = None,
+    beside: Sequence[SavedModel] = (),
 ) -> Evaluation:
     """Evaluates a model of any kind on any dataset: the same as a run's closing table.
 
@@ -158,9 +167,10 @@ def evaluate_model(
       limit: A seeded sample of so many tiles; 0 for every tile once.
       out: Folder for `results.json`, `tiles.csv` and the figure; None for none.
       report: Folder for the page; None for none.
+      beside: Models whose quality and size the page's curves show, too.
 
     Raises:
-      UsageError: There is no such split.
+      UsageError: There is no such split, or a model beside takes tiles of another size.
       DataError: The split is empty, its tiles are too small, or a folder cannot be written.
     """
     dataset = open_dataset(data_dir)
@@ -169,13 +179,28 @@ def evaluate_model(
     config.eval.split = split
     config.data.size = module.tile_size or config.data.size
     _check_tiles(dataset, config)
+    for other in beside:
+        side = make_model(other.config).tile_size
+        if side not in (None, config.data.size):
+            raise UsageError(
+                f"{other.path} takes tiles of {side} pixels and cannot stand beside a model "
+                f"evaluated at {config.data.size}"
+            )
     out, report = (None if path is None else _writable(path) for path in (out, report))
     mesh = make_mesh()
     # The batch of a pod's run does not divide over whatever is here.
     config.eval.batch_size = math.ceil(config.eval.batch_size / mesh.size) * mesh.size
     variables = jax.device_put(saved.variables, replicated(mesh))
     return evaluate_and_write(
-        config, variables, dataset, mesh, out, step=saved.step, limit=limit, report=report
+        config,
+        variables,
+        dataset,
+        mesh,
+        out,
+        step=saved.step,
+        limit=limit,
+        report=report,
+        beside=beside,
     )
 
 
@@ -189,6 +214,7 @@ def _write_report(
     evaluation: Evaluation,
     photographs: PhotographEvaluation | None,
     limit: int,
+    beside: Sequence[SavedModel],
 ) -> list[epath.Path]:
     from vae.evaluation.report import PAGE, pick, write_report
 
@@ -199,7 +225,15 @@ def _write_report(
         split,
         mesh=mesh,
         latents=latent_size(module, variables, (*evaluation.size, 3)),
-        pca=_wider_pca(_pca(module, config, variables, dataset), config, dataset),
+        pca=wider_pca(pca_beside(module, config, variables, dataset), config, dataset),
+        beside=[
+            (
+                other.config.name,
+                make_model(other.config),
+                jax.device_put(other.variables, replicated(mesh)),
+            )
+            for other in beside
+        ],
         seed=config.seed,
     )
     examples = pick(evaluation)
@@ -221,37 +255,6 @@ def _split(config: ConfigDict, dataset: Dataset, mesh: Mesh, limit: int) -> Spli
         rows=local_rows(mesh, config.eval.batch_size),
         limit=limit or None,
     )
-
-
-def _pca(module: nn.Module, config: ConfigDict, variables: Any, dataset: Dataset) -> PCA | None:
-    """The linear codec of about the model's latent size, for the row `pca`.
-
-    An AutoencoderKL brings the fit that it started from. For another model one is made of the
-    dataset's training tiles; None where there are none.
-    """
-    if "pca" in variables:
-        return variables["pca"]["fit"]
-    side = config.data.size
-    patch = math.gcd(side, max(side // PATCHES, 1))
-    latents = latent_size(module, variables, (side, side, 3))
-    channels = round(latents / (side // patch) ** 2)
-    return _fit(config, dataset, min(max(channels, 1), 3 * patch**2), patch)
-
-
-def _wider_pca(pca: PCA | None, config: ConfigDict, dataset: Dataset) -> PCA | None:
-    """A fit to the dataset with twice the components, for curves beyond the model's own size."""
-    if pca is None:
-        return None
-    return _fit(config, dataset, min(2 * pca.sd.size, pca.mean.size), pca.downsample) or pca
-
-
-def _fit(config: ConfigDict, dataset: Dataset, channels: int, patch: int) -> PCA | None:
-    if not dataset.counts.get("train"):
-        return None
-    tiles = first_tiles(
-        dataset, size=config.data.size, seed=config.seed, count=config.data.pca_tiles
-    )
-    return fit_pca(tiles, channels, patch)
 
 
 def _photographs(

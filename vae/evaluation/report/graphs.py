@@ -15,7 +15,7 @@ _MARKERS = {
     "bicubic": ("triangle", "bicubic, reduced 8, 4, 2 times"),
     "jpeg": ("square", "JPEG, 4:2:0"),
     "pca": ("circle", "PCA, fitted to training tiles"),
-    "model": ("diamond", "this model"),
+    "model": ("diamond", "models"),
 }
 
 
@@ -95,7 +95,8 @@ def _series(points: Iterable[dict], codec: str, kind: str, figure: str) -> plots
             sampled = f"{figure}_sampled"
             value = point[sampled if kind == "bytes" and sampled in point else figure]
             size = point[kind] / 1000 if kind == "bytes" else point[kind]
-            words = f"{_MARKERS[codec][1]}, {point['setting']}: " if codec != "model" else "model: "
+            which = "" if codec == "model" else f"{_MARKERS[codec][1]}, "
+            words = f"{which}{point['setting']}: "
             unit = "kB" if kind == "bytes" else "values"
             figure_words = f"{value:.4f}" if figure == "ssim" else f"{value:.2f} dB"
             drawn.append((size, value, f"{words}{size:,.4g} {unit}, {figure_words}"))
