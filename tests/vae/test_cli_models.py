@@ -1,9 +1,11 @@
 """`fundus-vae evaluate`, `info`, `export`: what they give, and what they say when they cannot."""
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ import pytest
 import vae
 from configs import published
 from vae.cli import main
+from vae.training.exported import portable
+from vae.training.saved import read_model
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +38,22 @@ def snapshot(folder):
 
 
 # --- evaluate ------------------------------------------------------------------------------------
+
+
+def test_an_exported_file_says_nothing_of_its_machine(finished, exported, tiny_data):
+    of_run, of_file = (read_model(path) for path in (finished[1], exported))
+    assert of_run.config.data.dir == str(tiny_data)
+    assert of_file.config.data.dir == tiny_data.name
+    assert str(tiny_data.parent).encode() not in exported.read_bytes()
+    (exported.parent / "mine").touch()
+    assert exported.stat().st_mode == (exported.parent / "mine").stat().st_mode
+
+
+def test_a_command_keeps_the_names_of_its_files(finished):
+    saved = read_model(finished[1])
+    command = "run_experiment.py --config=configs/a.py:b --workdir=/home/me/eyes --config.seed=3"
+    saved = dataclasses.replace(saved, about=saved.about | {"command": command})
+    assert portable(saved).about["command"] == command.replace("/home/me/", "")
 
 
 def test_evaluating_an_exported_file_is_evaluating_the_run(
@@ -82,7 +102,8 @@ def test_evaluate_refuses(finished, exported, tiny_data, tmp_path, capsys):
     def check(arguments, message):
         return refused(["evaluate", *arguments], capsys, message)
 
-    assert check([*data], "--model") == 2
+    # Without --model the weights that ship are taken, and they are for larger tiles.
+    assert check([*data], "made for tiles of 256 x 256 pixels") == 1
     assert check([*model, *data, "--limit", "-1"], "--limit -1") == 2
     assert check([*model, *data, "--split", "dev"], "--split dev: .*no such split.*'train'") == 2
     assert check(["--model", tmp_path / "gone", *data], "gone: no such model") == 1
@@ -134,9 +155,12 @@ def test_info_of_every_kind_of_model(finished, exported, tmp_path, capsys):
     of_run, of_checkpoint, of_file, of_folder = abouts
     assert of_run == of_checkpoint
     assert of_file["kind"] == of_folder["kind"] == "exported file"
-    same = ("hash", "step", "parameters", "preset", "latents", "latent", "trained", "version")
+    same = ("hash", "step", "parameters", "preset", "latents", "latent", "version")
     for about in abouts:
         assert [about[key] for key in same] == [of_run[key] for key in same]
+        # An exported file keeps names of folders, not where they are.
+        assert about["trained"]["fingerprint"] == of_run["trained"]["fingerprint"]
+        assert Path(about["trained"]["data"]).name == Path(of_run["trained"]["data"]).name
     assert (of_run["step"], of_run["preset"], of_run["latents"]) == (8, "f8c8", [4, 4, 8])
     assert of_run["hash"] == vae.load_model(workdir).hash
     assert of_run["version"] == vae.__version__

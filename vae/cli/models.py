@@ -58,8 +58,8 @@ def _add_export(commands) -> None:
         help="a model as one file, or as programs that need only JAX",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Writes a model as one .safetensors file, which every command takes as a "
-        "model, and as StableHLO\nprograms with the weights inside, which run without this "
-        "package.",
+        "model, without the names of this machine's folders;\nand as StableHLO programs with the "
+        "weights inside, which run without this package.",
         epilog="examples:\n"
         "  fundus-vae export runs/mine --out model.safetensors --dtype float16\n"
         "  fundus-vae export runs/mine --stablehlo programs",
@@ -127,9 +127,9 @@ def _export(model: str, out: str | None, dtype: str, stablehlo: str | None) -> i
 
     saved = read_model(model)
     if out:
-        from vae.training.exported import write_exported
+        from vae.training.exported import portable, write_exported
 
-        write_exported(out, saved, dtype=dtype)
+        write_exported(out, portable(saved), dtype=dtype)
         print(f"{out}: {Path(out).stat().st_size:,d} bytes, {dtype}")
     if stablehlo:
         from vae.inference.stablehlo import write_stablehlo

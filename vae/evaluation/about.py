@@ -19,7 +19,8 @@ def about_model(saved: SavedModel) -> dict[str, Any]:
 
     Returns:
       Plain values; `figures` holds split, tiles, patients, ssim, psnr, bytes and pca (ssim, psnr)
-      of the results.json beside the model, None where there is none or it is of another model.
+      of the results.json beside the model, or NAME.json beside NAME.safetensors; None where there
+      is none or it is of another model.
     """
     about = describe(saved)
     return about | {"figures": _figures(saved, about["hash"])}
@@ -79,8 +80,10 @@ def _figure_words(figures: dict[str, Any]) -> str:
 
 
 def _figures(saved: SavedModel, model_hash: str) -> dict[str, Any] | None:
-    folder = Path(saved.path).parent
-    path = (folder.parent if folder.name == CHECKPOINTS else folder) / RESULTS
+    path = Path(saved.path)
+    folder = path.parent.parent if path.parent.name == CHECKPOINTS else path.parent
+    beside = path.with_suffix(".json")  # where several models share a folder
+    path = beside if beside.exists() else folder / RESULTS
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["model"] != model_hash:

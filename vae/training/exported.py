@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from typing import Any
 
 import jax
@@ -46,6 +47,27 @@ class SavedModel:
     about: dict[str, Any]
 
 
+def portable(saved: SavedModel) -> SavedModel:
+    """The model without the folders of this machine: of a path in its config or command the name.
+
+    What is given away should say neither who trained it nor where.
+    """
+    config = saved.config.copy_and_resolve_references()
+    for key in ("dir", "masked_dir", "cache_dir"):
+        config.data[key] = epath.Path(config.data[key]).name
+    config.init_from = epath.Path(config.init_from).name
+    about = dict(saved.about)
+    if about.get("command"):
+        about["command"] = shlex.join(map(_without_folder, shlex.split(about["command"])))
+    return dataclasses.replace(saved, config=config, about=about)
+
+
+def _without_folder(argument: str) -> str:
+    name, equals, value = argument.rpartition("=")
+    path = epath.Path(value)
+    return f"{name}{equals}{path.name}" if path.is_absolute() else argument
+
+
 def write_exported(path: epath.PathLike, saved: SavedModel, *, dtype: str = "float32") -> None:
     """Writes a model as one file, beside and then renamed.
 
@@ -79,7 +101,10 @@ def write_exported(path: epath.PathLike, saved: SavedModel, *, dtype: str = "flo
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with replacing(path) as unfinished:
+            unfinished.touch()
+            mode = unfinished.stat().st_mode
             save_file(tensors, unfinished, metadata)
+            unfinished.chmod(mode)  # the library's own is for nobody else to read
     except SafetensorError as error:
         raise DataError(f"{path}: cannot be written ({error}); free some disk space") from error
 

@@ -1,0 +1,57 @@
+"""The weights that ship, on a photograph that none of them was trained on."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from skimage import data as bundled
+
+import vae
+from vae import weights
+from vae.cli import main
+from vae.metrics import masked_psnr, ssim, to_float, to_uint8
+
+SIDE, COUNT = 128, 12
+
+
+@pytest.fixture(scope="module")
+def tiles():
+    """Squares of scikit-image's retina, at origins of any phase, uint8 [N, S, S, 3]."""
+    photograph, rng = bundled.retina(), np.random.default_rng(0)
+    places = rng.integers(350, 1411 - 350 - SIDE, (COUNT, 2))
+    return np.stack([photograph[y : y + SIDE, x : x + SIDE] for y, x in places])
+
+
+def figures(tiles, made):
+    everywhere = np.ones(tiles.shape[:3], bool)
+    similarity = ssim(tiles / np.float32(255), np.asarray(made) / np.float32(255))
+    return float(np.mean(similarity)), float(np.mean(masked_psnr(tiles, made, everywhere)))
+
+
+@pytest.mark.parametrize("name", weights.NAMES)
+def test_above_pca_on_the_bundled_photograph(name, tiles):
+    model = vae.load_model(name)
+    assert weights.shipped(name).stat().st_size <= 6_000_000
+    pca = jax.tree.map(np.asarray, model.saved.variables["pca"]["fit"])
+    linear = to_uint8(pca.decode(pca.encode(to_float(tiles)).mean))
+    floor, ours = figures(tiles, linear), figures(tiles, model.reconstruct(tiles))
+    # Every preset is more than 0.5 dB above; less means weights of other code or other data.
+    assert ours[0] > floor[0] and ours[1] > floor[1] + 0.5, (ours, floor)
+
+
+def test_a_model_is_at_hand_where_none_is_named(tmp_path, capsys):
+    assert vae.load_model().hash == vae.load_model(weights.DEFAULT).hash
+    assert main(["info", "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["preset"] == weights.DEFAULT
+    assert about["figures"]["ssim"] > about["figures"]["pca"]["ssim"]
+    # Whatever lies at that path comes first.
+    (tmp_path / weights.DEFAULT).mkdir()
+    assert main(["info", str(tmp_path / weights.DEFAULT)]) == 1
+
+
+def test_figures_beside_the_weights_are_theirs():
+    for name in weights.NAMES:
+        content = json.loads((weights.FOLDER / f"{name}.json").read_text())
+        assert content["model"] == vae.load_model(name).hash
