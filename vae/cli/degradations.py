@@ -1,0 +1,45 @@
+"""`degradations`: a photograph made bad in every way that enhancement learns to undo."""
+
+import argparse
+from pathlib import Path
+
+from data.errors import DataError, UsageError
+
+
+def add(commands) -> None:
+    """Registers the command."""
+    parser = commands.add_parser(
+        "degradations",
+        help="a contact sheet of a photograph under every degradation",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Draws one photograph under each degradation that enhancement is to undo, at "
+        "five severities.",
+        epilog="examples:\n  fundus-vae degradations eye.jpg --out sheet.png",
+    )
+    add = parser.add_argument
+    add("photograph", metavar="PHOTOGRAPH", help="an image file")
+    add("--out", required=True, metavar="FILE", help="the sheet, .png or .jpg")
+    add("--seed", type=int, default=0, help="of what is drawn at random (0)")
+    parser.set_defaults(run=_degradations)
+
+
+def _degradations(photograph: str, out: str, seed: int) -> int:
+    if Path(out).suffix.lower() not in (".png", ".jpg"):
+        raise UsageError(f"--out {out}: expected a name that ends in .png or .jpg")
+    if seed < 0:
+        raise UsageError(f"--seed {seed}: expected a number from 0 on")
+    if not Path(out).absolute().parent.is_dir():
+        raise UsageError(f"--out {out}: there is no folder {Path(out).parent}; make it first")
+    from data.images import read_image, write_image
+
+    image = read_image(photograph)
+
+    from vae.inference.contact_sheet import contact_sheet
+
+    try:
+        sheet = contact_sheet(image, seed)
+    except DataError as error:
+        raise DataError(f"{photograph}: {error}") from error
+    write_image(out, sheet)
+    print(f"{out}: {sheet.shape[1]} x {sheet.shape[0]}")
+    return 0

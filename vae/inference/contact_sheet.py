@@ -1,0 +1,72 @@
+"""One photograph under every degradation: a picture to judge the formulas by."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from data.errors import DataError
+from data.fov import find_fov, fov_mask
+from vae.training.degradations import DEGRADATIONS, Place, degrade
+
+SEVERITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
+# What shows in the whole photograph; the others show pixel for pixel in its middle.
+WHOLE = ("haze", "illumination", "colour_cast", "spots", "low_contrast")
+PANEL = 240
+_LABEL, _TEXT = 120, 14
+
+
+def contact_sheet(photograph: np.ndarray, seed: int = 0) -> np.ndarray:
+    """A row for each degradation, a column for each of `SEVERITIES`, as of one photograph.
+
+    Args:
+      photograph: uint8 [H, W, 3], sides of at least `PANEL`.
+      seed: Of all that is drawn.
+
+    Returns:
+      uint8 [h, w, 3].
+
+    Raises:
+      data.errors.DataError: The photograph is smaller than a panel.
+    """
+    height, width = photograph.shape[:2]
+    if min(height, width) < PANEL:
+        raise DataError(f"expected sides of at least {PANEL} pixels, got {height} x {width}")
+    fov = find_fov(photograph)
+    centre = (fov.y, fov.x, fov.radius) if fov.known else (height / 2, width / 2, width / 2)
+    mask, key = fov_mask(fov, photograph), jax.random.key(seed)
+    top = int(np.clip(centre[0] - PANEL / 2, 0, height - PANEL))
+    left = int(np.clip(centre[1] - PANEL / 2, 0, width - PANEL))
+    # Reduced first, to the size of a panel: what lies over the whole photograph stays what it is.
+    scale = PANEL / max(height, width)
+    side = [max(1, round(length * scale)) for length in (width, height)]
+    small = np.asarray(Image.fromarray(photograph).resize(side, Image.Resampling.BOX))
+    small_mask = np.asarray(Image.fromarray(mask).resize(side, Image.Resampling.NEAREST))
+    whole = (small, small_mask, _place(0, 0, *(value * scale for value in centre)))
+    window = np.s_[top : top + PANEL, left : left + PANEL]
+    middle = (photograph[window], mask[window], _place(top, left, *centre))
+
+    columns = PANEL + 4
+    sheet = Image.new("RGB", (_LABEL + columns * len(SEVERITIES), 24 + columns * len(DEGRADATIONS)))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_TEXT)
+    for column, severity in enumerate(SEVERITIES):
+        draw.text((_LABEL + columns * column + 4, 4), f"severity {severity:g}", font=font)
+    for row, name in enumerate(DEGRADATIONS):
+        draw.text((6, 24 + columns * row + 6), name.replace("_", " "), font=font)
+        image, inside, place = whole if name in WHOLE else middle
+
+        @jax.jit
+        def make(severity, name=name, image=image, inside=inside, place=place):
+            made = degrade(image / jnp.float32(255), inside, place, {name: severity}, key)
+            return jnp.round(made * 255).astype(jnp.uint8)
+
+        for column, severity in enumerate(SEVERITIES):
+            panel = Image.fromarray(np.asarray(make(severity)))
+            sheet.paste(panel, (_LABEL + columns * column, 24 + columns * row))
+    return np.asarray(sheet)
+
+
+def _place(y: int, x: int, fov_y: float, fov_x: float, radius: float) -> Place:
+    return Place(
+        jnp.int32(y), jnp.int32(x), jnp.float32(fov_y), jnp.float32(fov_x), jnp.float32(radius)
+    )

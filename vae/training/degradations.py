@@ -1,0 +1,336 @@
+"""What makes fundus photographs bad, as functions of clean ones.
+
+Every degradation is a pure function of (image, place, severity, key): severity 0 is the identity,
+1 a photograph that a clinic would take again. What belongs to the photograph (light, haze, spots,
+colour) is drawn from the key in coordinates of its field of view, and grain and block grids lie in
+its pixels, so two tiles of one photograph with one key agree where they overlap; blurs and blocks
+differ near a tile's border, where it does not know its neighbours' pixels.
+
+Light adds up in linear intensities, which are sRGB's values to the power of `GAMMA` here. The
+families are those of Shen et al., "Modeling and enhancing low-quality retinal fundus images"
+(2021): disturbed light transmission, blur, artefacts; formulas have their own sources below.
+"""
+
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.random import threefry_2x32
+
+GAMMA = 2.2
+# Reach of the blurs in pixels; kernels are (2 * REACH + 1) squared.
+REACH = 12
+SPOTS = 6
+# Linear light of a clouded lens before the retina's reds: a warm grey.
+VEIL = np.array([0.55, 0.36, 0.22], np.float32)
+# ITU-T T.81, tables K.1 and K.2: luminance and chrominance at quality 50.
+LUMINANCE = np.array([
+    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55,
+    14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62,
+    18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92,
+    49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99,
+]).reshape(8, 8)  # fmt: skip
+CHROMINANCE = np.full((8, 8), 99)
+CHROMINANCE[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]]
+TABLES = np.stack([LUMINANCE, CHROMINANCE, CHROMINANCE]).astype(np.float32)
+# JFIF: BT.601 luma, and chroma, from RGB.
+TO_YCC = np.array(
+    [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], np.float32
+)
+FROM_YCC = np.linalg.inv(TO_YCC)
+# The orthonormal cosine transform of 8 values, [frequency, sample].
+DCT = np.cos(np.pi / 16 * np.arange(8)[:, None] * (2 * np.arange(8) + 1)) / 2
+DCT[0] /= np.sqrt(2)
+DCT = DCT.astype(np.float32)
+
+
+@flax.struct.dataclass
+class Place:
+    """Where a tile lies in its photograph.
+
+    Attributes:
+      y: int32 [], the tile's first row in the photograph, pixels.
+      x: int32 [], its first column.
+      fov_y: float32 [], row of the centre of the field of view, pixels.
+      fov_x: float32 [], column of it.
+      fov_radius: float32 [], pixels, positive.
+    """
+
+    y: jax.Array
+    x: jax.Array
+    fov_y: jax.Array
+    fov_x: jax.Array
+    fov_radius: jax.Array
+
+    def grid(self, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+        """(v, u), float32 [H, W] each: 0 at the centre of the field of view, 1 at its rim."""
+        rows = (self.y + jnp.arange(shape[0]) - self.fov_y) / self.fov_radius
+        columns = (self.x + jnp.arange(shape[1]) - self.fov_x) / self.fov_radius
+        return jnp.broadcast_to(rows[:, None], shape[:2]), jnp.broadcast_to(columns, shape[:2])
+
+
+Degradation = Callable[[jax.Array, Place, jax.Array, jax.Array], jax.Array]
+
+
+def illumination(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
+    """A flash off its centre: a slope of light, and falloff towards the rim.
+
+    Falloff is the cosine-fourth law (Reiss, 1945) at up to 50 degrees off axis; the slope takes up
+    to 85% of the light from one side; the whole is dimmed by up to 60%.
+    """
+    slope_key, angle_key, dim_key = jax.random.split(key, 3)
+    v, u = place.grid(image.shape)
+    angle = jax.random.uniform(angle_key, maxval=2 * np.pi)
+    slope = 0.85 * jax.random.uniform(slope_key, minval=0.5)
+    across = 0.5 + 0.5 * (v * jnp.sin(angle) + u * jnp.cos(angle))
+    falloff = (1 + (np.tan(np.radians(50)) * severity) ** 2 * (v**2 + u**2)) ** -2
+    dim = 1 - 0.6 * severity * jax.random.uniform(dim_key)
+    light = dim * falloff * (1 - severity * slope * jnp.clip(across, 0, 1))
+    return _coded(_linear(image) * light[..., None])
+
+
+def haze(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
+    """A cloudy lens: light is scattered, and a veil lies over what is left.
+
+    I' = t I_s + (1 - t) A, the model of Peli and Peli (1989) for cataracts: transmission t varies
+    over the photograph, down to 0.3; I_s is scattered by a wide kernel; A is the veil's colour.
+    """
+    field_key, veil_key, level_key = jax.random.split(key, 3)
+    density = 0.6 + 0.4 * _smooth_field(field_key, place, image.shape)
+    transmission = (1 - 0.7 * severity * density)[..., None]
+    veil = jax.random.uniform(veil_key, (3,), minval=0.8, maxval=1.2) * VEIL
+    veil *= jax.random.uniform(level_key, minval=0.7, maxval=1.1)
+    light = _linear(image)
+    wide = _filter(light, _gaussian(jnp.maximum(5.0 * severity, 0.1)))
+    scattered = light + 0.5 * severity * (wide - light)
+    return _coded(transmission * scattered + (1 - transmission) * veil)
+
+
+def defocus(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
+    """Out of focus: a uniform disc of up to 6 pixels' radius (geometrical optics)."""
+    del place, key
+    return _coded(_filter(_linear(image), _disc(6.0 * severity)))
+
+
+def motion(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
+    """The eye moves during the exposure: a line of up to 20 pixels in one direction."""
+    del place
+    angle = jax.random.uniform(key, maxval=np.pi)
+    return _coded(_filter(_linear(image), _line(20.0 * severity, angle)))
+
+
+def noise(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
+    """Photons and electronics: variance a I + b in linear light (Foi et al., 2008).
+
+    a is up to 0.004 (250 photons at white), b up to 0.01 squared. The grain lies in the
+    photograph's pixels.
+    """
+    light = _linear(image)
+    variance = severity**2 * (0.004 * light + 0.01**2)
+    return _coded(light + jnp.sqrt(variance) * _grain(key, place, image.shape))
+
+
+def spots(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
+    """Dust and reflections: up to six soft discs, dark or bright, of 2 to 12% of the radius."""
+    keys = jax.random.split(key, 5)
+    v, u = place.grid(image.shape)
+    distance = jnp.sqrt(jax.random.uniform(keys[0], (SPOTS,)))
+    angle = jax.random.uniform(keys[1], (SPOTS,), maxval=2 * np.pi)
+    radius = jax.random.uniform(keys[2], (SPOTS,), minval=0.02, maxval=0.12)
+    bright = jax.random.bernoulli(keys[3], 0.5, (SPOTS,))
+    strength = severity * jax.random.uniform(keys[4], (SPOTS,), minval=0.3, maxval=0.8)
+    light = _linear(image)
+    for i in range(SPOTS):
+        gap = jnp.hypot(v - distance[i] * jnp.sin(angle[i]), u - distance[i] * jnp.cos(angle[i]))
+        inside = (strength[i] * jax.nn.sigmoid(6 * (1 - gap / radius[i])))[..., None]
+        light += inside * (jnp.where(bright[i], 0.7, 0.02) - light)
+    return _coded(light)
+
+
+def colour_cast(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
+    """Another white: each channel's light times up to 1.6, or divided by it (von Kries, 1902)."""
+    del place
+    gains = jax.random.uniform(key, (3,), minval=-1, maxval=1)
+    return _coded(_linear(image) * 1.6 ** (severity * (gains - gains.mean())))
+
+
+def low_contrast(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
+    """Values drawn towards a grey level between 0.25 and 0.55, by up to 70%."""
+    del place
+    level = jax.random.uniform(key, minval=0.25, maxval=0.55)
+    return image + 0.7 * severity * (level - image)
+
+
+def downsampling(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
+    """A sensor of half as many pixels a side, above severity 0.5 of a quarter, shown enlarged."""
+    del key
+
+    def reduced(factor):
+        def by_factor(blocks):
+            small = jax.image.resize(
+                blocks,
+                (blocks.shape[0] // factor, blocks.shape[1] // factor, 3),
+                "linear",  # antialiased
+            )
+            return jax.image.resize(small, blocks.shape, "cubic")
+
+        return _on_grid(image, place, 8, by_factor)
+
+    return jnp.where(severity > 0.5, reduced(4), reduced(2))
+
+
+def jpeg(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
+    """JPEG's 8 x 8 blocks (ITU-T T.81) without subsampling, quality 90 down to 25."""
+    del key
+    quality = 90 - 65 * severity
+    # The scaling of the Independent JPEG Group's library.
+    scale = jnp.where(quality < 50, 50 / quality, 2 - quality / 50)
+    steps = jnp.clip(jnp.round(TABLES * scale), 1, 255)  # [3, 8, 8]
+
+    def coded(blocks):
+        height, width, _ = blocks.shape
+        values = 255 * blocks @ TO_YCC.T - np.array([128, 0, 0], np.float32)
+        cut = values.reshape(height // 8, 8, width // 8, 8, 3)
+        waves = jnp.einsum("ky,aybxc,lx->abckl", DCT, cut, DCT)
+        waves = jnp.round(waves / steps) * steps
+        cut = jnp.einsum("ky,abckl,lx->aybxc", DCT, waves, DCT)
+        values = cut.reshape(height, width, 3) + np.array([128, 0, 0], np.float32)
+        return values @ FROM_YCC.T / 255
+
+    return _on_grid(image, place, 8, coded)
+
+
+# In the order in which light meets them: eye, optics, sensor, file.
+DEGRADATIONS: dict[str, Degradation] = {
+    "haze": haze,
+    "illumination": illumination,
+    "colour_cast": colour_cast,
+    "defocus": defocus,
+    "motion": motion,
+    "spots": spots,
+    "low_contrast": low_contrast,
+    "noise": noise,
+    "downsampling": downsampling,
+    "jpeg": jpeg,
+}
+
+
+def degrade(
+    image: jax.Array,
+    fov: jax.Array,
+    place: Place,
+    severities: dict[str, jax.Array | float],
+    key: jax.Array,
+) -> jax.Array:
+    """Applies degradations in the order in which light meets them.
+
+    Args:
+      image: float32 [H, W, 3], sRGB in [0, 1].
+      fov: bool [H, W], inside the field of view; outside nothing changes.
+      place: Of the tile.
+      severities: By name of `DEGRADATIONS`, [] in [0, 1]; the others are left out.
+      key: Of the photograph: the same for all its tiles.
+
+    Returns:
+      float32 [H, W, 3] in [0, 1]; where all severities are 0, `image` to the last bit.
+
+    Raises:
+      ValueError: An unknown name.
+    """
+    if unknown := set(severities) - set(DEGRADATIONS):
+        raise ValueError(f"no degradation {sorted(unknown)}; there are {', '.join(DEGRADATIONS)}")
+    made = image
+    for number, (name, apply) in enumerate(DEGRADATIONS.items()):
+        if name in severities:
+            severity = jnp.asarray(severities[name], jnp.float32)
+            changed = jnp.clip(apply(made, place, severity, jax.random.fold_in(key, number)), 0, 1)
+            made = jnp.where((severity > 0) & fov[..., None], changed, made)
+    return made
+
+
+def _linear(image: jax.Array) -> jax.Array:
+    return jnp.maximum(image, 0) ** GAMMA
+
+
+def _coded(light: jax.Array) -> jax.Array:
+    return jnp.clip(light, 0, 1) ** (1 / GAMMA)
+
+
+def _smooth_field(key: jax.Array, place: Place, shape: tuple[int, ...]) -> jax.Array:
+    """A field over the photograph in [-1, 1], float32 [H, W]: a few long waves."""
+    v, u = place.grid(shape)
+    wave_key, phase_key = jax.random.split(key)
+    waves = jax.random.uniform(wave_key, (4, 2), minval=-2.5, maxval=2.5)
+    phases = jax.random.uniform(phase_key, (4,), maxval=2 * np.pi)
+    return sum(jnp.sin(w[0] * v + w[1] * u + p) for w, p in zip(waves, phases, strict=True)) / 4
+
+
+def _grain(key: jax.Array, place: Place, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal noise [H, W, C], a function of the key and the pixel of the photograph."""
+    rows = (place.y + jnp.arange(shape[0])).astype(jnp.uint32)
+    columns = (place.x + jnp.arange(shape[1])).astype(jnp.uint32)
+    channels = jnp.arange(shape[2], dtype=jnp.uint32)
+    rows = jnp.broadcast_to(rows[:, None, None], shape).ravel()
+    columns = jnp.broadcast_to(columns[:, None] * shape[2] + channels, shape).ravel()
+    # Threefry hashes pairs of words: one from each half of what it is given.
+    bits = threefry_2x32(jax.random.key_data(key), jnp.concatenate([rows, columns]))
+    uniform = ((bits[: rows.size] >> 9).astype(jnp.float32) + 0.5) / 2**23
+    return (np.sqrt(2) * jax.lax.erf_inv(2 * uniform - 1)).reshape(shape)
+
+
+def _offsets() -> tuple[np.ndarray, np.ndarray]:
+    offsets = np.arange(-REACH, REACH + 1, dtype=np.float32)
+    return np.meshgrid(offsets, offsets, indexing="ij")
+
+
+def _gaussian(sigma: jax.Array) -> jax.Array:
+    y, x = _offsets()
+    kernel = jnp.exp(-(y**2 + x**2) / (2 * sigma**2))
+    return kernel / kernel.sum()
+
+
+def _disc(radius: jax.Array) -> jax.Array:
+    y, x = _offsets()
+    kernel = jnp.clip(radius + 0.5 - jnp.hypot(y, x), 0, 1)
+    return kernel / kernel.sum()
+
+
+def _line(length: jax.Array, angle: jax.Array) -> jax.Array:
+    y, x = _offsets()
+    along = jnp.abs(y * jnp.sin(angle) + x * jnp.cos(angle))
+    aside = jnp.abs(y * jnp.cos(angle) - x * jnp.sin(angle))
+    kernel = jnp.clip(length / 2 + 0.5 - along, 0, 1) * jnp.clip(1 - aside, 0, 1)
+    return kernel / kernel.sum()
+
+
+def _filter(image: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolution of [H, W, C] with [2 REACH + 1] squared; the border's pixels go on outside."""
+    padded = jnp.pad(image, ((REACH, REACH), (REACH, REACH), (0, 0)), mode="edge")
+    height, width, _ = padded.shape
+    waves = jnp.fft.rfft2(padded, axes=(0, 1)) * jnp.fft.rfft2(kernel, (height, width))[..., None]
+    whole = jnp.fft.irfft2(waves, (height, width), axes=(0, 1))
+    return whole[2 * REACH :, 2 * REACH :]
+
+
+def _on_grid(
+    image: jax.Array, place: Place, side: int, function: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    """Applies what works on blocks, with the blocks where they lie in the photograph.
+
+    Args:
+      image: [H, W, C].
+      place: Of the tile.
+      side: Of the blocks, pixels.
+      function: [h, w, C] -> the same shape; h and w divisible by `side`, the first block whole.
+    """
+    height, width, channels = image.shape
+    border = ((side, 2 * side - height % side), (side, 2 * side - width % side), (0, 0))
+    padded = jnp.pad(image, border, mode="edge")
+    # The tile begins `inside` pixels after a block's first.
+    inside = [place.y % side, place.x % side]
+    begin = [side - inside[0], side - inside[1], 0]
+    cut = (height + 2 * side - height % side, width + 2 * side - width % side, channels)
+    made = function(jax.lax.dynamic_slice(padded, begin, cut))
+    return jax.lax.dynamic_slice(made, [*inside, 0], image.shape)
