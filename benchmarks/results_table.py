@@ -1,6 +1,7 @@
 """Prints the closing tables of some runs as Markdown, from their results.json.
 
 python benchmarks/results_table.py runs/f8c32 runs/f8c16
+python benchmarks/results_table.py --presets vae/weights/*.json
 """
 
 import argparse
@@ -49,15 +50,75 @@ def label_table(results: dict) -> str:
     return "\n".join(lines)
 
 
+def presets_table(runs: list[dict]) -> str:
+    """Several models beside PCA of the same size, by label."""
+    lines = [
+        "| preset | values / latents | set | PCA SSIM / dB | model SSIM / dB | gain "
+        "| gain before rounding |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for results in runs:
+        rows = {row["name"]: row for row in results["rows"]}
+        preset = results["config"].rpartition("_")[2]
+        ratio = f"{rows['model']['ratio']:.0f}:1"
+        for row in results["labels"]:
+            exact = row["psnr_unrounded"] - row["pca_psnr_unrounded"]
+            lines.append(
+                f"| `{preset}` | {ratio} | {row['label']} "
+                f"| {row['pca_ssim']:.4f} / {row['pca_psnr']:.2f} "
+                f"| {row['ssim']:.4f} / {row['psnr']:.2f} "
+                f"| {row['ssim'] - row['pca_ssim']:+.4f} / {row['psnr'] - row['pca_psnr']:+.2f} dB "
+                f"| {exact:+.2f} dB |"
+            )
+        lines.append(
+            f"| `{preset}` | {ratio} | **all** "
+            f"| {rows['pca']['ssim']:.4f} / {rows['pca']['psnr']:.2f} "
+            f"| **{rows['model']['ssim']:.4f} / {rows['model']['psnr']:.2f}** "
+            f"| {rows['model']['ssim'] - rows['pca']['ssim']:+.4f} / "
+            f"{rows['model']['psnr'] - rows['pca']['psnr']:+.2f} dB | |"
+        )
+    return "\n".join(lines)
+
+
+def rates_table(runs: list[dict]) -> str:
+    """Posterior samples of several models, beside those of PCA and JPEG of the same bytes."""
+    lines = [
+        "| preset | kB a tile | sampled, SSIM / dB | JPEG of that size | PCA sampled, its kB |",
+        "|---|---|---|---|---|",
+    ]
+    for results in runs:
+        rows = {row["name"]: row for row in results["rows"]}
+        cells = [
+            f"{rows[name]['ssim']:.4f} / {rows[name]['psnr']:.2f}"
+            for name in ("model_sampled", "jpeg", "pca_sampled")
+        ]
+        cells[2] += f", {rows['pca_sampled']['bytes'] / 1000:.1f}"
+        lines.append(
+            f"| `{results['config'].rpartition('_')[2]}` "
+            f"| {rows['model_sampled']['bytes'] / 1000:.1f} | {' | '.join(cells)} |"
+        )
+    return "\n".join(lines)
+
+
 def _span(interval: list[float] | None, digits: int) -> str:
     return " .. ".join(f"{value:.{digits}f}" for value in interval) if interval else ""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("workdirs", nargs="+", type=pathlib.Path)
-    for workdir in parser.parse_args().workdirs:
-        results = json.loads((workdir / "results.json").read_text())
+    parser.add_argument(
+        "results", nargs="+", type=pathlib.Path, help="results.json, or a folder with one"
+    )
+    parser.add_argument(
+        "--presets", action="store_true", help="one table of all by label, one of their rates"
+    )
+    options = parser.parse_args()
+    paths = (path / "results.json" if path.is_dir() else path for path in options.results)
+    runs = [json.loads(path.read_text()) for path in paths]
+    if options.presets:
+        print(f"{presets_table(runs)}\n\n{rates_table(runs)}")
+        return
+    for results in runs:
         counts = results["counts"]
         print(
             f"### {results['config']}, {results['step']} steps\n\nSplit `{results['split']}`: "

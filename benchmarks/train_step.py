@@ -40,6 +40,7 @@ def our_step(arguments):
     config = get_config(arguments.preset)
     config.batch_size, config.data.crop = arguments.batch_size, arguments.crop
     config.data.size = max(config.data.size, arguments.crop)
+    config.data.scales = (1,)  # the others cost their cutting out alone
     config.train.compute_dtype = arguments.dtype
     photograph = fundus_photograph(0, 2 * config.data.size)
     rng = np.random.default_rng(0)
