@@ -82,11 +82,16 @@ MACHINES = (
 
 
 def load_config(name: str, dtype: str, per_device: int | None, devices: int):
-    """The config of `FILE:PRESET` with the batch of its 8 devices, or `per_device`, on each."""
+    """The config of `FILE:PRESET` with its batch over 8 devices, or `per_device`, on each.
+
+    Batches are counted in whole tiles, whatever crops the config cuts: the pixels are the same.
+    """
     module, _, preset = name.partition(":")
     config = importlib.import_module(f"configs.{module}").get_config(preset)
     config.train.compute_dtype = dtype
-    config.batch_size = devices * (per_device or config.batch_size // 8)
+    tiles = config.batch_size * config.data.crop**2 // config.data.size**2
+    config.data.crop, config.data.scales = config.data.size, (1,)
+    config.batch_size = devices * (per_device or tiles // 8)
     return config
 
 
