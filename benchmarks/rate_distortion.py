@@ -49,7 +49,8 @@ def draw(content: dict, out: pathlib.Path) -> None:
         panels[row][0].set_ylim(min(models) - 0.5 * span, max(models) + 0.15 * span)
     panels[1][0].set_xlabel("latent values of a 256 x 256 tile")
     panels[1][1].set_xlabel("bytes a tile (KL / 8; JPEG: file)")
-    panels[0][0].legend(fontsize=8)
+    for axes in panels[0]:
+        axes.legend(fontsize=8, loc="lower right")
     figure.tight_layout()
     figure.savefig(out, dpi=110)
 
