@@ -39,13 +39,9 @@ def label_table(results: dict) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in results["labels"]:
-        gain = f"{row['ssim'] - row['pca_ssim']:+.4f} / {row['psnr'] - row['pca_psnr']:+.2f}"
-        exact = row["psnr_unrounded"] - row["pca_psnr_unrounded"]
         lines.append(
-            f"| {row['label']} | {row['patients']} | {row['tiles']} "
-            f"| {row['pca_ssim']:.4f} / {row['pca_psnr']:.2f} "
-            f"| {row['ssim']:.4f} / {row['psnr']:.2f} | {gain} "
-            f"| {row['psnr_unrounded']:.2f}, {exact:+.2f} |"
+            f"| {row['label']} | {row['patients']} | {row['tiles']} {_beside_pca(row)} "
+            f"| {row['psnr_unrounded']:.2f}, {_gain_before_rounding(row)} |"
         )
     return "\n".join(lines)
 
@@ -53,8 +49,8 @@ def label_table(results: dict) -> str:
 def presets_table(runs: list[dict]) -> str:
     """Several models beside PCA of the same size, by label."""
     lines = [
-        "| preset | values / latents | set | PCA SSIM / dB | model SSIM / dB | gain "
-        "| gain before rounding |",
+        "| preset | values / latents | set | PCA SSIM / dB | model SSIM / dB | gain SSIM / dB "
+        "| before rounding, dB |",
         "|---|---|---|---|---|---|---|",
     ]
     for results in runs:
@@ -62,20 +58,16 @@ def presets_table(runs: list[dict]) -> str:
         preset = results["config"].rpartition("_")[2]
         ratio = f"{rows['model']['ratio']:.0f}:1"
         for row in results["labels"]:
-            exact = row["psnr_unrounded"] - row["pca_psnr_unrounded"]
             lines.append(
-                f"| `{preset}` | {ratio} | {row['label']} "
-                f"| {row['pca_ssim']:.4f} / {row['pca_psnr']:.2f} "
-                f"| {row['ssim']:.4f} / {row['psnr']:.2f} "
-                f"| {row['ssim'] - row['pca_ssim']:+.4f} / {row['psnr'] - row['pca_psnr']:+.2f} dB "
-                f"| {exact:+.2f} dB |"
+                f"| `{preset}` | {ratio} | {row['label']} {_beside_pca(row)} "
+                f"| {_gain_before_rounding(row)} |"
             )
         lines.append(
             f"| `{preset}` | {ratio} | **all** "
             f"| {rows['pca']['ssim']:.4f} / {rows['pca']['psnr']:.2f} "
             f"| **{rows['model']['ssim']:.4f} / {rows['model']['psnr']:.2f}** "
             f"| {rows['model']['ssim'] - rows['pca']['ssim']:+.4f} / "
-            f"{rows['model']['psnr'] - rows['pca']['psnr']:+.2f} dB | |"
+            f"{rows['model']['psnr'] - rows['pca']['psnr']:+.2f} | |"
         )
     return "\n".join(lines)
 
@@ -98,6 +90,18 @@ def rates_table(runs: list[dict]) -> str:
             f"| {rows['model_sampled']['bytes'] / 1000:.1f} | {' | '.join(cells)} |"
         )
     return "\n".join(lines)
+
+
+def _beside_pca(row: dict) -> str:
+    """Three cells of a label: PCA, the model, what it gains."""
+    return (
+        f"| {row['pca_ssim']:.4f} / {row['pca_psnr']:.2f} | {row['ssim']:.4f} / {row['psnr']:.2f} "
+        f"| {row['ssim'] - row['pca_ssim']:+.4f} / {row['psnr'] - row['pca_psnr']:+.2f}"
+    )
+
+
+def _gain_before_rounding(row: dict) -> str:
+    return f"{row['psnr_unrounded'] - row['pca_psnr_unrounded']:+.2f}"
 
 
 def _span(interval: list[float] | None, digits: int) -> str:

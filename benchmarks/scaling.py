@@ -82,10 +82,7 @@ MACHINES = (
 
 
 def load_config(name: str, dtype: str, per_device: int | None, devices: int):
-    """The config of `FILE:PRESET` with its batch over 8 devices, or `per_device`, on each.
-
-    Batches are counted in whole tiles, whatever crops the config cuts: the pixels are the same.
-    """
+    """`FILE:PRESET` with its batch over 8 devices, or `per_device`, on each, as whole tiles."""
     module, _, preset = name.partition(":")
     config = importlib.import_module(f"configs.{module}").get_config(preset)
     config.train.compute_dtype = dtype

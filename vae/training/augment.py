@@ -19,6 +19,8 @@ def shrink(images, scale: int):
     Returns:
       uint8 [..., H / scale, W / scale, C].
     """
+    if scale == 1:
+        return images
     *lead, height, width, channels = images.shape
     cut = images.reshape(*lead, height // scale, scale, width // scale, scale, channels)
     # Half-way means go up, on every backend.
@@ -61,7 +63,9 @@ def augment(
     def one(image, row):
         place, symmetry = jax.random.split(jax.random.fold_in(key, row))
         found = [shrink(window(image, place, crop * scale), scale) for scale in distinct]
-        image = jnp.stack(found)[jax.random.choice(jax.random.fold_in(place, 1), choices)]
+        image = found[0]
+        if len(found) > 1:
+            image = jnp.stack(found)[jax.random.choice(jax.random.fold_in(place, 1), choices)]
         if turn:
             transpose, flip_y, flip_x = jax.random.bernoulli(symmetry, shape=(3,))
             image = jnp.where(transpose, image.swapaxes(0, 1), image)

@@ -23,6 +23,8 @@ GAMMA = 2.2
 # Reach of the blurs in pixels; kernels are (2 * REACH + 1) squared.
 REACH = 12
 SPOTS = 6
+# Side of JPEG's blocks; of a grid that a sensor of a quarter of the pixels fits, too.
+BLOCK = 8
 # Linear light of a clouded lens before the retina's reds: a warm grey.
 VEIL = np.array([0.55, 0.36, 0.22], np.float32)
 # ITU-T T.81, tables K.1 and K.2: luminance and chrominance at quality 50.
@@ -176,7 +178,7 @@ def downsampling(image: jax.Array, place: Place, severity: jax.Array, key: jax.A
             )
             return jax.image.resize(small, blocks.shape, "cubic")
 
-        return _on_grid(image, place, 8, by_factor)
+        return _on_grid(image, place, by_factor)
 
     return jnp.where(severity > 0.5, reduced(4), reduced(2))
 
@@ -199,7 +201,7 @@ def jpeg(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) ->
         values = cut.reshape(height, width, 3) + np.array([128, 0, 0], np.float32)
         return values @ FROM_YCC.T / 255
 
-    return _on_grid(image, place, 8, coded)
+    return _on_grid(image, place, coded)
 
 
 # In the order in which light meets them: eye, optics, sensor, file.
@@ -315,16 +317,16 @@ def _filter(image: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _on_grid(
-    image: jax.Array, place: Place, side: int, function: Callable[[jax.Array], jax.Array]
+    image: jax.Array, place: Place, function: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
-    """Applies what works on blocks, with the blocks where they lie in the photograph.
+    """Applies what works on blocks of 8 pixels, where they lie in the photograph.
 
     Args:
       image: [H, W, C].
       place: Of the tile.
-      side: Of the blocks, pixels.
-      function: [h, w, C] -> the same shape; h and w divisible by `side`, the first block whole.
+      function: [h, w, C] -> the same shape; h and w divisible by 8, the first block whole.
     """
+    side = BLOCK
     height, width, channels = image.shape
     border = ((side, 2 * side - height % side), (side, 2 * side - width % side), (0, 0))
     padded = jnp.pad(image, border, mode="edge")

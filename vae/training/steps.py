@@ -86,6 +86,9 @@ def make_train_step(
 
         def part(batch_stats, images, rows):
             images = augment(images, augment_key, rows, data.crop, data.augment, data.scales)
+            # Picking scales hides from XLA that these are cut by rows, and it would cut what
+            # follows otherwise.
+            images = jax.lax.with_sharding_constraint(images, batch_sharding(mesh))
             # The target, and behind it, where tiles come in pairs, what the encoder sees of it.
             target, seen = images[..., :3], images[..., -3:]
             if config.train.mask == "squares":
