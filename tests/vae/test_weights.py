@@ -41,14 +41,21 @@ def test_above_pca_on_the_bundled_photograph(name, tiles):
 
 
 def test_a_model_is_at_hand_where_none_is_named(tmp_path, capsys):
-    assert vae.load_model().hash == vae.load_model(weights.DEFAULT).hash
+    assert vae.load_model().hash == vae.load_model(weights.DEFAULT.stem).hash
     assert main(["info", "--json"]) == 0
     about = json.loads(capsys.readouterr().out)
-    assert about["preset"] == weights.DEFAULT
+    assert about["preset"] == weights.DEFAULT.stem
     assert about["figures"]["ssim"] > about["figures"]["pca"]["ssim"]
-    # Whatever lies at that path comes first.
-    (tmp_path / weights.DEFAULT).mkdir()
-    assert main(["info", str(tmp_path / weights.DEFAULT)]) == 1
+
+
+def test_a_folder_of_the_same_name_is_never_taken_for_the_weights(tmp_path, monkeypatch, capsys):
+    (tmp_path / "f8c32").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["info", "f8c32"]) == 1
+    assert "write ./f8c32" in capsys.readouterr().err
+    assert main(["info", "./f8c32"]) == 1
+    assert "an empty folder" in capsys.readouterr().err
+    assert main(["info"]) == 0
 
 
 def test_figures_beside_the_weights_are_theirs():

@@ -13,5 +13,5 @@ MODELS = (
 def add_model(parser: argparse.ArgumentParser, which: str = "") -> None:
     """Registers `--model`, which may be left out; `which` is said before what it can be."""
     parser.add_argument(
-        "--model", default=DEFAULT, metavar="M", help=f"{which}{MODELS} ({DEFAULT})"
+        "--model", default=DEFAULT, metavar="M", help=f"{which}{MODELS} ({DEFAULT.stem})"
     )

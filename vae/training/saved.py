@@ -60,17 +60,23 @@ def read_model(path: str | os.PathLike) -> SavedModel:
 
     Args:
       path: A workdir (its newest checkpoint), a checkpoint directory `.../checkpoints/STEP`, an
-        exported `.safetensors` file, a directory with such a file, as conversion leaves it, or,
-        where nothing has that path, the name of weights that ship, as "f8c32".
+        exported `.safetensors` file, a directory with such a file, as conversion leaves it, or
+        the name of weights that ship, as "f8c32".
 
     Raises:
-      DataError: It is none of them, or it is damaged.
+      DataError: It is none of them, or it is damaged; or it is the name of weights that ship and
+        also that of a file or folder here.
     """
-    ships = weights.shipped(os.fspath(path))
-    path = epath.Path(path).absolute()
+    name, path = os.fspath(path), epath.Path(path).absolute()
+    ships = weights.shipped(name)
+    if ships is not None:
+        if path.exists():
+            raise DataError(
+                f"{name} is the name of weights that ship, and of {path}; write ./{name} for the "
+                f"latter, {ships} for the former"
+            )
+        return read_exported(ships)
     if not path.exists():
-        if ships is not None:
-            return read_exported(ships)
         raise DataError(f"{path}: no such model; expected {KINDS}")
     if path.is_file():
         if path.suffix == ".safetensors":

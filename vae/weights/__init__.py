@@ -3,9 +3,9 @@
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-# The reconstruction model wherever none is named.
-DEFAULT = "f8c32"
 NAMES = ("f8c4", "f8c8", "f8c16", "f8c32", "f8c48")
+# The reconstruction model wherever none is named: a file, so that no folder can take its place.
+DEFAULT = FOLDER / "f8c32.safetensors"
 
 
 def shipped(name: str) -> Path | None:
