@@ -15,6 +15,7 @@ from data.files import write_beside
 from data.fov import FieldOfView, find_fov
 from data.images import read_image, write_image
 from data.manifest import OVERLAYS
+from data.views import photograph_view
 
 GRID = 8  # side of JPEG's blocks: origins are jittered over all of its phases
 
@@ -56,6 +57,11 @@ class Job:
     def record_path(self) -> Path:
         """The file that says this photograph is finished."""
         return self.out / _RECORDS / f"{self.photograph}.json"
+
+    @property
+    def view_path(self) -> Path:
+        """The photograph's view, kept until all of them are packed into one file."""
+        return self.out / _RECORDS / f"{self.photograph}.png"
 
     @property
     def folder(self) -> Path:
@@ -203,14 +209,14 @@ def place_tiles(
 
 
 def cut_photograph(job: Job) -> Record:
-    """Writes a photograph's tiles and its record, or finds them finished.
+    """Writes a photograph's tiles, its view and its record, or finds them finished.
 
     Raises:
       DataError: The photograph gives no tiles; the message says why.
     """
     overlay = job.out / OVERLAYS / f"{job.photograph}.jpg"
     record = finished(job)
-    if record and (overlay.exists() or not job.overlay):
+    if record and job.view_path.exists() and (overlay.exists() or not job.overlay):
         return record
 
     image, fov, scale = load_photograph(job.path, job.cut)
@@ -220,6 +226,7 @@ def cut_photograph(job: Job) -> Record:
             f"{job.path}: no tile of {job.cut.tile} pixels is {job.cut.min_fov:.0%} inside the"
             f" field of view, a disc of {2 * fov.radius:.0f} pixels; a smaller stride may help"
         )
+    _write_view(job, image, fov)
     if record is None:
         record = _write_tiles(job, image, fov, scale, placed)
     if job.overlay:
@@ -271,6 +278,11 @@ def _write_tiles(
     job.record_path.parent.mkdir(parents=True, exist_ok=True)
     write_beside(job.record_path, json.dumps(dataclasses.asdict(record)).encode())
     return record
+
+
+def _write_view(job: Job, image: np.ndarray, fov: FieldOfView) -> None:
+    job.view_path.parent.mkdir(parents=True, exist_ok=True)
+    write_image(job.view_path, photograph_view(image, fov))
 
 
 def _source(path: Path) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from data import fov, records
 from data.record_files import damaged
+from data.views import place_of
 
 
 class Example:
@@ -39,6 +40,15 @@ class Example:
         )
         y, x = (self._features[name].int64_list.value[0] for name in ("y", "x"))
         return fov.FieldOfView(*circle), y, x
+
+    def place(self, y: int = 0, x: int = 0) -> np.ndarray:
+        """Where the field of view lies as seen from row y, column x of the tile: float32 [3]; see
+        `data.views.place_of`."""
+        view, top, left = self.geometry()
+        height, width = (
+            self._features[f"photo_{side}"].int64_list.value[0] for side in ("height", "width")
+        )
+        return place_of(view, height, width, top + y, left + x)
 
     def decode(self) -> np.ndarray:
         """The tile as it was built: uint8 [H, W, 3].

@@ -18,6 +18,7 @@ from data.cores import available_cores
 from data.dataset import Dataset, open_dataset
 from data.errors import DataError, UsageError
 from data.examples import Example, read_examples
+from data.views import VIEW
 
 __all__ = ["Dataset", "eval_batches", "first_tiles", "open_dataset", "train_batches"]
 
@@ -30,6 +31,7 @@ def train_batches(
     batch_size: int,
     rows: Sequence[int] | None = None,
     start_step: int = 0,
+    context: bool = False,
     split: str = "train",
     threads: int | None = None,
     prefetch: int | None = None,
@@ -47,19 +49,22 @@ def train_batches(
       batch_size: Rows of a global batch.
       rows: Which rows of each global batch this host wants; None for all.
       start_step: Number of batches already taken.
+      context: Whether to give each tile's photograph along.
       split: Which split.
       threads: Decoding threads; None for one a core.
       prefetch: Batches held ready; None for one a thread and two more.
 
     Returns:
-      Iterator of `image` uint8 [rows, size, size, 3] and `tile_id` str [rows].
+      Iterator of `image` uint8 [rows, size, size, 3] and `tile_id` str [rows]; with `context` of
+      `view` uint8 [rows, VIEW, VIEW, 3] and `place` float32 [rows, 3], too (see `data.views`).
 
     Raises:
       UsageError: There is no such split, or are no such rows.
-      DataError: From the iterator: a record is damaged or its tile too small.
+      DataError: There are no views; from the iterator: a record is damaged or its tile too small.
     """
     source = dataset.source(split)
     _check_size(dataset, size)
+    contexts = _Contexts(dataset) if context else None
     rows = range(batch_size) if rows is None else [int(row) for row in rows]
     if not rows or min(rows) < 0 or max(rows) >= batch_size:
         raise UsageError(f"rows {list(rows)} are no rows of a batch of {batch_size}")
@@ -70,15 +75,17 @@ def train_batches(
 
     def decode_batch(step: int) -> dict[str, np.ndarray]:
         images = np.empty((len(rows), size, size, 3), np.uint8)
-        tile_ids = []
+        tile_ids, around = [], []
         positions = [step * batch_size + row for row in rows]
         places = (divmod(position, len(source)) for position in positions)
         numbers = [int(order(epoch)[place]) for epoch, place in places]
         examples = read_examples(source, numbers)
         for image, position, example in zip(images, positions, examples, strict=True):
-            _decode_into(example, image, f"{seed}:{position}")
+            y, x = _decode_into(example, image, f"{seed}:{position}")
             tile_ids.append(example.text("tile_id"))
-        return {"image": images, "tile_id": np.array(tile_ids)}
+            if contexts:
+                around.append(contexts.of(example, y, x))
+        return {"image": images, "tile_id": np.array(tile_ids)} | _stacked(around)
 
     # A thread decodes a whole batch into its place: no copies, and little for Python to arrange.
     batches = grain.MapDataset.range(sys.maxsize).map(decode_batch)
@@ -95,6 +102,7 @@ def eval_batches(
     seed: int,
     batch_size: int,
     rows: Sequence[int] | None = None,
+    context: bool = False,
     limit: int | None = None,
     threads: int | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -109,6 +117,7 @@ def eval_batches(
       seed: Of the sample that `limit` takes.
       batch_size: Rows of a global batch.
       rows: Which rows of each global batch this host wants; None for all.
+      context: Whether to give each tile's photograph along, as `train_batches` does.
       limit: Takes a random sample of this many tiles; None takes all.
       threads: Decoding threads; None for one a core.
 
@@ -123,6 +132,7 @@ def eval_batches(
     source = dataset.source(split)
     _check_size(dataset, size)
     rows = range(batch_size) if rows is None else rows
+    contexts = _Contexts(dataset) if context else None
     numbers = np.arange(len(source))
     if limit is not None and limit < len(source):
         numbers = np.sort(_permutation(len(source), f"{seed}:{split}")[:limit])
@@ -131,6 +141,7 @@ def eval_batches(
         images = np.zeros((len(rows), size, size, 3), np.uint8)
         masks = np.zeros((len(rows), size, size), bool)
         names = {key: [""] * len(rows) for key in _NAMES}
+        around = [_NOWHERE] * len(rows) if contexts else []
         places = batch * batch_size + np.asarray(rows)
         valid = places < len(numbers)
         wanted = numbers[places[valid]].tolist()
@@ -140,9 +151,13 @@ def eval_batches(
             masks[row] = fov.fov_mask(view, images[row], origin_y + y, origin_x + x)
             for key in _NAMES:
                 names[key][row] = example.text(key)
-        return {"image": images, "fov": masks, "valid": valid} | {
-            key: np.array(values) for key, values in names.items()
-        }
+            if contexts:
+                around[row] = contexts.of(example, y, x)
+        return (
+            {"image": images, "fov": masks, "valid": valid}
+            | {key: np.array(values) for key, values in names.items()}
+            | _stacked(around)
+        )
 
     batches = grain.MapDataset.range(-(-len(numbers) // batch_size)).map(decode_batch)
     return iter(batches.to_iter_dataset(_read_options(threads, None)))
@@ -167,6 +182,31 @@ def first_tiles(
     with contextlib.closing(batches):
         for done in range(0, count, batch_size):
             yield next(batches)["image"][: count - done]
+
+
+# Of the padding of a last batch.
+_NOWHERE = (np.zeros((VIEW, VIEW, 3), np.uint8), np.array([0, 0, 1], np.float32))
+
+
+class _Contexts:
+    """What a dataset knows of the photograph around a tile."""
+
+    def __init__(self, dataset: Dataset):
+        self._views, self._rows = dataset.views()
+
+    def of(self, example: Example, y: int, x: int) -> tuple[np.ndarray, np.ndarray]:
+        """View and place, seen from row y, column x of the tile."""
+        photograph = example.text("photograph")
+        if photograph not in self._rows:
+            raise DataError(f"tile {example.text('tile_id')} is of {photograph}, which has no view")
+        return self._views[self._rows[photograph]], example.place(y, x)
+
+
+def _stacked(around: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+    if not around:
+        return {}
+    views, places = zip(*around, strict=True)
+    return {"view": np.stack(views), "place": np.stack(places)}
 
 
 _NAMES = ("tile_id", "photograph", "patient", "label")

@@ -24,6 +24,7 @@ from data.manifest import (
     write_photographs,
 )
 from data.splits import REGEX_EXAMPLE, SPLITS, Assignment, assign_splits, shorten
+from data.views import VIEWS, pack_views
 
 __all__ = ["REJECTED", "TilingSummary", "make_tiles", "tile_origins"]
 
@@ -94,8 +95,9 @@ def make_tiles(
     """Cuts every photograph of a tree into tiles inside its field of view.
 
     A photograph's label is its folder's name; its id is "<label>/<stem>" and its tiles are
-    `out/<label>/<stem>/<stem>_y<y>_x<x>.png`. `manifest.csv` and `photographs.csv` are written at
-    the end. Interrupted, the same call continues: finished photographs are not cut again.
+    `out/<label>/<stem>/<stem>_y<y>_x<x>.png`. `manifest.csv`, `photographs.csv` and
+    `views.npy`, the photographs in 64 x 64 pixels, are written at the end. Interrupted, the same
+    call continues: finished photographs are not cut again.
 
     Args:
       photographs: Folder searched for images, with its subfolders.
@@ -280,6 +282,7 @@ def _conclude(
             f"no tiles in {', '.join(s for s in SPLITS if s in lost)}: all photographs there were"
             f" rejected ({out / REJECTED}): {reasons}"
         )
+    pack_views(out / VIEWS, (job.view_path for job, _, _ in cut_ones), len(cut_ones))
     write_photographs(
         out / PHOTOGRAPHS,
         (

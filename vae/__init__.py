@@ -5,21 +5,23 @@ model = vae.load_model("runs/fundus256")
 latents = model.encode(tiles)              # uint8 [N, H, W, 3] -> float32 [N, H/8, W/8, C]
 tiles = model.decode(latents)              # -> uint8 [N, H, W, 3]
 photograph = model.reconstruct(photograph) # uint8 [H, W, 3] of any size, without seams
+clear = vae.load_enhancer().enhance(photograph, fov)
 """
 
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Model", "load_model"]
+__all__ = ["EnhancementModel", "Model", "load_enhancer", "load_model"]
 
 if TYPE_CHECKING:
+    from vae.inference.enhance import EnhancementModel, load_enhancer
     from vae.inference.model import Model, load_model
 
 
 def __getattr__(name: str) -> Any:
     # Lazily, so that commands which only cut or build tiles do not wait for JAX.
     if name in __all__:
-        from vae.inference import model
+        from vae.inference import enhance, model
 
-        return getattr(model, name)
+        return getattr(model if hasattr(model, name) else enhance, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,6 +17,7 @@ from data.errors import DataError
 from data.fundus_tiles import VERSION, on_beam
 from data.fundus_tiles.collect import TileList, collect
 from data.fundus_tiles.shards import Notes, Shard, TooManyRejectedError
+from data.views import VIEWS
 
 SHARD_BYTES = 256 << 20
 
@@ -121,6 +122,9 @@ class FundusTiles(tfds.core.ShardBasedBuilder):
         if tiles.photographs is not None:
             photographs = storage.read_bytes(tiles.photographs)
             (directory / manifest.PHOTOGRAPHS).write_bytes(photographs)
+            beside = tiles.photographs.parent
+            if VIEWS in storage.names(beside):
+                storage.download(beside / VIEWS, directory / VIEWS)
         if not beams:  # There the workers did.
             for info in self.info.splits.values():
                 for path in info.filepaths:

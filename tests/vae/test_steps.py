@@ -254,6 +254,15 @@ def test_shrinking_takes_means_and_rounds():
         np.testing.assert_array_equal(np.asarray(shrink(array, 2))[..., 0], [[1, 255]])
 
 
+def test_shrinking_is_the_same_inside_a_program():
+    """A jitted conversion to whole numbers was seen to round where it should cut off."""
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    jitted = jax.jit(lambda array: shrink(array, 2))(image)
+    np.testing.assert_array_equal(jitted, shrink(image, 2))
+    exact = image.reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))
+    assert np.abs(np.asarray(jitted) - exact).max() <= 0.5
+
+
 def test_partition_rules():
     assert partition("params/a/kernel", (3, 3, 64, 128), 8, 1) == PartitionSpec(
         None, None, None, "fsdp"

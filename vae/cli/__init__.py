@@ -10,7 +10,7 @@ from typing import NoReturn
 from data.errors import FundusError, UsageError, show
 
 # Each registers its subcommands by `add(commands)`; what they need is imported when they run.
-MODULES = ("dataset", "reconstruct", "latents", "embed", "models", "degradations")
+MODULES = ("dataset", "reconstruct", "latents", "embed", "models", "enhance", "degradations")
 
 
 class Parser(argparse.ArgumentParser):

@@ -32,7 +32,8 @@ def _add_evaluate(commands) -> None:
     add_model(parser)
     add("--data", required=True, metavar="DIR", help="what `fundus-vae build` wrote")
     add("--split", default="test", help="train, val or test (test)")
-    add("--limit", type=int, default=0, metavar="N", help="a random sample of N tiles (all)")
+    add("--limit", type=int, default=0, metavar="N",
+        help="a random sample of N tiles (all; for an enhancer 22)")  # fmt: skip
     add("--out", metavar="DIR", help="for results.json, tiles.csv and a figure")
     add("--report", metavar="DIR", help="for index.html, a page that opens offline")
     add("--beside", nargs="+", default=(), metavar="M", help="more models for the page's curves")
@@ -86,11 +87,24 @@ def _evaluate(
         raise UsageError(f"--limit {limit}: expected a number of tiles, or 0 for all")
     if beside and not report:
         raise UsageError("--beside adds models to the curves of --report DIR, which is missing")
-    from vae.evaluation.run import evaluate_model
+    from vae.training.config import ENHANCER
     from vae.training.saved import read_model
 
+    saved = read_model(model)
+    if saved.config.model.architecture == ENHANCER:
+        if report:
+            raise UsageError(
+                f"{model} is an enhancer, and --report is of reconstruction; --out DIR writes its "
+                "table and pictures"
+            )
+        from vae.evaluation.enhancement import evaluate_enhancer
+
+        evaluate_enhancer(saved, data, split=split, limit=limit, out=out)
+        return 0
+    from vae.evaluation.run import evaluate_model
+
     evaluate_model(
-        read_model(model),
+        saved,
         data,
         split=split,
         limit=limit,

@@ -95,11 +95,20 @@ def _reconstruct(
     if rows:
         reconstruct.write_table(Path(out) / reconstruct.TABLE, rows)
         _print_means(rows, Path(out) / reconstruct.TABLE, time.monotonic() - start)
+    return report_failures(failures, len(images))
+
+
+def report_failures(failures: list, total: int) -> int:
+    """Lists what could not be read; 0 where everything could.
+
+    Raises:
+      DataError: Something could not.
+    """
     if failures:
         for failure in failures:
             print(failure.reason, file=sys.stderr)
         raise DataError(
-            f"{len(failures):,} of {len(images):,} images cannot be read; they are listed above"
+            f"{len(failures):,} of {total:,} images cannot be read; they are listed above"
         )
     return 0
 

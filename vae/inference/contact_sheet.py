@@ -7,11 +7,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data.errors import DataError
 from data.fov import find_fov, fov_mask
-from vae.training.degradations import DEGRADATIONS, Place, degrade
+from vae.training.degradations import DEGRADATIONS, WHOLE, Place, degrade
 
 SEVERITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
-# What shows in the whole photograph; the others show pixel for pixel in its middle.
-WHOLE = ("haze", "illumination", "colour_cast", "spots", "low_contrast")
 PANEL = 240
 _LABEL, _TEXT = 120, 14
 
@@ -42,7 +40,7 @@ def contact_sheet(photograph: np.ndarray, seed: int = 0) -> np.ndarray:
     side = [max(1, round(length * scale)) for length in (width, height)]
     small = np.asarray(Image.fromarray(photograph).resize(side, Image.Resampling.BOX))
     small_mask = np.asarray(Image.fromarray(mask).resize(side, Image.Resampling.NEAREST))
-    whole = (small, small_mask, _place(0, 0, *(value * scale for value in centre)))
+    whole = (small, small_mask, _place(0, 0, *(value * scale for value in centre), 1 / scale))
     window = np.s_[top : top + PANEL, left : left + PANEL]
     middle = (photograph[window], mask[window], _place(top, left, *centre))
 
@@ -53,6 +51,7 @@ def contact_sheet(photograph: np.ndarray, seed: int = 0) -> np.ndarray:
         draw.text((_LABEL + columns * column + 4, 4), f"severity {severity:g}", font=font)
     for row, name in enumerate(DEGRADATIONS):
         draw.text((6, 24 + columns * row + 6), name.replace("_", " "), font=font)
+        # What shows in the whole photograph; the others show pixel for pixel in its middle.
         image, inside, place = whole if name in WHOLE else middle
 
         @jax.jit
@@ -66,7 +65,5 @@ def contact_sheet(photograph: np.ndarray, seed: int = 0) -> np.ndarray:
     return np.asarray(sheet)
 
 
-def _place(y: int, x: int, fov_y: float, fov_x: float, radius: float) -> Place:
-    return Place(
-        jnp.int32(y), jnp.int32(x), jnp.float32(fov_y), jnp.float32(fov_x), jnp.float32(radius)
-    )
+def _place(y: int, x: int, fov_y: float, fov_x: float, radius: float, step: float = 1.0) -> Place:
+    return Place(jnp.int32(y), jnp.int32(x), *map(jnp.float32, (fov_y, fov_x, radius, step)))

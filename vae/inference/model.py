@@ -9,11 +9,13 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from data.errors import DataError
 from vae import weights
 from vae.inference.photograph import reconstruct_photograph
 from vae.inference.windows import LARGEST, decode_windows, encode_windows
 from vae.metrics import to_float, to_uint8
 from vae.models import Posterior
+from vae.training.config import ENHANCER
 from vae.training.saved import SavedModel, read_model, variables_hash
 from vae.training.state import make_model
 
@@ -128,7 +130,7 @@ class Model:
             lambda tiles: self._encode(tiles).mean,
             self._decode,
             images,
-            batch=_batch_size(self.tile_size**2),
+            batch=batch_size(self.tile_size**2),
         )
 
     def _latents(self, images: np.ndarray, pick: Callable[[Posterior], Any]) -> Any:
@@ -180,9 +182,15 @@ def load_model(path: str | os.PathLike = weights.DEFAULT) -> Model:
         that come with the package: f8c4, f8c8, f8c16, f8c32, f8c48.
 
     Raises:
-      data.errors.DataError: It is none of them, or it is damaged.
+      data.errors.DataError: It is none of them, or it is damaged; or it is an enhancer.
     """
-    return Model(read_model(path))
+    saved = read_model(path)
+    if saved.config.model.architecture == ENHANCER:
+        raise DataError(
+            f"{path} is an enhancer, no autoencoder: `fundus-vae enhance` and "
+            "`vae.load_enhancer` take it"
+        )
+    return Model(saved)
 
 
 def _halves(module: nn.Module):
@@ -199,7 +207,7 @@ def _halves(module: nn.Module):
     return encode, decode
 
 
-def _batch_size(pixels: int) -> int:
+def batch_size(pixels: int) -> int:
     """The largest power of two of images of so many pixels that go together."""
     fit = min(MAX_BATCH, max(1, MAX_PIXELS // pixels))
     return 1 << (fit.bit_length() - 1)
@@ -216,7 +224,7 @@ def _in_batches(function: Callable[[np.ndarray], Any], inputs: np.ndarray, pixel
     if not len(inputs):
         outputs = jax.eval_shape(function, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype))
         return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), outputs)
-    largest, parts = _batch_size(pixels), []
+    largest, parts = batch_size(pixels), []
     for start in range(0, len(inputs), largest):
         part = inputs[start : start + largest]
         size = 1 << (len(part) - 1).bit_length()

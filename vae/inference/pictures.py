@@ -40,9 +40,15 @@ def difference_map(of: np.ndarray, levels: float) -> np.ndarray:
 
 
 def comparison(
-    image: np.ndarray, output: np.ndarray, mask: np.ndarray, *, caption: str, levels: float
+    image: np.ndarray,
+    output: np.ndarray,
+    mask: np.ndarray,
+    *,
+    caption: str,
+    levels: float,
+    titles: tuple[str, str] = ("original", "reconstruction"),
 ) -> np.ndarray:
-    """Original, reconstruction and difference side by side, with the difference's colour scale.
+    """Two images and their difference side by side, with the difference's colour scale.
 
     Below a photograph follows, enlarged, the square of it that differs most, away from the edge of
     the field of view, where the step to black is hard for any model and tells nothing.
@@ -53,6 +59,7 @@ def comparison(
       mask: bool [H, W], the field of view.
       caption: A line above.
       levels: Grey levels at the top of the colour scale.
+      titles: Above the two images.
 
     Returns:
       uint8 [height, width, 3].
@@ -60,7 +67,7 @@ def comparison(
     of = difference(image, output)
     panels = [image, output, difference_map(of, levels)]
     rows = [[_fitted(panel) for panel in panels]]
-    titles = ["original", "reconstruction", f"difference x {255 / levels:g}"]
+    titles = [*titles, f"difference x {255 / levels:g}"]
     notes = []
     if max(image.shape[:2]) > _PANEL:
         side = min(_PANEL // _DETAIL, *image.shape[:2])

@@ -8,8 +8,9 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,10 +22,14 @@ from data.inputs import Failure, Inputs, Item
 from vae.inference import pictures
 from vae.inference.batches import item_batches
 from vae.inference.compare import compare
+from vae.inference.enhance import EnhancementModel
 from vae.inference.model import Model
 
 TABLE = "reconstructions.csv"
 RECONSTRUCTIONS, COMPARISONS, DIFFERENCES = "reconstructions", "comparisons", "differences"
+
+Row = Mapping[str, str | int | float]
+Result = TypeVar("Result")
 
 _WRITING_BYTES = 192 << 20  # Images waiting to be drawn and written.
 _COMMAND = 500  # Characters of the command that are kept.
@@ -103,6 +108,28 @@ def write_reconstructions(
       A row of the table for each image once its files are there, or the failure in its place.
     """
     out = Path(out)
+
+    def write(result: Reconstruction) -> dict[str, str | int | float]:
+        return _write(result, out, origin, suffix, with_pictures, levels)
+
+    yield from write_in_order(results, write, lambda result: 3 * result.image.nbytes)
+
+
+def write_in_order(
+    results: Iterator[Result | Failure],
+    write: Callable[[Result], Row],
+    nbytes: Callable[[Result], int],
+) -> Iterator[Row | Failure]:
+    """Draws and writes results on threads while the next are computed.
+
+    Args:
+      results: Of images; a failure goes through as it is.
+      write: Writes the files of a result, and returns its row of the table.
+      nbytes: What a result holds while it waits.
+
+    Yields:
+      A row for each result once its files are there, or the failure in its place.
+    """
     waiting: collections.deque = collections.deque()
     size = 0
     with concurrent.futures.ThreadPoolExecutor(min(available_cores(), 8)) as pool:
@@ -112,14 +139,10 @@ def write_reconstructions(
                     future, freed = waiting.popleft()
                     size -= freed
                     yield future.result()
-                nbytes = 0 if isinstance(result, Failure) else 3 * result.image.nbytes
-                waiting.append(
-                    (
-                        pool.submit(_write, result, out, origin, suffix, with_pictures, levels),
-                        nbytes,
-                    )
-                )
-                size += nbytes
+                failed = isinstance(result, Failure)
+                held = 0 if failed else nbytes(result)
+                waiting.append((pool.submit(_itself if failed else write, result), held))
+                size += held
                 while waiting and waiting[0][0].done():
                     future, freed = waiting.popleft()
                     size -= freed
@@ -131,6 +154,10 @@ def write_reconstructions(
                 future.cancel()
 
 
+def _itself(failure: Failure) -> Failure:
+    return failure
+
+
 def write_table(path: str | os.PathLike, rows: Sequence[Mapping[str, str | int | float]]) -> None:
     """Writes the rows as CSV, beside and then renamed."""
     with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
@@ -139,7 +166,7 @@ def write_table(path: str | os.PathLike, rows: Sequence[Mapping[str, str | int |
         writer.writerows(rows)
 
 
-def origin_of(model: Model) -> dict[str, str]:
+def origin_of(model: Model | EnhancementModel) -> dict[str, str]:
     """What every output carries: the model's hash, our version, the command."""
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     if len(command) > _COMMAND:
@@ -147,7 +174,11 @@ def origin_of(model: Model) -> dict[str, str]:
     return {"model": model.hash, "version": vae.__version__, "command": command}
 
 
-def refuse_overlap(out: str | os.PathLike, paths: Sequence[str | os.PathLike]) -> None:
+def refuse_overlap(
+    out: str | os.PathLike,
+    paths: Sequence[str | os.PathLike],
+    folders: Sequence[str] = (RECONSTRUCTIONS, COMPARISONS, DIFFERENCES),
+) -> None:
     """Refuses to write where the next run would read, or over what this one reads.
 
     Raises:
@@ -156,7 +187,7 @@ def refuse_overlap(out: str | os.PathLike, paths: Sequence[str | os.PathLike]) -
     real = Path(os.path.realpath(out))
     if real.exists() and not real.is_dir():
         raise UsageError(f"{out} is a file; expected a folder to write to")
-    written = [real / name for name in (RECONSTRUCTIONS, COMPARISONS, DIFFERENCES)]
+    written = [real / name for name in folders]
     for path in paths:
         source = Path(os.path.realpath(path))
         if source.is_dir() and real.is_relative_to(source):
@@ -169,20 +200,16 @@ def refuse_overlap(out: str | os.PathLike, paths: Sequence[str | os.PathLike]) -
 
 
 def _write(
-    result: Reconstruction | Failure,
+    result: Reconstruction,
     out: Path,
     origin: Mapping[str, str],
     suffix: str,
     with_pictures: bool,
     levels: float,
-) -> dict[str, str | int | float] | Failure:
-    if isinstance(result, Failure):
-        return result
+) -> dict[str, str | int | float]:
     item, image, output = result.item, result.image, result.output
-    name = PurePosixPath(f"{item.item_id}{suffix}")
-    if name.is_absolute() or ".." in name.parts:
-        raise DataError(f"{item.path}: the id {item.item_id!r} leaves the output folder")
-    _write_picture(out / RECONSTRUCTIONS / name, output, origin)
+    name = file_name(item, suffix)
+    write_picture(out / RECONSTRUCTIONS / name, output, origin)
     height, width = image.shape[:2]
     if with_pictures:
         caption = (
@@ -190,10 +217,10 @@ def _write(
             f"  model {origin['model']}"
         )
         page = pictures.comparison(image, output, item.mask(), caption=caption, levels=levels)
-        _write_picture(out / COMPARISONS / name, page, origin)
+        write_picture(out / COMPARISONS / name, page, origin)
         scale = f"mean absolute difference of R, G, B: black 0, pale yellow {levels:g} grey levels"
         map_ = pictures.difference_map(pictures.difference(image, output), levels)
-        _write_picture(out / DIFFERENCES / name, map_, {**origin, "scale": scale})
+        write_picture(out / DIFFERENCES / name, map_, {**origin, "scale": scale})
     return {
         "id": item.item_id,
         "path": item.path,
@@ -215,5 +242,18 @@ def figures(ssim: float, psnr: float) -> str:
     return "no pixels to measure" if math.isnan(psnr) else f"SSIM {ssim:.4f}  PSNR {psnr:.2f} dB"
 
 
-def _write_picture(path: Path, image: np.ndarray, fields: Mapping[str, str]) -> None:
+def file_name(item: Item, suffix: str) -> PurePosixPath:
+    """Where an image's files lie below each of the output's folders.
+
+    Raises:
+      DataError: Its id leads out of them.
+    """
+    name = PurePosixPath(f"{item.item_id}{suffix}")
+    if name.is_absolute() or ".." in name.parts:
+        raise DataError(f"{item.path}: the id {item.item_id!r} leaves the output folder")
+    return name
+
+
+def write_picture(path: Path, image: np.ndarray, fields: Mapping[str, str]) -> None:
+    """Writes a picture with what made it, beside and then renamed."""
     write_beside(path, pictures.encode_with_text(image, path.suffix, fields))

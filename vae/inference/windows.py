@@ -141,6 +141,43 @@ def decode_windows(
     return _apply(decode, latents, unit_in=1, unit_out=factor, halo=halo, shape=shape, batch=batch)
 
 
+def filter_windows(
+    function: Half,
+    image: np.ndarray,
+    *,
+    factor: int,
+    halo: int,
+    window: int | None = None,
+    batch: int = 1,
+) -> np.ndarray:
+    """Applies what maps images to images as if it were applied to the whole.
+
+    Args:
+      function: [batch, h, w, C] -> [batch, h, w, D], for any h and w divisible by `factor`; its
+        output at a pixel depends on that pixel's own patch of `factor` x `factor` and on at most
+        `halo` pixels around it.
+      image: [H, W, C]; sides not divisible by `factor` are edge-padded.
+      factor: Windows begin at multiples of it.
+      halo: In pixels.
+      window: Side of a window in pixels, divisible by `factor`; None for what suits the image.
+      batch: Windows in a call.
+
+    Returns:
+      Numpy [H, W, D].
+
+    Raises:
+      ValueError: `window` is not divisible by `factor`, or has no inside.
+    """
+    height, width = image.shape[:2]
+    image = pad_to_factor(image, factor)
+    halo = -(-halo // factor)
+    shape = _window_shape(image.shape[0] // factor, image.shape[1] // factor, halo, factor, window)
+    made = _apply(
+        function, image, unit_in=factor, unit_out=factor, halo=halo, shape=shape, batch=batch
+    )
+    return made[:height, :width]
+
+
 def reconstruct_windows(
     encode: Half,
     decode: Half,

@@ -73,16 +73,23 @@ class AutoencoderKL(nn.Module):
 
         `train` changes nothing: no layer here has another way for training.
         """
+        return self._analyse(x)[0]
+
+    def _analyse(self, x: jax.Array) -> tuple[Posterior, jax.Array, tuple[jax.Array, jax.Array]]:
+        """The posterior, what the linear path alone makes of x, and what the encoder saw of it:
+        PCA's residual [B, H, W, 3] and its own last features [B, H/f, W/f, D]."""
         pca = self.pca.value
         x = x.astype(jnp.float32)
-        mean = self.linear.encode(space_to_depth(x, self.downsample)) / pca.sd
+        linear = self.linear.encode(space_to_depth(x, self.downsample))
         whitened = pca.encode(x).mean
         residual = (x - pca.decode(whitened)) / pca.scale
-        delta_mean, delta_log_var = jnp.split(self.encoder(residual, whitened), 2, axis=-1)
+        deltas, features = self.encoder(residual, whitened)
+        delta_mean, delta_log_var = jnp.split(deltas, 2, axis=-1)
         # A unit of the conv path is one standard deviation of the starting posterior: the size of
         # a correction that the noise of z does not drown.
-        mean += jnp.exp(0.5 * pca.log_var()) * delta_mean
-        return Posterior(mean, self.linear.log_var + delta_log_var)
+        mean = linear / pca.sd + jnp.exp(0.5 * pca.log_var()) * delta_mean
+        posterior = Posterior(mean, self.linear.log_var + delta_log_var)
+        return posterior, linear, (residual, features)
 
     def decode(self, z: jax.Array) -> jax.Array:
         """Latents [B, h, w, C] -> mean image float32 [B, h*f, w*f, 3], not clipped to [-1, 1]."""
@@ -153,7 +160,11 @@ class LinearPath(nn.Module):
 
     def decode(self, latents: jax.Array) -> jax.Array:
         """[B, h, w, C] -> [B, h, w, f*f*3]."""
-        return self._convolve(latents, self.synthesis) + self.mean
+        return self.decode_change(latents) + self.mean
+
+    def decode_change(self, latents: jax.Array) -> jax.Array:
+        """What a change of the latents changes: as `decode`, without the mean."""
+        return self._convolve(latents, self.synthesis)
 
     def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         reach = self.kernel // 2
@@ -165,7 +176,8 @@ class LinearPath(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """What PCA leaves of an image, and what it keeps -> corrections [B, H/f, W/f, 2C], float32.
+    """What PCA leaves of an image, and what it keeps -> corrections [B, H/f, W/f, 2C], float32,
+    and the features that they are made from.
 
     In units of their deviations: in the image itself the details that matter here are a hundredth
     of the brightness, and a network sees little of them.
@@ -177,7 +189,7 @@ class ConvEncoder(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, residual: jax.Array, whitened: jax.Array) -> jax.Array:
+    def __call__(self, residual: jax.Array, whitened: jax.Array) -> tuple[jax.Array, jax.Array]:
         h = space_to_depth(residual, STEM)
         for level, (width, depth) in enumerate(zip(self.widths, self.depth, strict=True)):
             if level:
@@ -186,14 +198,15 @@ class ConvEncoder(nn.Module):
             if level == len(self.widths) - 1:
                 h += nn.Dense(width, dtype=self.dtype, use_bias=False, name="whitened")(whitened)
             h = Stage(depth, self.dtype, name=f"stage{level}")(h)
-        return _zero_head(h, 2 * self.latent_channels, self.dtype)
+        return _zero_head(h, 2 * self.latent_channels, self.dtype), h
 
 
 class ConvDecoder(nn.Module):
     """Latents -> correction of the image, float32 [B, H, W, 3], in units of PCA's residual.
 
     The finest level sees the latents themselves as well: what is left to correct lies mostly next
-    to what is already there.
+    to what is already there. Where the image that was encoded is at hand at decoding, its residual
+    and the encoder's features can go in too (`seen`).
     """
 
     widths: list[int]
@@ -201,7 +214,14 @@ class ConvDecoder(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, z: jax.Array) -> jax.Array:
+    def __call__(self, z: jax.Array, seen: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
+        def skip_in(h, x, name):
+            # Zero at the start: an autoencoder that becomes an enhancer goes on as it was.
+            zeros = nn.initializers.zeros
+            return h + nn.Dense(
+                h.shape[-1], dtype=self.dtype, use_bias=False, kernel_init=zeros, name=name
+            )(x)
+
         coarsest = len(self.widths) - 1
         h = z
         for level in reversed(range(coarsest + 1)):
@@ -214,6 +234,10 @@ class ConvDecoder(nn.Module):
                 block = 2**coarsest
                 skip = nn.Dense(block**2 * width, dtype=self.dtype, use_bias=False, name="skip")(z)
                 h += depth_to_space(skip, block)
+            if seen is not None and level == coarsest:
+                h = skip_in(h, seen[1], "seen_features")
+            if seen is not None and level == 0:
+                h = skip_in(h, space_to_depth(seen[0], STEM), "seen_residual")
             h = Stage(self.depth[level], self.dtype, name=f"stage{level}")(h)
         return depth_to_space(_zero_head(h, STEM**2 * 3, self.dtype), STEM)
 

@@ -6,13 +6,15 @@ from ml_collections import ConfigDict
 
 AUTOENCODER_KL = "autoencoder_kl"
 FUNDUS_VAE = "fundus_vae"
+ENHANCER = "enhancer"
 
 
 def default_config(architecture: str = AUTOENCODER_KL) -> ConfigDict:
     """The defaults; a config file changes what it is about and leaves the rest.
 
     Args:
-      architecture: Whose `config.model`: "autoencoder_kl" or "fundus_vae".
+      architecture: Whose `config.model`: "autoencoder_kl", "fundus_vae" or "enhancer", which has
+        `config.degrade` besides.
     """
     config = ConfigDict()
     config.name = "fundus256"
@@ -21,6 +23,8 @@ def default_config(architecture: str = AUTOENCODER_KL) -> ConfigDict:
     config.init_from = ""
 
     config.model = _MODELS[architecture]()
+    if architecture == ENHANCER:
+        config.degrade = _degrade()
 
     config.data = ConfigDict()
     config.data.dir = ""  # what `fundus-vae build --data_dir` wrote; may be gs://bucket/folder
@@ -129,5 +133,32 @@ def _fundus_vae() -> ConfigDict:
     return model
 
 
-_MODELS = {AUTOENCODER_KL: _autoencoder_kl, FUNDUS_VAE: _fundus_vae}
+def _enhancer() -> ConfigDict:
+    model = _autoencoder_kl()
+    model.architecture = ENHANCER
+    model.tone_width = 48
+    return model
+
+
+def _degrade() -> ConfigDict:
+    """What training does to clean tiles; formulas and units are `vae.training.degradations`'."""
+    degrade = ConfigDict()
+    degrade.clean = 0.15  # share of tiles that stay clean
+    degrade.probability = 0.3  # of each degradation in the others
+    # Severities are drawn from 0 to this, at most 1; 0 leaves a degradation out.
+    degrade.haze = 1.0
+    degrade.illumination = 1.0
+    degrade.colour_cast = 1.0
+    degrade.defocus = 1.0
+    degrade.motion = 1.0
+    degrade.spots = 1.0
+    degrade.low_contrast = 1.0
+    degrade.noise = 1.0
+    degrade.downsampling = 1.0
+    degrade.jpeg = 1.0
+    return degrade
+
+
+_MODELS = {AUTOENCODER_KL: _autoencoder_kl, FUNDUS_VAE: _fundus_vae, ENHANCER: _enhancer}
+LINEAR_START = (AUTOENCODER_KL, ENHANCER)
 ARCHITECTURES = tuple(_MODELS)

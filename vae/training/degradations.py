@@ -58,6 +58,8 @@ class Place:
       fov_y: float32 [], row of the centre of the field of view, pixels.
       fov_x: float32 [], column of it.
       fov_radius: float32 [], pixels, positive.
+      step: float32 [], pixels of the photograph that one pixel here stands for: 1, or more where
+        it was reduced.
     """
 
     y: jax.Array
@@ -65,6 +67,7 @@ class Place:
     fov_y: jax.Array
     fov_x: jax.Array
     fov_radius: jax.Array
+    step: jax.Array | float = 1.0
 
     def grid(self, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
         """(v, u), float32 [H, W] each: 0 at the centre of the field of view, 1 at its rim."""
@@ -105,7 +108,7 @@ def haze(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) ->
     veil = jax.random.uniform(veil_key, (3,), minval=0.8, maxval=1.2) * VEIL
     veil *= jax.random.uniform(level_key, minval=0.7, maxval=1.1)
     light = _linear(image)
-    wide = _filter(light, _gaussian(jnp.maximum(5.0 * severity, 0.1)))
+    wide = _filter(light, _gaussian(jnp.maximum(5.0 * severity / place.step, 0.1)))
     scattered = light + 0.5 * severity * (wide - light)
     return _coded(transmission * scattered + (1 - transmission) * veil)
 
@@ -217,6 +220,8 @@ DEGRADATIONS: dict[str, Degradation] = {
     "downsampling": downsampling,
     "jpeg": jpeg,
 }
+# What shows in a photograph reduced to a thumbnail.
+WHOLE = ("haze", "illumination", "colour_cast", "spots", "low_contrast")
 
 
 def degrade(

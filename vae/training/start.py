@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 
 from data.errors import DataError, UsageError
 from data.pipeline import Dataset, first_tiles, open_dataset
+from vae.models import with_autoencoder
+from vae.training.config import AUTOENCODER_KL, ENHANCER
 from vae.training.saved import SavedModel, read_model
 from vae.training.state import (
     TrainState,
@@ -79,8 +81,7 @@ def start_state(config: ConfigDict, dataset: Dataset, sharding: TrainState) -> T
     where = sharding.variables
     if config.init_from:
         saved = read_model(config.init_from)
-        check_same_model(saved, config, f"init_from={config.init_from}")
-        variables = jax.device_put(saved.variables, where)
+        variables = jax.device_put(_start_from(config, saved), where)
         del saved  # not twice in memory
     else:
         fit = None
@@ -97,6 +98,21 @@ def start_state(config: ConfigDict, dataset: Dataset, sharding: TrainState) -> T
         variables = jax.jit(fresh, out_shardings=where)(fit)
     start = functools.partial(initial_state, config)
     return jax.jit(start, out_shardings=sharding, donate_argnums=0)(variables)
+
+
+def _start_from(config: ConfigDict, saved: SavedModel) -> dict[str, Any]:
+    """The saved variables; of an autoencoder with fresh ones around them where it is to enhance."""
+    name = f"init_from={config.init_from}"
+    if (config.model.architecture, saved.config.model.architecture) != (ENHANCER, AUTOENCODER_KL):
+        check_same_model(saved, config, name)
+        return saved.variables
+    shared = {key: value for key, value in plain(config.model).items() if key != "tone_width"}
+    if plain(saved.config.model) != shared | {"architecture": AUTOENCODER_KL}:
+        raise DataError(
+            f"{name} holds the autoencoder {plain(saved.config.model)}, which an enhancer of "
+            f"{shared} cannot start from; give one of its sizes, or set --config.model to the saved"
+        )
+    return with_autoencoder(jax.jit(lambda: initial_variables(config))(), saved.variables)
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:

@@ -11,17 +11,20 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from data.views import VIEW
 from vae.models import (
     PCA,
     AutoencoderKL,
+    Enhancer,
     FundusVAE,
     Lapped,
     fit_lapped,
     fit_pca,
     with_start,
 )
+from vae.models.enhancer import with_wide_likelihood
 from vae.training.augment import shrink
-from vae.training.config import AUTOENCODER_KL
+from vae.training.config import AUTOENCODER_KL, ENHANCER, FUNDUS_VAE, LINEAR_START
 from vae.training.optimizer import make_optimizer
 
 
@@ -72,11 +75,11 @@ def make_model(config: ConfigDict) -> nn.Module:
         key: tuple(value) if isinstance(value, tuple | list) else value
         for key, value in config.model.items()
     }
-    architecture = settings.pop("architecture")
-    module = AutoencoderKL if architecture == AUTOENCODER_KL else FundusVAE
+    module = _MODULES[settings.pop("architecture")]
     return module(**settings, dtype=jnp.dtype(config.train.compute_dtype))
 
 
+_MODULES = {AUTOENCODER_KL: AutoencoderKL, ENHANCER: Enhancer, FUNDUS_VAE: FundusVAE}
 MIN_BETA = 0.01
 
 # What the linear path starts from: the units of the model, and the codec.
@@ -90,9 +93,13 @@ def initial_variables(config: ConfigDict, fit: LinearFit | None = None) -> dict:
       config: The run's.
       fit: To the training data, where `starts_linear`: then step 0 is the linear codec.
     """
-    images = jnp.zeros((1, config.data.crop, config.data.crop, 3))
-    variables = make_model(config).init(jax.random.key(config.seed), images)
-    return with_start(variables, *fit) if fit is not None else variables
+    inputs = [jnp.zeros((1, config.data.crop, config.data.crop, 3))]
+    enhancing = config.model.architecture == ENHANCER
+    if enhancing:
+        inputs += [jnp.zeros((1, VIEW, VIEW, 3)), jnp.ones((1, 3))]
+    variables = make_model(config).init(jax.random.key(config.seed), *inputs)
+    variables = with_start(variables, *fit) if fit is not None else variables
+    return with_wide_likelihood(variables) if enhancing else variables
 
 
 def initial_state(config: ConfigDict, variables: dict) -> TrainState:
@@ -135,7 +142,7 @@ def _at_scales(
 
 def starts_linear(config: ConfigDict) -> bool:
     """Whether a model that is not told otherwise starts as the best linear codec."""
-    return config.model.architecture == AUTOENCODER_KL
+    return config.model.architecture in LINEAR_START
 
 
 def abstract_state(config: ConfigDict) -> TrainState:

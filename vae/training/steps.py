@@ -11,8 +11,10 @@ from ml_collections import ConfigDict
 
 from vae.metrics import to_float
 from vae.training.augment import augment, mask_squares
+from vae.training.config import ENHANCER
 from vae.training.losses import objective_terms
 from vae.training.optimizer import learning_rate_schedule, make_optimizer
+from vae.training.pairs import make_pairs
 from vae.training.sharding import batch_sharding, replicated
 from vae.training.state import TrainState, join_variables, make_model
 
@@ -33,7 +35,7 @@ def step_key(seed: int, duty: str, step: jax.Array) -> jax.Array:
 def make_train_step(
     config: ConfigDict, mesh: Mesh, state_sharding: TrainState
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """Compiles nothing yet; returns `step(state, images) -> (state, metrics)`.
+    """Compiles nothing yet; returns `step(state, batch) -> (state, metrics)`.
 
     Args:
       config: The run's.
@@ -41,9 +43,11 @@ def make_train_step(
       state_sharding: The sharding of every leaf of the state.
 
     Returns:
-      A jitted function. `state` is donated; `images` is uint8 [batch_size, S, S, 3] sharded over
+      A jitted function. `state` is donated; `batch` is uint8 [batch_size, S, S, 3] sharded over
       the whole mesh, or [batch_size, S, S, 6] where the masked tiles that the encoder sees come
-      along; metrics are replicated scalars, and vectors [C] by latent channel.
+      along; for an Enhancer a dict with such an `image`, `view` uint8 [batch_size, V, V, 3] and
+      `place` float32 [batch_size, 3]. Metrics are replicated scalars, and vectors [C] by latent
+      channel.
     """
     model = make_model(config)
     optimizer = make_optimizer(config)
@@ -51,14 +55,24 @@ def make_train_step(
     beta, ssim_weight = config.loss.beta, config.loss.ssim_weight
     data = config.data
 
-    def loss_fn(params, fixed, batch_stats, seen, x, rows, key):
-        variables = join_variables(params, fixed, batch_stats)
+    def reconstruct(variables, seen, draw):
         # Statistics over a batch that is sharded are those of the whole batch: XLA adds them up.
         posterior, updated = model.apply(
             variables, seen, train=True, method="encode", mutable=["batch_stats"]
         )
-        z = posterior.sample_rows(key, rows)
-        image = model.apply(variables, z, method="decode")
+        image = model.apply(variables, draw(posterior), method="decode")
+        return image, posterior, updated.get("batch_stats", {})
+
+    def enhance(variables, seen, draw):
+        return *model.apply(variables, *seen, draw, method="restore"), {}
+
+    forward = enhance if config.model.architecture == ENHANCER else reconstruct
+
+    def loss_fn(params, fixed, batch_stats, seen, x, rows, key):
+        variables = join_variables(params, fixed, batch_stats)
+        image, posterior, batch_stats = forward(
+            variables, seen, lambda posterior: posterior.sample_rows(key, rows)
+        )
         log_scale = model.apply(variables, method="log_scale")
         terms = objective_terms(x, image, log_scale, posterior, config.loss.likelihood)
         mean, channels = posterior.mean, posterior.mean.shape[-1]
@@ -74,34 +88,43 @@ def make_train_step(
             "latent_square": jnp.square(mean).reshape(-1, channels).mean(axis=0),
         }
         loss = terms.loss(beta, ssim_weight, config.loss.per).mean()
-        return loss, (metrics, updated.get("batch_stats", {}))
+        return loss, (metrics, batch_stats)
 
-    def gradients(state, images):
+    def examples(step, batch, rows):
+        """(what the model sees, what it should give) of tiles as they were read."""
+        augment_key = step_key(config.seed, "augment", step)
+        if config.model.architecture == ENHANCER:
+            pairs = make_pairs(
+                batch["image"], batch["view"], batch["place"], augment_key, rows, config
+            )
+            return (pairs.seen, pairs.view, pairs.place), pairs.clean
+        images = augment(batch, augment_key, rows, data.crop, data.augment, data.scales)
+        # The target, and behind it, where tiles come in pairs, what the encoder sees of it.
+        target, seen = images[..., :3], images[..., -3:]
+        if config.train.mask == "squares":
+            seen = mask_squares(seen, step_key(config.seed, "mask", step), rows)
+        return to_float(seen), to_float(target)
+
+    def gradients(state, batch):
         """Loss, metrics, batch statistics and gradient, in `accumulate` parts one by one."""
-        size, parts = images.shape[0], config.train.accumulate
+        size, parts = config.batch_size, config.train.accumulate
         sample_key = step_key(config.seed, "posterior", state.step)
-        augment_key = step_key(config.seed, "augment", state.step)
-        mask_key = step_key(config.seed, "mask", state.step)
         grad = jax.value_and_grad(loss_fn, has_aux=True)
 
-        def part(batch_stats, images, rows):
-            images = augment(images, augment_key, rows, data.crop, data.augment, data.scales)
+        def part(batch_stats, batch, rows):
             # Picking scales hides from XLA that these are cut by rows, and it would cut what
             # follows otherwise.
-            images = jax.lax.with_sharding_constraint(images, batch_sharding(mesh))
-            # The target, and behind it, where tiles come in pairs, what the encoder sees of it.
-            target, seen = images[..., :3], images[..., -3:]
-            if config.train.mask == "squares":
-                seen = mask_squares(seen, mask_key, rows)
-            arguments = (to_float(seen), to_float(target), rows, sample_key)
+            seen, target = jax.lax.with_sharding_constraint(
+                examples(state.step, batch, rows), batch_sharding(mesh)
+            )
             (loss, (metrics, stats)), grads = grad(
-                state.params, state.fixed, batch_stats, *arguments
+                state.params, state.fixed, batch_stats, seen, target, rows, sample_key
             )
             return stats, (loss, metrics, grads)
 
         rows = jnp.arange(size)
         if parts == 1:
-            return part(state.batch_stats, images, rows)
+            return part(state.batch_stats, batch, rows)
         # Every part takes each `parts`-th row, so that each device keeps its own rows.
         cut = lambda a: a.reshape(size // parts, parts, *a.shape[1:]).swapaxes(0, 1)  # noqa: E731
 
@@ -110,16 +133,15 @@ def make_train_step(
             stats, new = part(stats, *piece)
             return (stats, jax.tree.map(jnp.add, total, new)), None
 
-        shapes = jax.eval_shape(
-            part, state.batch_stats, images[: size // parts], rows[: size // parts]
-        )[1]
+        pieces = jax.tree.map(cut, (batch, rows))
+        first = jax.tree.map(lambda a: a[0], pieces)
+        shapes = jax.eval_shape(part, state.batch_stats, *first)[1]
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-        pieces = (cut(images), cut(rows))
         (stats, total), _ = jax.lax.scan(add, (state.batch_stats, zeros), pieces)
         return stats, jax.tree.map(lambda a: a / parts, total)
 
-    def step(state: TrainState, images: jax.Array):
-        batch_stats, (loss, metrics, grads) = gradients(state, images)
+    def step(state: TrainState, batch: jax.Array | dict[str, jax.Array]):
+        batch_stats, (loss, metrics, grads) = gradients(state, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         t = state.step.astype(jnp.float32)

@@ -17,8 +17,9 @@ from ml_collections import ConfigDict
 
 import vae
 from data.errors import DataError, FundusError
-from data.pipeline import open_dataset, paired, train_batches
+from data.pipeline import Dataset, open_dataset, paired, train_batches
 from vae.training.checkpoint import Checkpoints
+from vae.training.config import ENHANCER
 from vae.training.log import Clock, RunLog, console_line
 from vae.training.profile import Profile
 from vae.training.saved import CHECKPOINTS, read_model, write_config
@@ -111,6 +112,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
 
     # ---- The loop: evaluate, save, next batch, step ---------------------------------------------
     step_fn = make_train_step(config, mesh, sharding)
+    enhancing = config.model.architecture == ENHANCER
+    inputs = ("image", "view", "place") if enhancing else ("image",)
     read = functools.partial(
         train_batches,
         size=config.data.size,
@@ -119,6 +122,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
         rows=local_rows(mesh, config.batch_size),
         start_step=start,
         threads=config.data.threads or None,
+        context=enhancing,
     )
     batches = read(dataset) if masked is None else paired(read(dataset), read(masked))
     log = RunLog(workdir, start, config.train.tensorboard)
@@ -159,7 +163,11 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
             leave = done or out_of_time or signalled
             if config.eval.every and step % config.eval.every == 0 and not leave:
                 read_pending(keep=0)
-                _scheduled_evaluation(config, state, dataset, mesh, step, log)
+                if enhancing:
+                    save(step)
+                    _scheduled_enhancement(config, read_model(workdir), dataset, step, log)
+                else:
+                    _scheduled_evaluation(config, state, dataset, mesh, step, log)
                 clock.restart()
             if leave or step % config.train.checkpoint_every == 0:
                 save(step)
@@ -169,8 +177,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
             waiting = time.perf_counter()
             batch = next(batches)
             clock.waited(time.perf_counter() - waiting)
-            images = put_batch(mesh, {"image": batch["image"]})["image"]
-            state, metrics = step_fn(state, images)
+            placed = put_batch(mesh, {name: batch[name] for name in inputs})
+            state, metrics = step_fn(state, placed if enhancing else placed["image"])
             pending.append((step, metrics, zlib.crc32("\n".join(batch["tile_id"]).encode())))
             read_pending(keep=IN_FLIGHT)
             step += 1
@@ -191,6 +199,9 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
              f"{config.train.steps}; the same command continues")  # fmt: skip
 
     # ---- The table ------------------------------------------------------------------------------
+    if enhancing:
+        _enhancement_table(config, dataset, workdir)
+        return
     from vae.evaluation.run import evaluate_and_write
 
     evaluate_and_write(config, state.variables, dataset, mesh, workdir, step=step)
@@ -206,11 +217,35 @@ def evaluate_workdir(config: ConfigDict, workdir: epath.PathLike) -> None:
     workdir = epath.Path(workdir).absolute()
     saved = read_model(workdir)
     check_same_model(saved, config, str(workdir))
+    if config.model.architecture == ENHANCER:
+        _enhancement_table(config, open_data(config, workdir), workdir)
+        return
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     shardings = tree_sharding(saved.variables, mesh, config.mesh.fsdp_min_size)
     variables = jax.device_put(saved.variables, shardings)
     dataset = open_data(config, workdir)
     evaluate_and_write(config, variables, dataset, mesh, workdir, step=saved.step)
+
+
+def _enhancement_table(config: ConfigDict, dataset: Dataset, workdir: epath.Path) -> None:
+    """The closing table of an enhancer: on one process, of the newest checkpoint."""
+    from vae.evaluation.enhancement import evaluate_enhancer
+
+    saved = read_model(workdir)  # by all processes: its arrays may lie on several
+    if jax.process_index() == 0:
+        evaluate_enhancer(saved, dataset, split=config.eval.split, out=workdir)
+
+
+def _scheduled_enhancement(config, saved, dataset, step, log) -> None:
+    from vae.evaluation.enhancement import quick_figures
+
+    figures = quick_figures(saved, dataset, config.eval.split, config.eval.limit)
+    log.write(step, {f"eval_{name}": value for name, value in figures.items()})
+    _say(
+        f"step {step}  {config.eval.split}, degraded: {figures['psnr_before']:.2f} -> "
+        f"{figures['psnr']:.2f} dB, SSIM {figures['ssim_before']:.4f} -> {figures['ssim']:.4f}, "
+        f"clean {figures['ssim_clean']:.4f}  ({figures['tiles']} tiles)"
+    )
 
 
 def _scheduled_evaluation(config, state, dataset, mesh, step, log) -> None:

@@ -4,7 +4,13 @@ from ml_collections import ConfigDict
 
 from data.errors import UsageError
 from vae.metrics import SSIM_WINDOW
-from vae.training.config import ARCHITECTURES, AUTOENCODER_KL, default_config
+from vae.training.config import (
+    ARCHITECTURES,
+    AUTOENCODER_KL,
+    ENHANCER,
+    LINEAR_START,
+    default_config,
+)
 
 LIKELIHOODS = ("gaussian", "laplace")
 LOSS_UNITS = ("value", "tile")
@@ -160,12 +166,14 @@ def _check_values(config: ConfigDict, problems: _Problems) -> None:
         elif isinstance(value, tuple):
             problems.whole_numbers(config, f"model.{key}")
     problems.whole_numbers(config, "data.scales")
+    for key, value in config.get("degrade", {}).items():
+        problems.require(0 <= value <= 1, f"degrade.{key}={value} must lie in [0, 1]")
 
 
 def _check_combinations(config: ConfigDict, device_count: int, problems: _Problems) -> None:
     """Settings that are right by themselves and not beside each other."""
     data, train, mesh = config.data, config.train, config.mesh
-    if config.model.architecture == AUTOENCODER_KL:
+    if config.model.architecture in LINEAR_START:
         _check_autoencoder(config, problems)
     else:
         side = config.model.image_size
@@ -189,6 +197,10 @@ def _check_combinations(config: ConfigDict, device_count: int, problems: _Proble
         bool(data.masked_dir) == (train.mask == "tiles"),
         f"train.mask={train.mask!r} and data.masked_dir={data.masked_dir!r}: masked tiles need "
         "train.mask='tiles' and the dataset they are in",
+    )
+    problems.require(
+        not train.mask or config.model.architecture != ENHANCER,
+        f"train.mask={train.mask!r} is for learning to reconstruct; an enhancer has config.degrade",
     )
     reach = data.crop * max(data.scales)
     problems.require(

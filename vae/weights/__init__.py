@@ -8,6 +8,10 @@ NAMES = ("f8c4", "f8c8", "f8c16", "f8c32", "f8c48")
 DEFAULT = FOLDER / "f8c32.safetensors"
 
 
+# The enhancer, likewise.
+ENHANCE = FOLDER / "enhance.safetensors"
+
+
 def shipped(name: str) -> Path | None:
     """The file of the weights of that name; None where the package has none."""
-    return FOLDER / f"{name}.safetensors" if name in NAMES else None
+    return FOLDER / f"{name}.safetensors" if name in (*NAMES, ENHANCE.stem) else None

@@ -1,0 +1,58 @@
+"""Enhancement: a degraded photograph made clear, trained on clean tiles that are degraded on the
+device.
+
+    --config=configs/enhance256.py[:preset] --config.data.dir=DIR
+
+The dataset needs the photographs' views, which `fundus-vae make-tiles` and `build` store. Presets:
+`f8c32` (the default) has the sizes of that reconstruction model and can start from its weights
+(`--config.init_from=f8c32`); `smoke` runs everything once within seconds on data of its own. What
+is degraded, how often and how much is `config.degrade`.
+"""
+
+from ml_collections import ConfigDict
+
+from data.errors import UsageError
+from vae.training.config import ENHANCER, default_config
+
+PRESETS = ("f8c32", "smoke")
+
+
+def get_config(preset: str = "f8c32") -> ConfigDict:
+    """The configuration of a preset; all of them can be changed by `--config.x.y=...`."""
+    if preset not in PRESETS:
+        raise UsageError(f"enhance256.py:{preset} is no preset; there are {', '.join(PRESETS)}")
+    config = default_config(ENHANCER)
+    config.name = "enhance256" if preset != "smoke" else "enhance256_smoke"
+    config.data.crop = 128
+    config.data.scales = (1, 1, 2)
+    config.batch_size = 256
+    config.optimizer.name = "muon"
+    # Errors are large in some examples and small in others; squares would see the first alone.
+    config.loss.likelihood = "laplace"
+    # The decoder sees the image: at full price the latent would be left empty.
+    config.loss.beta = 0.1
+    if preset == "smoke":
+        _smoke(config)
+    return config
+
+
+def _smoke(config: ConfigDict) -> None:
+    """As small as it can be with every part taking part."""
+    config.data.source = "synthetic"
+    config.data.size = 64
+    config.data.crop = 32
+    config.data.scales = (1, 2)
+    config.batch_size = 8
+    config.model.latent_channels = 8
+    config.model.width = 16
+    config.model.deep_width = 16
+    config.model.tone_width = 8
+    config.model.encoder_depth = (1, 1)
+    config.model.decoder_depth = (1, 1)
+    config.train.steps = 8
+    config.train.log_every = 2
+    config.train.checkpoint_every = 4
+    config.optimizer.warmup_steps = 2
+    config.eval.every = 4
+    config.eval.limit = 8
+    config.eval.batch_size = 8

@@ -1,0 +1,177 @@
+"""An enhancer on photographs: no seam, any strength, its uncertainty, its command."""
+
+import csv
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import vae
+from configs import enhance256
+from data.errors import DataError
+from data.fov import UNKNOWN, FieldOfView
+from data.views import photograph_view, place_of
+from vae.cli import main
+from vae.inference import windows
+from vae.inference.enhance import EnhancementModel, load_enhancer
+from vae.training.exported import SavedModel, write_exported
+from vae.training.state import initial_variables
+
+SIDE = 328  # several windows, and no multiple of the latents' patch in the other axis
+FOV = FieldOfView(150.0, 170.0, 140.0, 30.0, 310.0)
+
+
+@pytest.fixture(scope="module")
+def config():
+    return enhance256.get_config("smoke")
+
+
+def saved_model(config, variables):
+    channels = config.model.latent_channels
+    return SavedModel(
+        path="nowhere",
+        config=config,
+        step=3,
+        variables=variables,
+        latent_mean=np.zeros(channels, np.float32),
+        latent_var=np.ones(channels, np.float32),
+        about={},
+    )
+
+
+@pytest.fixture(scope="module")
+def fresh(config):
+    return jax.tree.map(np.asarray, jax.jit(lambda: initial_variables(config))())
+
+
+@pytest.fixture(scope="module")
+def moved(fresh):
+    """Variables with heads that are not zero: at the start hardly anything matters."""
+    rng = np.random.default_rng(1)
+    shift = lambda leaf: leaf + rng.normal(0, 0.02, leaf.shape).astype(np.float32)  # noqa: E731
+    return {**fresh, "params": jax.tree.map(shift, fresh["params"])}
+
+
+@pytest.fixture(scope="module")
+def model(config, moved):
+    return EnhancementModel(saved_model(config, moved))
+
+
+@pytest.fixture(scope="module")
+def photograph():
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(40, 220, (SIDE // 8 + 1, SIDE // 8 + 1, 3), np.uint8)
+    smooth = Image.fromarray(coarse).resize((SIDE - 5, SIDE), Image.Resampling.BICUBIC)
+    return np.asarray(smooth)
+
+
+def test_windows_are_the_whole(model, photograph, monkeypatch):
+    whole = model.enhance(photograph, FOV)
+    monkeypatch.setattr(windows, "LARGEST", 128)
+    cut = model.enhance(photograph, FOV)
+    # Sums in another order: now and then a value at the edge of two levels.
+    assert np.abs(cut.astype(int) - whole).max() <= 1 and np.mean(cut != whole) < 1e-3
+    assert np.abs(whole.astype(int) - photograph)[FOV.mask(*photograph.shape[:2])].mean() > 2
+
+
+def test_strength(model, photograph):
+    inside = FOV.mask(*photograph.shape[:2])
+    none, half, full = (model.enhance(photograph, FOV, strength=s) for s in (0.0, 0.5, 1.0))
+    np.testing.assert_array_equal(none, photograph)
+    np.testing.assert_array_equal(full[~inside], photograph[~inside])
+    free = inside[..., None] & (full > 0) & (full < 255)
+    middle = (photograph.astype(float) + full) / 2
+    assert np.abs(half - middle)[free].max() <= 1  # both are rounded
+    for strength in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="expected a number from 0 to 1"):
+            model.enhance(photograph, FOV, strength=strength)
+
+
+def test_a_model_that_learned_nothing_changes_nothing(config, fresh, photograph):
+    model = EnhancementModel(saved_model(config, fresh))
+    np.testing.assert_array_equal(model.enhance(photograph, UNKNOWN), photograph)
+
+
+def test_a_tile_is_enhanced_as_in_its_photograph(model, photograph):
+    y, x, side, halo = 40, 48, 240, model._module.detail_halo
+    inside = np.where(FOV.mask(*photograph.shape[:2])[..., None], photograph, np.uint8(0))
+    tile = inside[y : y + side, x : x + side]
+    place = place_of(FOV, *photograph.shape[:2], y=y, x=x)
+    alone = model.enhance_tiles(tile[None], photograph_view(photograph, FOV)[None], place[None])[0]
+    whole = model.enhance(photograph, FOV)[y : y + side, x : x + side]
+    deep = np.s_[halo + 8 : -halo - 8, halo + 8 : -halo - 8]
+    known = FOV.mask(*photograph.shape[:2])[y : y + side, x : x + side][deep]
+    difference = np.abs(alone[deep].astype(int) - whole[deep])[known]
+    assert difference.size > 1000 and difference.max() <= 1
+
+
+def test_uncertainty_is_of_the_photograph_not_of_its_windows(model, photograph, monkeypatch):
+    whole = model.uncertainty(photograph, FOV, samples=3)
+    inside = FOV.mask(*photograph.shape[:2])
+    assert whole[inside].min() > 0 and not whole[~inside].any()
+    monkeypatch.setattr(windows, "LARGEST", 128)
+    np.testing.assert_allclose(model.uncertainty(photograph, FOV, samples=3), whole, atol=2e-2)
+    other = model.uncertainty(photograph, FOV, samples=3, seed=1)
+    assert np.abs(other - whole).max() > 0.1
+    with pytest.raises(ValueError, match="at least 2"):
+        model.uncertainty(photograph, FOV, samples=1)
+
+
+@pytest.fixture(scope="module")
+def exported(config, moved, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "enhancer.safetensors"
+    write_exported(path, saved_model(config, moved))
+    return path
+
+
+@pytest.fixture(scope="module")
+def picture(photograph, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    inside = FOV.mask(*photograph.shape[:2])
+    Image.fromarray(np.where(inside[..., None], photograph, np.uint8(0))).save(folder / "eye.png")
+    return folder / "eye.png"
+
+
+def test_command(exported, picture, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["--model", str(exported), "--out", str(out), "--uncertainty", "--strength", "0.5"]
+    assert main(["enhance", str(picture), *arguments]) == 0
+    assert "Not for diagnosis" in capsys.readouterr().out
+    before = Image.open(picture)
+    for folder in ("enhanced", "changes", "uncertainty"):
+        after = Image.open(out / folder / "eye.png")
+        assert after.size == before.size
+        assert after.text["strength"] == "0.5" and len(after.text["model"]) == 16
+    assert Image.open(out / "comparisons" / "eye.png").size[0] > before.size[0]
+    with (out / "enhanced.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    change = np.abs(np.asarray(Image.open(out / "enhanced" / "eye.png")).astype(int) - before)
+    assert float(row["largest_change"]) == pytest.approx(change.mean(axis=-1).max(), abs=0.06)
+    assert 0 < float(row["share_changed"]) <= 1 and float(row["mean_uncertainty"]) > 0
+
+
+def test_bad_input(exported, picture, tmp_path, capsys):
+    text = tmp_path / "eye.jpg"
+    text.write_text("no image")
+    out, model = ["--out", str(tmp_path / "out")], ["--model", str(exported)]
+    for arguments, words in (
+        ([str(picture), *model, *out, "--strength", "2"], "--strength 2: expected a number from"),
+        ([str(picture), *model, *out, "--strength", "nan"], "--strength nan: expected"),
+        ([str(picture), *model, *out, "--levels", "0"], "--levels 0: expected grey levels above"),
+        ([str(text), *model, *out], "eye.jpg"),
+        ([str(tmp_path / "none.png"), *model, *out], "none.png"),
+        ([str(picture), "--model", "f8c4", *out], "is an autoencoder, no enhancer"),
+        ([str(picture), "--model", str(picture), *out], "no model"),
+        ([str(picture.parent), *model, "--out", str(picture.parent / "out")], "lies in"),
+    ):
+        assert main(["enhance", *arguments]) != 0
+        assert words in capsys.readouterr().err
+    assert main(["reconstruct", str(picture), *model, *out]) != 0
+    assert "is an enhancer, no autoencoder" in capsys.readouterr().err
+
+
+def test_the_kinds_of_models_are_told_apart(exported):
+    assert load_enhancer(exported).saved.step == 3
+    with pytest.raises(DataError, match="fundus-vae enhance"):
+        vae.load_model(exported)

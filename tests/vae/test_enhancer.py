@@ -1,0 +1,143 @@
+"""The enhancer: the identity at the start, its reach, and its start from an autoencoder."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import enhance256
+from data.views import MARGIN, VIEW
+from vae.models import AutoencoderKL, with_autoencoder
+from vae.models.enhancer import GRID, _weights
+from vae.training.state import initial_variables, make_model
+from vae.training.validation import validate
+
+SIDE = 160
+PLACE = np.array([[70.0, 100.0, 120.0]], np.float32)
+
+
+@pytest.fixture(scope="module")
+def config():
+    return enhance256.get_config("smoke")
+
+
+@pytest.fixture(scope="module")
+def model(config):
+    return make_model(config)
+
+
+@pytest.fixture(scope="module")
+def fresh(config):
+    return jax.jit(lambda: initial_variables(config))()
+
+
+@pytest.fixture(scope="module")
+def variables(fresh):
+    """With heads that are not zero: at the start hardly anything matters."""
+    leaves, tree = jax.tree.flatten(fresh["params"])
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    pairs = zip(leaves, keys, strict=True)
+    moved = [leaf + 0.05 * jax.random.normal(key, leaf.shape) for leaf, key in pairs]
+    return {**fresh, "params": jax.tree.unflatten(tree, moved)}
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    rng = np.random.default_rng(0)
+    image = rng.uniform(-1, 1, (1, SIDE, SIDE, 3)).astype(np.float32)
+    return image, rng.uniform(-1, 1, (1, VIEW, VIEW, 3)).astype(np.float32), PLACE
+
+
+@pytest.mark.parametrize("preset", enhance256.PRESETS)
+def test_presets_are_valid(preset):
+    config = enhance256.get_config(preset)
+    config.data.dir = "" if config.data.source else "somewhere"
+    validate(config, 8)
+
+
+def test_starts_as_the_identity(model, fresh, inputs):
+    # The linear code less itself: what is left is its rounding.
+    np.testing.assert_allclose(model.apply(fresh, *inputs), inputs[0], atol=1e-6)
+
+
+def test_every_parameter_counts(model, variables, inputs):
+    def loss(params):
+        noise = jnp.ones((1, SIDE // 8, SIDE // 8, 8))
+        image = model.apply({**variables, "params": params}, *inputs, noise)
+        scale = model.apply({**variables, "params": params}, method="log_scale")
+        return jnp.sum(image**2) + scale
+
+    gradient = jax.jit(jax.grad(loss))(variables["params"])
+    # The image does not depend on the mean that the linear path adds back.
+    unused = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)
+        if not np.abs(leaf).max() > 0
+    ]
+    assert unused == []
+
+
+def test_reaches_no_further_than_it_says(model, variables, inputs):
+    image, view, place = inputs
+    y, x = 80, 72
+    changed = image.copy()
+    changed[0, y, x] += 1
+    apply = jax.jit(model.apply)
+    moved = np.abs(apply(variables, changed, view, place) - apply(variables, image, view, place))
+    rows, columns = np.nonzero(moved[0].max(axis=-1) > 1e-5)
+    # Of its own patch of 8 x 8, and `detail_halo` around it.
+    assert y - 8 - model.detail_halo < rows.min() and rows.max() < y + 8 + model.detail_halo
+    assert x - 8 - model.detail_halo < columns.min() and columns.max() < x + 8 + model.detail_halo
+    # And far beyond the patch: the bound is no formality.
+    assert np.ptp(rows) > model.detail_halo
+
+
+def test_tone_of_a_tile_is_that_of_its_photograph(model, variables, inputs):
+    image, view, place = inputs
+    whole = model.apply(variables, *inputs, method="tone")
+    assert np.abs(whole - image).max() > 0.01
+    tile = image[:, 40:72, 16:80]
+    alone = model.apply(variables, tile, view, place - np.float32([40, 16, 0]), method="tone")
+    np.testing.assert_allclose(alone, whole[:, 40:72, 16:80], atol=1e-5)
+
+
+def test_cells_of_the_grid_lie_where_the_view_has_their_pixels():
+    pixels = 2 * MARGIN * 100  # of a view of a field of view of radius 100, centred at 0
+    centre = jnp.array([pixels / 2 - 0.5])
+    weights = np.asarray(_weights(int(pixels), centre, jnp.array([100.0])))[0]
+    np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-6)
+    middles = (np.arange(GRID) + 0.5) / GRID * pixels - 0.5
+    found = (weights * np.arange(int(pixels))[:, None]).sum(axis=0) / weights.sum(axis=0)
+    np.testing.assert_allclose(found[2:-2], middles[2:-2], atol=0.5)
+
+
+def test_noise_is_a_sample_of_the_posterior(model, variables, inputs):
+    toned = model.apply(variables, *inputs, method="tone")
+    posterior = model.apply(variables, toned, method="encode")
+    noise = jax.random.normal(jax.random.key(2), posterior.mean.shape)
+    sampled = model.apply(variables, toned, noise, method="detail")
+    drawn, same = model.apply(
+        variables, *inputs, lambda p: p.mean + jnp.exp(0.5 * p.log_var) * noise, method="restore"
+    )
+    np.testing.assert_allclose(sampled, drawn, atol=1e-5)
+    np.testing.assert_allclose(same.mean, posterior.mean, atol=1e-5)
+    mean = model.apply(variables, toned, method="detail")
+    assert np.abs(sampled - mean).mean() > 0.01
+
+
+def test_starts_from_an_autoencoder(config, model, fresh, inputs):
+    settings = dict(config.model)
+    for key in ("architecture", "tone_width"):
+        del settings[key]
+    autoencoder = AutoencoderKL(**settings)
+    trained = autoencoder.init(jax.random.key(3), inputs[0])
+    last = trained["params"]["decoder"]["head"]
+    last["kernel"] = 0.02 * jax.random.normal(jax.random.key(4), last["kernel"].shape)
+    made = with_autoencoder(fresh, trained)
+    assert jax.tree.structure(made) == jax.tree.structure(fresh)
+    # Adds to the image what the reconstruction has beyond the linear one.
+    reconstruction = autoencoder.apply(trained, inputs[0])
+    last["kernel"] = jnp.zeros_like(last["kernel"])
+    linear = autoencoder.apply(trained, inputs[0])
+    expected = inputs[0] + reconstruction - linear
+    np.testing.assert_allclose(model.apply(made, *inputs), expected, atol=1e-4)

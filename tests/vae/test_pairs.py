@@ -1,0 +1,123 @@
+"""Training pairs: where an example lies, what is degraded, and how often."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import enhance256
+from data.views import MARGIN, VIEW
+from vae.training.degradations import DEGRADATIONS
+from vae.training.pairs import degrade_tile, draw_severities, make_pairs
+
+SIZE, RADIUS = 96, 300.0
+SLOPE = 0.38  # grey levels a pixel: the view's 2.2 radii have just room
+
+
+def coordinates(y, x, side, step=1.0):
+    """A picture whose red is the row and whose green is the column."""
+    rows, columns = (y + step * np.arange(side), x + step * np.arange(side))
+    picture = np.zeros((side, side, 3))
+    picture[..., 0] = SLOPE * rows[:, None] + 128
+    picture[..., 1] = SLOPE * columns[None] + 128
+    return np.round(picture).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def config():
+    config = enhance256.get_config("smoke")
+    config.data.size, config.data.crop, config.data.scales = SIZE, 32, (1, 2)
+    return config
+
+
+@pytest.fixture(scope="module")
+def clean_pairs(config):
+    """Nothing is degraded; pictures of coordinates relative to the field of view's centre."""
+    config = config.copy_and_resolve_references()
+    config.degrade.clean = 1.0
+    tiles, places, step = [], [], 2 * MARGIN * RADIUS / VIEW
+    view = coordinates(-MARGIN * RADIUS + step / 2, -MARGIN * RADIUS + step / 2, VIEW, step)
+    for number in range(16):
+        y, x = 13 * number - 90, 60 - 11 * number
+        tiles.append(coordinates(y, x, SIZE))
+        places.append([-y, -x, RADIUS])
+    arrays = np.stack(tiles), np.stack([view] * 16), np.float32(places)
+    make = jax.jit(lambda *a: make_pairs(*a, jax.random.key(0), jnp.arange(16), config))
+    return jax.tree.map(np.asarray, make(*arrays))
+
+
+def test_place_says_where_an_example_lies_whatever_was_done_to_it(clean_pairs):
+    scales = set()
+    for clean, place in zip(clean_pairs.clean, clean_pairs.place, strict=True):
+        scales.add(float(place[2]))
+        step = RADIUS / place[2]
+        # A turn may swap red and green, or reverse them; the distances from the centre it keeps.
+        levels = (clean[..., :2] + 1) * 127.5 - 128
+        for axis in (0, 1):
+            along = step * (np.arange(32) - place[axis])
+            found = [levels.take(0, axis=1 - axis)[:, channel] / SLOPE for channel in (0, 1)]
+            error = min(np.abs(np.abs(one) - np.abs(along)).max() for one in found)
+            # Half a level for the picture's rounding, and half for that of shrunk pixels.
+            assert error < (0.5 if step == 1 else 1.0) / SLOPE + 0.1
+    assert scales == {RADIUS, RADIUS / 2}
+
+
+def test_the_view_is_turned_as_the_example_is(clean_pairs):
+    step = 2 * MARGIN * RADIUS / VIEW
+    for clean, view, place in zip(
+        clean_pairs.clean, clean_pairs.view, clean_pairs.place, strict=True
+    ):
+        # The pixel of the view at the example's middle has the example's colour.
+        radii = (15.5 - place[:2]) / place[2]
+        row, column = np.round(radii * RADIUS / step + (VIEW - 1) / 2).astype(int)
+        difference = np.abs(view[row, column] - clean[15:17, 15:17].mean(axis=(0, 1))) * 127.5
+        assert difference.max() <= SLOPE * step / 2 + 1.5, (row, column)
+
+
+def test_clean_examples_are_seen_as_they_are(clean_pairs):
+    np.testing.assert_allclose(clean_pairs.seen, clean_pairs.clean, atol=1e-6)
+
+
+def test_severities_follow_the_config(config):
+    settings = config.degrade.copy_and_resolve_references()
+    settings.noise, settings.jpeg = 0.5, 0.0
+    keys = jax.random.split(jax.random.key(1), 4000)
+    drawn = jax.vmap(lambda key: draw_severities(key, settings))(keys)
+    assert sorted(drawn) == sorted(set(DEGRADATIONS) - {"jpeg"})
+    spared = np.all([np.asarray(values) == 0 for values in drawn.values()], axis=0)
+    present = np.asarray(drawn["haze"])
+    # Binomial: four standard deviations of 4,000 draws.
+    assert np.mean(present > 0) == pytest.approx(0.85 * 0.3, abs=0.028)
+    others = (1 - 0.85) + 0.85 * 0.7**9 * 1.0
+    assert spared.mean() == pytest.approx(others, abs=0.026)
+    assert 0.98 < present.max() <= 1 and 0.48 < np.max(drawn["noise"]) <= 0.5
+
+
+def test_a_pair_is_a_function_of_key_and_row(config):
+    rng = np.random.default_rng(2)
+    images = rng.integers(0, 256, (4, SIZE, SIZE, 3), np.uint8)
+    views = rng.integers(0, 256, (4, VIEW, VIEW, 3), np.uint8)
+    places = np.float32([[40, 50, 200]] * 4)
+    make = jax.jit(lambda *a: make_pairs(*a, config))
+    whole = make(images, views, places, jax.random.key(5), jnp.arange(4))
+    part = make(images[2:], views[2:], places[2:], jax.random.key(5), jnp.arange(2, 4))
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
+        np.testing.assert_allclose(a[2:], b, atol=1e-5)
+    assert np.abs(whole.seen - whole.clean).max() > 0.05
+    other = make(images, views, places, jax.random.key(6), jnp.arange(4))
+    assert np.abs(other.clean - whole.clean).max() > 0.1
+
+
+def test_view_and_tile_are_degraded_alike():
+    """An even photograph with a slope of light: the view's colour is the tile's at its place."""
+    grey = np.full((64, 64, 3), 128, np.uint8)
+    place = np.float32([-60.0, 40.0, RADIUS])  # below and left of the centre
+    tile, view = degrade_tile(
+        grey, grey, place, {"illumination": 1.0, "haze": 0.7}, jax.random.key(3), jnp.zeros(2, int)
+    )
+    step = 2 * MARGIN * RADIUS / VIEW
+    row, column = ((31.5 - place[:2]) / step + (VIEW - 1) / 2).round().astype(int)
+    near = np.asarray(view)[row - 1 : row + 2, column - 1 : column + 2].mean(axis=(0, 1))
+    middle = np.asarray(tile)[16:48, 16:48].mean(axis=(0, 1))
+    np.testing.assert_allclose(middle, near, atol=0.03)
+    assert np.ptp(np.asarray(view)[8:56, 8:56, 0]) > 0.1  # and elsewhere it is another

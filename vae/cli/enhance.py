@@ -1,0 +1,109 @@
+"""`enhance`: degraded photographs made clear."""
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+
+from data.errors import UsageError
+from vae.weights import ENHANCE
+
+NOT_FOR_DIAGNOSIS = (
+    "Not for diagnosis: enhancement can hide lesions, and can show what is not there."
+)
+
+
+def add(commands) -> None:
+    """Registers the command."""
+    parser = commands.add_parser(
+        "enhance",
+        help="degraded photographs made clear",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Makes photographs that are dark, hazy, blurred, noisy or badly lit clear and "
+        "writes, each under its own\nname:\n"
+        "  DIR/enhanced/      the result\n"
+        "  DIR/comparisons/   before, after and what was changed side by side\n"
+        "  DIR/changes/       what was changed and by how much, pixel for pixel\n"
+        "  DIR/uncertainty/   with --uncertainty: how much the result varies\n"
+        "  DIR/enhanced.csv   how much was changed\n\n" + NOT_FOR_DIAGNOSIS,
+        epilog="examples:\n"
+        "  fundus-vae enhance eye.jpg --out result\n"
+        "  fundus-vae enhance photographs/ --out result --strength 0.5 --uncertainty",
+    )
+    add = parser.add_argument
+    add("inputs", nargs="+", metavar="INPUT", help="photographs, or folders of them")
+    add("--model", default=ENHANCE, metavar="M",
+        help="a run of configs/enhance256.py, a checkpoint in it, or an exported file (enhance, "
+        "which ships)")  # fmt: skip
+    add("--out", required=True, metavar="DIR", help="where the files go; those there are replaced")
+    add("--strength", type=float, default=1.0, metavar="S",
+        help="from 0, nothing is changed, to 1 (1)")  # fmt: skip
+    add("--uncertainty", action="store_true",
+        help="the standard deviation over 8 posterior samples, too: 9 times the work")  # fmt: skip
+    add("--format", dest="file_format", choices=("png", "jpg"), default="png",
+        help="of the pictures; jpg is quality 95 (png)")  # fmt: skip
+    add("--levels", type=float, default=50.0, metavar="N",
+        help="grey levels at the top of the changes' colour scale (50)")  # fmt: skip
+    parser.set_defaults(run=_enhance)
+
+
+def _enhance(
+    inputs: list[str],
+    model: str | Path,
+    out: str,
+    strength: float,
+    uncertainty: bool,
+    file_format: str,
+    levels: float,
+) -> int:
+    if not 0 <= strength <= 1:
+        raise UsageError(f"--strength {strength:g}: expected a number from 0 to 1")
+    if not (levels > 0 and math.isfinite(levels)):
+        raise UsageError(f"--levels {levels:g}: expected grey levels above 0")
+    from data.inputs import Failure, open_inputs
+    from vae.cli.reconstruct import report_failures
+    from vae.inference import enhanced_files
+    from vae.inference.enhance import load_enhancer
+    from vae.inference.reconstruct import origin_of, refuse_overlap, write_table
+
+    refuse_overlap(out, inputs, enhanced_files.FOLDERS)
+    photographs = open_inputs(inputs, split=None)
+    Path(out).mkdir(parents=True, exist_ok=True)
+    loaded = load_enhancer(model)
+    print(f"model {loaded.saved.path}, step {loaded.saved.step}, {loaded.hash}")
+    start = time.monotonic()
+    results = enhanced_files.enhance_inputs(
+        loaded, photographs, strength=strength, samples=8 if uncertainty else 0
+    )
+    written = enhanced_files.write_enhancements(
+        results,
+        out,
+        strength=strength,
+        origin=origin_of(loaded),
+        suffix=f".{file_format}",
+        levels=levels,
+    )
+    rows: list[dict] = []
+    failures: list[Failure] = []
+    try:
+        for result in written:
+            (failures if isinstance(result, Failure) else rows).append(result)
+            if not isinstance(result, Failure):
+                print(
+                    f"{result['id']}  {result['width']} x {result['height']}  changed by "
+                    f"{result['mean_change']:.1f} grey levels on average, "
+                    f"{result['share_changed']:.0%} of it by more than {enhanced_files.CHANGED}"
+                )
+    except KeyboardInterrupt:
+        print(f"interrupted; {len(rows):,} of {len(photographs):,} photographs are written to "
+              f"{out}; the same command begins anew", file=sys.stderr)  # fmt: skip
+        return 130
+    if rows:
+        table = Path(out) / enhanced_files.TABLE
+        write_table(table, rows)
+        megapixels = sum(row["height"] * row["width"] for row in rows) / 1e6
+        print(f"{megapixels:,.1f} megapixels in {time.monotonic() - start:,.1f} s; written to "
+              f"{out}, figures in {table}")  # fmt: skip
+        print(NOT_FOR_DIAGNOSIS)
+    return report_failures(failures, len(photographs))

@@ -1,0 +1,125 @@
+"""Clean tiles of a split, and every way in which they are made bad."""
+
+import dataclasses
+import functools
+import hashlib
+import heapq
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data.errors import DataError
+from data.pipeline import Dataset, eval_batches
+from vae.training.config import ENHANCER, default_config
+from vae.training.degradations import DEGRADATIONS
+from vae.training.pairs import degrade_tile, draw_severities
+
+SEVERITIES = (1 / 3, 2 / 3, 1.0)
+CLEAN, MIXED = "clean", "mixed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One way of degrading: a degradation alone, several as in training, or none.
+
+    Attributes:
+      name: Of `DEGRADATIONS`, "mixed" or "clean".
+      severity: Between 0 and 1; NaN where several are drawn.
+    """
+
+    name: str
+    severity: float
+
+
+CASES = (
+    Case(CLEAN, 0.0),
+    Case(MIXED, math.nan),
+    *(Case(name, severity) for name in DEGRADATIONS for severity in SEVERITIES),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """A clean tile with its photograph around it; see `data.pipeline.eval_batches`."""
+
+    image: np.ndarray
+    fov: np.ndarray
+    view: np.ndarray
+    place: np.ndarray
+    tile_id: str
+    photograph: str
+    patient: str
+    label: str
+
+
+def pick_tiles(dataset: Dataset, split: str, *, size: int, count: int, seed: int) -> list[Tile]:
+    """Tiles of every patient alike, the same for the same seed.
+
+    Args:
+      dataset: With views.
+      split: Which split.
+      size: Side of the tiles, pixels.
+      count: About how many: a multiple of the number of patients, at least one of each.
+      seed: Of the choice.
+
+    Raises:
+      DataError: The dataset has no views, or the split no tiles.
+    """
+    found: dict[str, list] = {}
+    quota = count
+    for batch in eval_batches(dataset, split, size=size, seed=seed, batch_size=64, context=True):
+        for row in np.flatnonzero(batch["valid"]):
+            tile = Tile(**{f.name: batch[f.name][row] for f in dataclasses.fields(Tile)})
+            rank = -_number(f"{seed}:{tile.tile_id}")
+            heap = found.setdefault(str(tile.patient), [])
+            push = heapq.heappush if len(heap) < quota else heapq.heappushpop
+            push(heap, (rank, tile.tile_id, tile))
+    if not found:
+        raise DataError(f"{dataset.path}: split {split!r} has no tiles")
+    quota = max(1, count // len(found))
+    return [
+        tile
+        for patient in sorted(found)
+        for _, _, tile in sorted(found[patient], key=lambda entry: -entry[0])[:quota]
+    ]
+
+
+def degrade_case(tile: Tile, case: Case, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A tile and its view as a bad camera saw them, the same for the same seed.
+
+    Tiles of one photograph are degraded alike; what is mixed is drawn for each photograph as in
+    training by the defaults of `config.degrade`, of which the clean share is 0.
+
+    Returns:
+      uint8 [S, S, 3] and uint8 [VIEW, VIEW, 3].
+    """
+    key = jax.random.key(_number(f"{seed}:{tile.photograph}") % 2**32)
+    mixed = case.name == MIXED
+    severities = np.array([case.severity * (case.name == name) for name in DEGRADATIONS])
+    origin = np.array([_number(f"{tile.tile_id}:{axis}") % 4096 for axis in "yx"], np.int32)
+    severities = np.nan_to_num(severities).astype(np.float32)
+    made = _degrade(tile.image, tile.view, tile.place, severities, mixed, key, origin)
+    return tuple(np.rint(np.asarray(picture) * 255).astype(np.uint8) for picture in made)
+
+
+@functools.cache
+def _settings():
+    settings = default_config(ENHANCER).degrade
+    settings.clean = 0.0
+    return settings
+
+
+@jax.jit
+def _degrade(image, view, place, severities, mixed, key, origin):
+    which, how = jax.random.split(key)
+    drawn = draw_severities(which, _settings())
+    severities = {
+        name: jnp.where(mixed, drawn[name], severities[i]) for i, name in enumerate(DEGRADATIONS)
+    }
+    return degrade_tile(image, view, place, severities, how, origin)
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -1,0 +1,221 @@
+"""The table of an enhancer on a dataset: every way of degrading, every method."""
+
+import concurrent.futures
+import datetime
+import json
+import math
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import vae
+from data.cores import available_cores
+from data.errors import DataError, UsageError
+from data.files import write_beside
+from data.images import encode_image
+from data.pipeline import Dataset, open_dataset
+from vae.evaluation.enhancement import classical
+from vae.evaluation.enhancement.cases import CASES, MIXED, Case, Tile, degrade_case, pick_tiles
+from vae.evaluation.enhancement.structure import (
+    FIGURES,
+    Structure,
+    compare_structure,
+    find_structure,
+)
+from vae.evaluation.enhancement.table import (
+    NOTHING,
+    OURS,
+    averaged,
+    format_table,
+    rows_of,
+    write_csv,
+)
+from vae.inference.enhance import EnhancementModel
+from vae.metrics import masked_psnr, masked_ssim
+from vae.training.exported import SavedModel
+
+RESULTS, TABLE, FIGURE = "enhancement.json", "enhancement.csv", "enhancement.png"
+TILES = 22
+EXAMPLES = 6
+
+
+def evaluate_enhancement(
+    model: EnhancementModel,
+    tiles: Sequence[Tile],
+    *,
+    cases: Sequence[Case] = CASES,
+    methods: dict[str, classical.Method] | None = None,
+    structure: bool = True,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Figures of each tile, case and method.
+
+    Args:
+      model: The enhancer.
+      tiles: Of `pick_tiles`.
+      cases: Ways of degrading.
+      methods: Classical ones; None for all of `classical.METHODS`.
+      structure: Whether to look at vessels and lesions, which takes longest; else they are NaN.
+      seed: Of the degradations.
+
+    Returns:
+      Dicts of degradation, severity, method, tile_id, patient, label, psnr and ssim inside the
+      field of view, and `structure.FIGURES`.
+    """
+    methods = classical.METHODS if methods is None else methods
+    found = []
+    with concurrent.futures.ThreadPoolExecutor(available_cores()) as pool:
+        known = list(pool.map(lambda t: find_structure(t.image, t.fov), tiles)) if structure else []
+        for case in cases:
+            pairs = [degrade_case(tile, case, seed) for tile in tiles]
+            seen, views = (np.stack(pictures) for pictures in zip(*pairs, strict=True))
+            places = np.stack([tile.place for tile in tiles])
+            made = {NOTHING: seen}
+            for name, method in methods.items():
+                made[name] = np.stack(list(pool.map(method, seen)))
+            made[OURS] = model.enhance_tiles(seen, views, places)
+            for name, images in made.items():
+                found += _scored(tiles, case, name, images, known, pool)
+    return found
+
+
+def evaluate_enhancer(
+    saved: SavedModel,
+    dataset: Dataset | str,
+    *,
+    split: str = "test",
+    limit: int = 0,
+    out: Path | str | None = None,
+) -> list[dict[str, Any]]:
+    """Evaluates an enhancer and prints the table.
+
+    Args:
+      saved: The model.
+      dataset: With views of its photographs, or its folder.
+      split: Which split.
+      limit: About how many tiles, of every patient alike; 0 for 22.
+      out: Folder for `enhancement.json`, `enhancement.csv` and `enhancement.png`; None for none.
+
+    Returns:
+      Rows of the table, see `table.rows_of`.
+
+    Raises:
+      UsageError: There is no such split.
+      DataError: The dataset has no views, or `out` cannot be written.
+    """
+    dataset = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
+    if split not in dataset.shards:
+        raise UsageError(f"--split {split}: the dataset has {', '.join(dataset.shards)}")
+    if out is not None:
+        out = Path(out)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{out}: cannot be made: {error.strerror or error}") from error
+    config, model = saved.config, EnhancementModel(saved)
+    seed = config.seed
+    tiles = pick_tiles(dataset, split, size=config.data.size, count=limit or TILES, seed=seed)
+    rows = rows_of(evaluate_enhancement(model, tiles, seed=seed))
+    print(f"{config.name} after {saved.step} steps, split {split}, {len(tiles)} tiles degraded:")
+    print(format_table(rows))
+    print(closing_line(rows))
+    if out is not None:
+        content = {
+            "rows": rows,
+            "tiles": len(tiles),
+            "split": split,
+            "seed": seed,
+            "config": config.name,
+            "step": saved.step,
+            "model": model.hash,
+            "dataset": dataset.fingerprint,
+            "version": vae.__version__,
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        write_beside(out / RESULTS, (json.dumps(content, indent=1) + "\n").encode())
+        write_csv(out / TABLE, rows)
+        write_beside(out / FIGURE, encode_image(draw_examples(model, tiles, seed), ".png"))
+        print(f"written: {out / RESULTS}, {out / TABLE}, {out / FIGURE}")
+    return rows
+
+
+def closing_line(rows: Sequence[dict[str, Any]]) -> str:
+    """What the mixed and the clean tiles say, in a line."""
+    table = averaged(rows)
+    before, after = table[MIXED][NOTHING], table[MIXED][OURS]
+    return (
+        f"mixed: {before['psnr']:.2f} -> {after['psnr']:.2f} dB "
+        f"({after['psnr'] - before['psnr']:+.2f}), SSIM {before['ssim']:.4f} -> "
+        f"{after['ssim']:.4f} ({after['ssim'] - before['ssim']:+.4f}); "
+        f"clean tiles: SSIM {table['clean'][OURS]['ssim']:.4f} to themselves"
+    )
+
+
+def quick_figures(saved: SavedModel, dataset: Dataset, split: str, limit: int) -> dict[str, float]:
+    """Mixed and clean tiles alone, without classical methods and structure: for logs.
+
+    Args:
+      saved: The model.
+      dataset: With views.
+      split: Which split.
+      limit: About how many tiles, of every patient alike; 0 for 22.
+    """
+    size, seed = saved.config.data.size, saved.config.seed
+    tiles = pick_tiles(dataset, split, size=size, count=limit or TILES, seed=seed)
+    model = EnhancementModel(saved)
+    found = evaluate_enhancement(
+        model, tiles, cases=CASES[:2], methods={}, structure=False, seed=seed
+    )
+    table = averaged(rows_of(found))
+    return {
+        "psnr": table[MIXED][OURS]["psnr"],
+        "ssim": table[MIXED][OURS]["ssim"],
+        "psnr_before": table[MIXED][NOTHING]["psnr"],
+        "ssim_before": table[MIXED][NOTHING]["ssim"],
+        "ssim_clean": table["clean"][OURS]["ssim"],
+        "tiles": len(tiles),
+    }
+
+
+def draw_examples(model: EnhancementModel, tiles: Sequence[Tile], seed: int = 0) -> np.ndarray:
+    """Rows of degraded, enhanced and clean tiles, several degradations at once: uint8 [h, w, 3]."""
+    chosen = tiles[:: max(1, len(tiles) // EXAMPLES)][:EXAMPLES]
+    columns = []
+    for tile in chosen:
+        seen, view = degrade_case(tile, Case(MIXED, math.nan), seed)
+        made = model.enhance_tiles(seen[None], view[None], tile.place[None])[0]
+        columns.append(np.concatenate([seen, made, tile.image]))
+    return np.concatenate(columns, axis=1)
+
+
+def _scored(
+    tiles: Sequence[Tile],
+    case: Case,
+    method: str,
+    images: np.ndarray,
+    known: Sequence[Structure],
+    pool: concurrent.futures.Executor,
+) -> Iterator[dict[str, Any]]:
+    clean, fov = (np.stack([getattr(tile, name) for tile in tiles]) for name in ("image", "fov"))
+    similarity = masked_ssim(clean / np.float32(255), images / np.float32(255), fov)
+    ratio = masked_psnr(clean, images, fov)
+    kept = pool.map(compare_structure, known, images) if known else [{}] * len(tiles)
+    blank = dict.fromkeys(FIGURES, math.nan)
+    severity = None if math.isnan(case.severity) else case.severity
+    for tile, one_ssim, one_psnr, figures in zip(tiles, similarity, ratio, kept, strict=True):
+        yield {
+            "degradation": case.name,
+            "severity": severity,
+            "method": method,
+            "tile_id": str(tile.tile_id),
+            "patient": str(tile.patient),
+            "label": str(tile.label),
+            "psnr": float(one_psnr),
+            "ssim": float(one_ssim),
+            **(blank | figures),
+        }

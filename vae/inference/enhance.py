@@ -1,0 +1,237 @@
+"""Degraded photographs made clear: a model from a path, for photographs and tiles as uint8 arrays.
+
+The tone stage is a function of each pixel, its place and the photograph's view; the detail stage
+has a bounded reach. So photographs of any size go through in windows, with no seam.
+"""
+
+import functools
+import os
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data.errors import DataError
+from data.fov import FieldOfView
+from data.views import photograph_view, place_of
+from vae import weights
+from vae.inference.model import batch_size
+from vae.inference.windows import filter_windows
+from vae.metrics import to_float
+from vae.models.layers import depth_to_space, space_to_depth
+from vae.training.config import ENHANCER
+from vae.training.saved import SavedModel, read_model, variables_hash
+from vae.training.state import make_model
+
+# Rows of a photograph whose tone is made at once.
+STRIP = 256
+
+
+class EnhancementModel:
+    """A trained enhancer.
+
+    Attributes:
+      saved: What was read: path, config, step, variables.
+    """
+
+    def __init__(self, saved: SavedModel):
+        self.saved = saved
+        self._module = make_model(saved.config)
+        variables = jax.device_put(saved.variables)
+        self._tone, self._detail, self._both = (
+            functools.partial(function, variables) for function in _stages(self._module)
+        )
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """Names the model in everything made with it."""
+        return variables_hash(self.saved.variables)
+
+    def enhance(
+        self, photograph: np.ndarray, fov: FieldOfView, *, strength: float = 1.0
+    ) -> np.ndarray:
+        """A photograph made clear.
+
+        Args:
+          photograph: uint8 [H, W, 3], sRGB, any size.
+          fov: Its field of view (`data.fov.find_fov`); `data.fov.UNKNOWN` takes all of it.
+          strength: Between 0, nothing is changed, and 1.
+
+        Returns:
+          uint8 [H, W, 3]; outside a known field of view as it was.
+
+        Raises:
+          ValueError: Another shape or dtype, or a strength outside [0, 1].
+        """
+        _check_strength(strength)
+        made = self._windows(self._toned(photograph, fov))
+        return _mixed(photograph, made, _inside(photograph, fov), strength)
+
+    def uncertainty(
+        self, photograph: np.ndarray, fov: FieldOfView, *, samples: int = 8, seed: int = 0
+    ) -> np.ndarray:
+        """How much the result varies over samples of the posterior.
+
+        Args:
+          photograph: uint8 [H, W, 3].
+          fov: Its field of view.
+          samples: How many, at least 2. Each takes as long as `enhance`.
+          seed: Of the samples. A latent has its own noise, whatever the windows.
+
+        Returns:
+          float32 [H, W]: the standard deviation in grey levels, root mean square over R, G, B; 0
+          outside a known field of view.
+
+        Raises:
+          ValueError: Another shape or dtype, or fewer samples.
+        """
+        if samples < 2:
+            raise ValueError(f"samples {samples}: expected at least 2")
+        toned = self._toned(photograph, fov)
+        mean = np.zeros_like(toned)
+        square = np.zeros_like(toned)
+        for number in range(samples):
+            made = self._windows(toned, np.random.default_rng([seed, number])) * 127.5
+            # Welford (1962): no difference of large sums.
+            change = made - mean
+            mean += change / (number + 1)
+            square += change * (made - mean)
+        deviation = np.sqrt(square.mean(axis=-1) / (samples - 1))
+        return np.where(_inside(photograph, fov), deviation, np.float32(0))
+
+    def enhance_tiles(
+        self,
+        images: np.ndarray,
+        views: np.ndarray,
+        places: np.ndarray,
+        strength: float = 1.0,
+    ) -> np.ndarray:
+        """Tiles made clear, each by itself: near its border a tile knows less than its photograph.
+
+        Args:
+          images: uint8 [N, S, S, 3], sides divisible by 8.
+          views: uint8 [N, VIEW, VIEW, 3], of their photographs (`data.views.photograph_view`).
+          places: float32 [N, 3], where they lie (`data.views.place_of`).
+          strength: Between 0 and 1.
+
+        Returns:
+          uint8 [N, S, S, 3].
+        """
+        _check_strength(strength)
+        made = np.empty(images.shape, np.float32)
+        largest = batch_size(images.shape[1] * images.shape[2])
+        for start in range(0, len(images), largest):
+            rows = slice(start, start + largest)
+            part = [array[rows] for array in (images, views, places)]
+            lacking = min(largest, len(images)) - len(part[0])
+            part = [np.concatenate([a, np.repeat(a[-1:], lacking, axis=0)]) for a in part]
+            made[rows] = np.asarray(self._both(*part))[: len(images[rows])]
+        return _mixed(images, made, np.ones(images.shape[:-1], bool), strength)
+
+    def _toned(self, photograph: np.ndarray, fov: FieldOfView) -> np.ndarray:
+        """After the tone stage, float32 [H, W, 3] in about [-1, 1]; black outside."""
+        _check(photograph)
+        height, width = photograph.shape[:2]
+        inside = np.where(_inside(photograph, fov)[..., None], photograph, np.uint8(0))
+        view = photograph_view(photograph, fov)[None]
+        toned = np.empty(photograph.shape, np.float32)
+        for top in range(0, height, STRIP):
+            strip = inside[top : top + STRIP]
+            # One shape for all strips.
+            strip = np.pad(strip, ((0, STRIP - len(strip)), (0, 0), (0, 0)))
+            place = place_of(fov, height, width, y=top)[None]
+            made = np.asarray(self._tone(strip[None], view, place))[0]
+            toned[top : top + STRIP] = made[: height - top]
+        return toned
+
+    def _windows(self, toned: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+        """After the detail stage; with noise from `rng` of a sample of the posterior."""
+        f = self._module.downsample
+        if rng is not None:
+            noise = _noise_plane(rng, toned.shape, f, self._module.latent_channels)
+            toned = np.concatenate([toned, noise], axis=-1)
+        return filter_windows(self._detail, toned, factor=f, halo=self._module.detail_halo)
+
+
+def load_enhancer(path: str | os.PathLike = weights.ENHANCE) -> EnhancementModel:
+    """Loads an enhancer for use.
+
+    Args:
+      path: As `load_model` takes it, of a run of `configs/enhance256.py`; "enhance" are the weights
+        that come with the package.
+
+    Raises:
+      data.errors.DataError: It is no model, damaged, or an autoencoder.
+    """
+    saved = read_model(path)
+    if saved.config.model.architecture != ENHANCER:
+        raise DataError(
+            f"{path} is an autoencoder, no enhancer: `fundus-vae reconstruct` takes it; train an "
+            "enhancer with --config=configs/enhance256.py"
+        )
+    return EnhancementModel(saved)
+
+
+def _stages(module: nn.Module):
+    """The compiled functions: tone, detail, and both."""
+
+    @jax.jit
+    def tone(variables, images, views, places):
+        return module.apply(variables, to_float(images), to_float(views), places, method="tone")
+
+    @jax.jit
+    def detail(variables, planes):
+        toned, noise = planes[..., :3], None
+        if planes.shape[-1] > 3:
+            noise = space_to_depth(planes[..., 3:], module.downsample)
+            noise = noise[..., : module.latent_channels]
+        return module.apply(variables, toned, noise, method="detail")
+
+    @jax.jit
+    def both(variables, images, views, places):
+        return module.apply(variables, to_float(images), to_float(views), places)
+
+    return tone, detail, both
+
+
+def _noise_plane(
+    rng: np.random.Generator, shape: tuple[int, ...], f: int, channels: int
+) -> np.ndarray:
+    """Standard normal noise of every latent, as channels of an image: windows cut both alike.
+
+    Returns:
+      float32 [H, W, n]: `space_to_depth` gives n * f * f >= `channels` values at a latent.
+    """
+    height, width = (-(-side // f) for side in shape[:2])
+    planes = -(-channels // f**2)
+    noise = np.zeros((1, height, width, planes * f**2), np.float32)
+    noise[..., :channels] = rng.standard_normal((height, width, channels), np.float32)
+    plane = np.asarray(depth_to_space(jnp.asarray(noise), f))[0]
+    return plane[: shape[0], : shape[1]]
+
+
+def _inside(photograph: np.ndarray, fov: FieldOfView) -> np.ndarray:
+    height, width = photograph.shape[:2]
+    return fov.mask(height, width) if fov.known else np.ones((height, width), bool)
+
+
+def _mixed(image: np.ndarray, made: np.ndarray, inside: np.ndarray, strength: float) -> np.ndarray:
+    """image + strength * (made - image) inside, rounded: uint8."""
+    levels = (made + 1) * np.float32(127.5)
+    levels = image + np.float32(strength) * (levels - image)
+    changed = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+    return np.where(inside[..., None], changed, image)
+
+
+def _check(photograph: np.ndarray) -> None:
+    if photograph.dtype != np.uint8 or photograph.ndim != 3 or photograph.shape[-1] != 3:
+        raise ValueError(
+            "photograph: expected uint8 [H, W, 3] with values 0..255, got "
+            f"{photograph.dtype} {list(photograph.shape)}"
+        )
+
+
+def _check_strength(strength: float) -> None:
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength {strength}: expected a number from 0 to 1")

@@ -1,0 +1,141 @@
+"""Photographs through an enhancer, as files: results, comparisons, changes, a table."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from data.inputs import Failure, Inputs, Item
+from vae.inference import pictures
+from vae.inference.enhance import EnhancementModel
+from vae.inference.reconstruct import file_name, write_in_order, write_picture
+
+ENHANCED, COMPARISONS, CHANGES, UNCERTAINTY = FOLDERS = (
+    "enhanced",
+    "comparisons",
+    "changes",
+    "uncertainty",
+)
+TABLE = "enhanced.csv"
+# A change of more grey levels than this counts in the table.
+CHANGED = 5
+# Grey levels at the top of the uncertainty's colour scale.
+UNCERTAINTY_LEVELS = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Enhancement:
+    """One photograph and what the model makes of it.
+
+    Attributes:
+      item: As it was read.
+      image: uint8 [H, W, 3], black outside a known field of view.
+      output: uint8 [H, W, 3].
+      uncertainty: float32 [H, W] in grey levels, or None.
+    """
+
+    item: Item
+    image: np.ndarray
+    output: np.ndarray
+    uncertainty: np.ndarray | None
+
+
+def enhance_inputs(
+    model: EnhancementModel, inputs: Inputs, *, strength: float = 1.0, samples: int = 0
+) -> Iterator[Enhancement | Failure]:
+    """Enhances photographs one after another.
+
+    Args:
+      model: The model.
+      inputs: Photographs.
+      strength: Between 0 and 1.
+      samples: Of the posterior for the uncertainty; 0 for none.
+
+    Yields:
+      An enhancement for each photograph, or the failure in its place; one for what is a tile.
+    """
+    for item in inputs.read():
+        if isinstance(item, Failure):
+            yield item
+        elif item.photograph not in ("", item.item_id):
+            yield Failure(
+                item.item_id,
+                item.path,
+                f"{item.path}: {item.item_id} is a tile; light and haze are judged by the whole "
+                "photograph: give the photograph that it was cut from",
+            )
+        else:
+            image = item.inside()
+            output = model.enhance(image, item.fov, strength=strength)
+            uncertainty = model.uncertainty(image, item.fov, samples=samples) if samples else None
+            yield Enhancement(item, image, output, uncertainty)
+
+
+def write_enhancements(
+    results: Iterator[Enhancement | Failure],
+    out: str | os.PathLike,
+    *,
+    strength: float,
+    origin: Mapping[str, str],
+    suffix: str = ".png",
+    levels: float = 50.0,
+) -> Iterator[dict[str, str | int | float] | Failure]:
+    """Writes each result, before and after, and what was changed; each file whole or not at all.
+
+    Args:
+      results: From `enhance_inputs`.
+      out: Folder for `enhanced/<id>.png`, `comparisons/<id>.png`, `changes/<id>.png` and where it
+        was asked for `uncertainty/<id>.png`.
+      strength: That they were made with.
+      origin: What made them: stored in the files and the rows.
+      suffix: ".png" or ".jpg".
+      levels: Grey levels at the top of the changes' colour scale.
+
+    Yields:
+      A row of the table for each photograph once its files are there, or the failure in its place.
+    """
+    out = Path(out)
+    origin = {**origin, "strength": f"{strength:g}"}
+
+    def write(result: Enhancement) -> dict[str, str | int | float]:
+        item, image, output = result.item, result.image, result.output
+        name, mask = file_name(item, suffix), item.mask()
+        change = pictures.difference(image, output)
+        height, width = image.shape[:2]
+        caption = (
+            f"{item.item_id}  {width} x {height}  strength {strength:g}  model {origin['model']}  "
+            "not for diagnosis"
+        )
+        write_picture(out / ENHANCED / name, output, origin)
+        page = pictures.comparison(
+            image, output, mask, caption=caption, levels=levels, titles=("before", "after")
+        )
+        write_picture(out / COMPARISONS / name, page, origin)
+        scale = f"mean absolute change of R, G, B: black 0, pale yellow {levels:g} grey levels"
+        picture = pictures.difference_map(change, levels)
+        write_picture(out / CHANGES / name, picture, {**origin, "scale": scale})
+        inside = change[mask] if mask.any() else np.zeros(1, np.float32)
+        row = {
+            "id": item.item_id,
+            "path": item.path,
+            "height": height,
+            "width": width,
+            "fov": "circle" if item.fov.known else "lit region",
+            "mean_change": round(float(inside.mean()), 3),
+            "largest_change": round(float(inside.max()), 1),
+            "share_changed": round(float((inside > CHANGED).mean()), 4),
+        }
+        if result.uncertainty is not None:
+            scale = (
+                "standard deviation over posterior samples: black 0, pale yellow "
+                f"{UNCERTAINTY_LEVELS:g} grey levels"
+            )
+            picture = pictures.difference_map(result.uncertainty, UNCERTAINTY_LEVELS)
+            write_picture(out / UNCERTAINTY / name, picture, {**origin, "scale": scale})
+            sure = result.uncertainty[mask] if mask.any() else inside
+            row["mean_uncertainty"] = round(float(sure.mean()), 3)
+        return row | {"label": item.label} | origin
+
+    yield from write_in_order(results, write, lambda result: 4 * result.image.nbytes)
