@@ -109,7 +109,7 @@ def evaluate_and_write(
     origin = {
         "model": variables_hash(whole),
         "version": vae.__version__,
-        "command": shlex.join(sys.argv),
+        "command": shlex.join([epath.Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
     content = table.results(evaluation, photographs) | {
         "config": config.name,

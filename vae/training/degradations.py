@@ -314,10 +314,11 @@ def _line(length: jax.Array, angle: jax.Array) -> jax.Array:
 
 def _filter(image: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolution of [H, W, C] with [2 REACH + 1] squared; the border's pixels go on outside."""
-    padded = jnp.pad(image, ((REACH, REACH), (REACH, REACH), (0, 0)), mode="edge")
-    height, width, _ = padded.shape
-    waves = jnp.fft.rfft2(padded, axes=(0, 1)) * jnp.fft.rfft2(kernel, (height, width))[..., None]
-    whole = jnp.fft.irfft2(waves, (height, width), axes=(0, 1))
+    # Channels first: XLA's FFT on CPUs refuses other layouts, and in a loop it is given them.
+    padded = jnp.pad(image.transpose(2, 0, 1), ((0, 0), (REACH, REACH), (REACH, REACH)), "edge")
+    sides = padded.shape[1:]
+    waves = jnp.fft.rfft2(padded) * jnp.fft.rfft2(kernel, sides)
+    whole = jnp.fft.irfft2(waves, sides).transpose(1, 2, 0)
     return whole[2 * REACH :, 2 * REACH :]
 
 

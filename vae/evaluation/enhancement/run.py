@@ -90,6 +90,7 @@ def evaluate_enhancer(
     split: str = "test",
     limit: int = 0,
     out: Path | str | None = None,
+    cases: Sequence[Case] = CASES,
 ) -> list[dict[str, Any]]:
     """Evaluates an enhancer and prints the table.
 
@@ -99,6 +100,7 @@ def evaluate_enhancer(
       split: Which split.
       limit: About how many tiles, of every patient alike; 0 for 22.
       out: Folder for `enhancement.json`, `enhancement.csv` and `enhancement.png`; None for none.
+      cases: Ways of degrading; the mixed and the clean ones among them.
 
     Returns:
       Rows of the table, see `table.rows_of`.
@@ -119,7 +121,7 @@ def evaluate_enhancer(
     config, model = saved.config, EnhancementModel(saved)
     seed = config.seed
     tiles = pick_tiles(dataset, split, size=config.data.size, count=limit or TILES, seed=seed)
-    rows = rows_of(evaluate_enhancement(model, tiles, seed=seed))
+    rows = rows_of(evaluate_enhancement(model, tiles, cases=cases, seed=seed))
     print(f"{config.name} after {saved.step} steps, split {split}, {len(tiles)} tiles degraded:")
     print(format_table(rows))
     print(closing_line(rows))

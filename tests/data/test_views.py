@@ -1,0 +1,122 @@
+"""Views: the field of view in few pixels, where tiles lie in it, and their way into a dataset."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from data.demo import prepare
+from data.errors import DataError
+from data.examples import read_examples
+from data.fov import UNKNOWN, FieldOfView
+from data.images import read_image
+from data.pipeline import eval_batches, open_dataset, train_batches
+from data.tiling import make_tiles
+from data.views import MARGIN, VIEW, VIEWS, open_views, pack_views, photograph_view, place_of
+
+
+def painted(height, width):
+    """Red grows with the row, green with the column; blue is everywhere."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows * 200 // height + 30, columns * 200 // width + 30, 0 * rows + 99], -1)
+
+
+@pytest.mark.parametrize(
+    "fov", [FieldOfView(130.0, 90.0, 80.0, 20.0, 165.0), UNKNOWN], ids=["known", "unknown"]
+)
+def test_a_view_has_the_colours_of_its_places(fov):
+    photograph = painted(200, 300).astype(np.uint8)
+    view = photograph_view(photograph, fov)
+    assert view.shape == (VIEW, VIEW, 3) and view.dtype == np.uint8
+    centre_y, centre_x, radius = place_of(fov, 200, 300)
+    checked = 0
+    for row in range(2, VIEW, 5):
+        for column in range(2, VIEW, 5):
+            y = centre_y + ((row + 0.5) / VIEW * 2 - 1) * MARGIN * radius
+            x = centre_x + ((column + 0.5) / VIEW * 2 - 1) * MARGIN * radius
+            there = 3 < y < 196 and 3 < x < 296
+            if fov.known:
+                gap = np.hypot(y - fov.y, x - fov.x)
+                there &= gap < fov.radius - 5 and fov.top + 4 < y < fov.bottom - 4
+                if gap > fov.radius + 5 or y < fov.top - 5 or y > fov.bottom + 5:
+                    assert not view[row, column].any()
+            if there:
+                checked += 1
+                expected = photograph[round(y), round(x)].astype(int)
+                assert np.abs(view[row, column] - expected).max() <= 2
+    assert checked > 40
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return open_dataset(prepare("synthetic", tmp_path_factory.mktemp("made"), 64))
+
+
+@pytest.mark.parametrize("read", [train_batches, eval_batches])
+def test_batches_say_where_their_tiles_lie(dataset, read):
+    """Larger tiles are cropped, and the place moves with the crop."""
+    names = {"split": "train"}
+    batch = next(read(dataset, size=48, seed=0, batch_size=8, context=True, **names))
+    source = dataset.source("train")
+    examples = {e.text("tile_id"): e for e in read_examples(source, range(len(source)))}
+    paths = {row.photograph: row for row in dataset.photographs()}
+    for image, view, place, tile in zip(
+        batch["image"], batch["view"], batch["place"], batch["tile_id"], strict=True
+    ):
+        row = paths[examples[tile].text("photograph")]
+        photograph = read_image(row.path)
+        photograph[~row.fov.mask(*photograph.shape[:2])] = 0
+        y, x = round(row.fov_y - place[0]), round(row.fov_x - place[1])
+        np.testing.assert_array_equal(photograph[y : y + 48, x : x + 48], image)
+        assert place[2] == row.fov_radius
+        np.testing.assert_array_equal(view, photograph_view(photograph, row.fov))
+
+
+def test_batches_without_context_are_what_they_were(dataset):
+    arguments = {"size": 48, "seed": 3, "batch_size": 4}
+    plain = next(train_batches(dataset, **arguments))
+    assert sorted(plain) == ["image", "tile_id"]
+    np.testing.assert_array_equal(
+        plain["image"], next(train_batches(dataset, **arguments, context=True))["image"]
+    )
+
+
+def test_padding_of_the_last_batch_has_a_place(dataset):
+    count = dataset.counts["val"]
+    batch = next(eval_batches(dataset, "val", size=64, seed=0, batch_size=count + 3, context=True))
+    assert batch["view"].shape == (count + 3, VIEW, VIEW, 3) and not batch["view"][count:].any()
+    np.testing.assert_array_equal(batch["place"][count:], [[0, 0, 1]] * 3)
+
+
+def test_what_an_earlier_version_cut_gets_its_views(dataset, tmp_path):
+    photographs = tmp_path / "photographs" / "a"
+    photographs.mkdir(parents=True)
+    for row in dataset.photographs()[:3]:
+        shutil.copy(row.path, photographs)
+    arguments = {"tile": 64, "stride": 64, "patients_unknown": True, "val": 0.3, "test": 0.3}
+    out = tmp_path / "tiles"
+    make_tiles(tmp_path / "photographs", out, **arguments, workers=1, progress=False)
+    views = (out / VIEWS).read_bytes()
+    (out / VIEWS).unlink()
+    for path in (out / ".finished").rglob("*.png"):
+        path.unlink()
+    tile = next(out.rglob("*_y*.png"))
+    modified = tile.stat().st_mtime_ns
+    make_tiles(tmp_path / "photographs", out, **arguments, workers=1, progress=False)
+    assert (out / VIEWS).read_bytes() == views and tile.stat().st_mtime_ns == modified
+
+
+def test_damaged_views_are_refused(tmp_path):
+    from PIL import Image
+
+    Image.fromarray(np.zeros((VIEW, VIEW, 3), np.uint8)).save(tmp_path / "a.png")
+    pack_views(tmp_path / VIEWS, [tmp_path / "a.png"] * 2, 2)
+    assert open_views(tmp_path / VIEWS, 2).shape == (2, VIEW, VIEW, 3)
+    with pytest.raises(DataError, match="expected views of 3 photographs"):
+        open_views(tmp_path / VIEWS, 3)
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match="no view of 64 pixels"):
+        pack_views(tmp_path / VIEWS, [tmp_path / "a.png"], 1)
+    (tmp_path / VIEWS).write_bytes(b"nonsense")
+    with pytest.raises(DataError, match="damaged"):
+        open_views(tmp_path / VIEWS, 2)

@@ -1,0 +1,79 @@
+"""The training step of an enhancer, over eight devices."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import enhance256
+from data import demo
+from data.errors import DataError
+from data.pipeline import open_dataset, train_batches
+from vae.training.saved import read_model
+from vae.training.sharding import make_mesh, put_batch, tree_sharding
+from vae.training.start import _start_from, start_state
+from vae.training.state import abstract_state
+from vae.training.steps import make_train_step
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return open_dataset(demo.prepare("synthetic", tmp_path_factory.mktemp("data"), 64))
+
+
+@pytest.fixture(scope="module")
+def config():
+    config = enhance256.get_config("smoke")
+    config.data.pca_tiles = 16
+    config.mesh.fsdp_min_size = 1024
+    config.batch_size = 16
+    return config
+
+
+def run(config, dataset, steps, mesh):
+    sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)
+    state = start_state(config, dataset, sharding)
+    before = jax.device_get(state.params)
+    step = make_train_step(config, mesh, sharding)
+    batches = train_batches(
+        dataset, size=config.data.size, seed=0, batch_size=config.batch_size, context=True
+    )
+    for _ in range(steps):
+        batch = next(batches)
+        batch = {name: batch[name] for name in ("image", "view", "place")}
+        state, metrics = step(state, put_batch(mesh, batch))
+    return before, jax.device_get(state.params), jax.device_get(metrics)
+
+
+def test_every_part_learns(config, dataset):
+    before, after, metrics = run(config, dataset, 2, make_mesh(8, 1))
+    assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
+    # The heads leave zero, and then everything behind them moves.
+    for name in ("tone", "decoder", "encoder", "linear"):
+        moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before[name], after[name])
+        assert max(jax.tree.leaves(moved)) > 0, name
+
+
+@pytest.mark.soak
+def test_learns_alike_in_parts_and_shards(config, dataset):
+    _, after, metrics = run(config, dataset, 2, make_mesh(8, 1))
+    parts = config.copy_and_resolve_references()
+    parts.train.accumulate = 2
+    _, same, others = run(parts, dataset, 2, make_mesh(1, 8))
+    assert others["loss"] == pytest.approx(metrics["loss"], rel=1e-4)
+    # Sums in another order, through Muon's orthogonalisation, for two steps.
+    for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(same), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-3)
+
+
+def test_starts_from_the_weights_that_ship():
+    config = enhance256.get_config()
+    config.init_from = "f8c32"
+    saved = read_model("f8c32")
+    variables = _start_from(config, saved)
+    shapes = jax.tree.map(np.shape, variables["params"])
+    assert shapes == jax.tree.map(np.shape, abstract_state(config).params)
+    kernel = saved.variables["params"]["encoder"]["stage0"]["block0"]["conv1"]["kernel"]
+    there = variables["params"]["encoder"]["stage0"]["block0"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(there, kernel)
+    with pytest.raises(DataError, match="which an enhancer of"):
+        _start_from(config, read_model("f8c16"))
