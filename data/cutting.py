@@ -15,7 +15,7 @@ from data.files import write_beside
 from data.fov import FieldOfView, find_fov
 from data.images import read_image, write_image
 from data.manifest import OVERLAYS
-from data.views import photograph_view
+from data.views import photograph_view, write_view
 
 GRID = 8  # side of JPEG's blocks: origins are jittered over all of its phases
 
@@ -60,8 +60,9 @@ class Job:
 
     @property
     def view_path(self) -> Path:
-        """The photograph's view, kept until all of them are packed into one file."""
-        return self.out / _RECORDS / f"{self.photograph}.png"
+        """The photograph's view, kept until all of them are packed into one file; no image file,
+        so that nobody who looks for tiles takes it for one."""
+        return self.out / _RECORDS / f"{self.photograph}.npy"
 
     @property
     def folder(self) -> Path:
@@ -282,7 +283,7 @@ def _write_tiles(
 
 def _write_view(job: Job, image: np.ndarray, fov: FieldOfView) -> None:
     job.view_path.parent.mkdir(parents=True, exist_ok=True)
-    write_image(job.view_path, photograph_view(image, fov))
+    write_view(job.view_path, photograph_view(image, fov))
 
 
 def _source(path: Path) -> tuple[int, int]:

@@ -11,7 +11,6 @@ from data import storage
 from data.errors import DataError
 from data.files import replacing
 from data.fov import FieldOfView
-from data.images import read_image
 
 # Side of a view in pixels, and half of it in radii of the field of view.
 VIEW, MARGIN = 64, 1.1
@@ -75,12 +74,18 @@ def photograph_view(photograph: np.ndarray, fov: FieldOfView) -> np.ndarray:
     return cv2.resize(square, (VIEW, VIEW), interpolation=method)
 
 
+def write_view(path: str | os.PathLike, view: np.ndarray) -> None:
+    """Writes one view as an array file, beside its place and then renamed."""
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
+        np.save(file, view)
+
+
 def pack_views(path: str | os.PathLike, files: Iterable[str | os.PathLike], count: int) -> None:
     """Writes views one after another into one array file, beside its place and then renamed.
 
     Args:
       path: The array file.
-      files: Images of views, in the order of the array.
+      files: Of `write_view`, in the order of the array.
       count: How many.
 
     Raises:
@@ -90,8 +95,11 @@ def pack_views(path: str | os.PathLike, files: Iterable[str | os.PathLike], coun
     with replacing(path) as unfinished:
         views = np.lib.format.open_memmap(unfinished, "w+", np.uint8, shape)
         for row, file in zip(views, files, strict=True):
-            view = read_image(file)
-            if view.shape != shape[1:]:
+            try:
+                view = np.load(file, allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
+                raise DataError(f"{file}: damaged ({error}); delete it and cut again") from error
+            if view.shape != shape[1:] or view.dtype != np.uint8:
                 raise DataError(f"{file}: no view of {VIEW} pixels; delete it and cut again")
             row[...] = view
         views.flush()

@@ -12,7 +12,16 @@ from data.fov import UNKNOWN, FieldOfView
 from data.images import read_image
 from data.pipeline import eval_batches, open_dataset, train_batches
 from data.tiling import make_tiles
-from data.views import MARGIN, VIEW, VIEWS, open_views, pack_views, photograph_view, place_of
+from data.views import (
+    MARGIN,
+    VIEW,
+    VIEWS,
+    open_views,
+    pack_views,
+    photograph_view,
+    place_of,
+    write_view,
+)
 
 
 def painted(height, width):
@@ -98,7 +107,7 @@ def test_what_an_earlier_version_cut_gets_its_views(dataset, tmp_path):
     make_tiles(tmp_path / "photographs", out, **arguments, workers=1, progress=False)
     views = (out / VIEWS).read_bytes()
     (out / VIEWS).unlink()
-    for path in (out / ".finished").rglob("*.png"):
+    for path in (out / ".finished").rglob("*.npy"):
         path.unlink()
     tile = next(out.rglob("*_y*.png"))
     modified = tile.stat().st_mtime_ns
@@ -107,16 +116,17 @@ def test_what_an_earlier_version_cut_gets_its_views(dataset, tmp_path):
 
 
 def test_damaged_views_are_refused(tmp_path):
-    from PIL import Image
-
-    Image.fromarray(np.zeros((VIEW, VIEW, 3), np.uint8)).save(tmp_path / "a.png")
-    pack_views(tmp_path / VIEWS, [tmp_path / "a.png"] * 2, 2)
+    write_view(tmp_path / "a.npy", np.zeros((VIEW, VIEW, 3), np.uint8))
+    pack_views(tmp_path / VIEWS, [tmp_path / "a.npy"] * 2, 2)
     assert open_views(tmp_path / VIEWS, 2).shape == (2, VIEW, VIEW, 3)
     with pytest.raises(DataError, match="expected views of 3 photographs"):
         open_views(tmp_path / VIEWS, 3)
-    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "a.png")
+    write_view(tmp_path / "a.npy", np.zeros((9, 9, 3), np.uint8))
     with pytest.raises(DataError, match="no view of 64 pixels"):
-        pack_views(tmp_path / VIEWS, [tmp_path / "a.png"], 1)
+        pack_views(tmp_path / VIEWS, [tmp_path / "a.npy"], 1)
+    (tmp_path / "a.npy").write_bytes(b"")
+    with pytest.raises(DataError, match="damaged"):
+        pack_views(tmp_path / VIEWS, [tmp_path / "a.npy"], 1)
     (tmp_path / VIEWS).write_bytes(b"nonsense")
     with pytest.raises(DataError, match="damaged"):
         open_views(tmp_path / VIEWS, 2)
