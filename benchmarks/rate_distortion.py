@@ -1,6 +1,7 @@
 """Draws quality against size from the results.json of a report: the README's figure.
 
-fundus-vae evaluate --model f8c32 --beside f8c4 f8c8 f8c16 f8c48 --data dataset --report report
+fundus-vae evaluate --model f8c32 --beside f8c4 f8c8 f8c16 f8c48 --data dataset --limit 256 \\
+  --report report
 python benchmarks/rate_distortion.py report/results.json --out docs/figures/rate_distortion.png
 """
 
