@@ -10,7 +10,16 @@ from typing import NoReturn
 from data.errors import FundusError, UsageError, show
 
 # Each registers its subcommands by `add(commands)`; what they need is imported when they run.
-MODULES = ("dataset", "reconstruct", "latents", "embed", "models", "enhance", "degradations")
+MODULES = (
+    "dataset",
+    "reconstruct",
+    "latents",
+    "embed",
+    "models",
+    "enhance",
+    "degradations",
+    "sample",
+)
 
 
 class Parser(argparse.ArgumentParser):

@@ -60,13 +60,15 @@ def pooled_features(store: LatentStore) -> tuple[np.ndarray, list[Row]]:
     features, rows = [], []
     for group in store.groups:
         for start, stop in group.pieces():
-            features.append(_pool(group.latents(start, stop)))
+            features.append(pool(group.latents(start, stop)))
             rows.extend(group.rows(start, stop))
     order = sorted(range(len(rows)), key=lambda i: rows[i].number)
     return np.concatenate(features)[order], [rows[i] for i in order]
 
 
-def _pool(latents: np.ndarray) -> np.ndarray:
+def pool(latents: np.ndarray) -> np.ndarray:
+    """Latents [N, h, w, C] -> [N, 2 C]: mean, and logarithm of the standard deviation; [N, L] as
+    they are."""
     if latents.ndim == 2:
         return latents
     mean = latents.mean(axis=(1, 2))

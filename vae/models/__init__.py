@@ -5,7 +5,9 @@ from vae.models.enhancer import Enhancer, with_autoencoder
 from vae.models.lapped import Lapped, fit_lapped
 from vae.models.pca import PCA, fit_pca
 from vae.models.posterior import Posterior
+from vae.models.prior import LatentFlow, with_spectrum
 from vae.models.published import FundusVAE
+from vae.models.spectrum import Spectrum, fit_spectrum
 
 __all__ = [
     "PCA",
@@ -13,9 +15,13 @@ __all__ = [
     "Enhancer",
     "FundusVAE",
     "Lapped",
+    "LatentFlow",
     "Posterior",
+    "Spectrum",
     "fit_lapped",
     "fit_pca",
+    "fit_spectrum",
     "with_autoencoder",
+    "with_spectrum",
     "with_start",
 ]

@@ -7,14 +7,16 @@ from ml_collections import ConfigDict
 AUTOENCODER_KL = "autoencoder_kl"
 FUNDUS_VAE = "fundus_vae"
 ENHANCER = "enhancer"
+PRIOR = "prior"
 
 
 def default_config(architecture: str = AUTOENCODER_KL) -> ConfigDict:
     """The defaults; a config file changes what it is about and leaves the rest.
 
     Args:
-      architecture: Whose `config.model`: "autoencoder_kl", "fundus_vae" or "enhancer", which has
-        `config.degrade` besides.
+      architecture: Whose `config.model`: "autoencoder_kl", "fundus_vae", "enhancer", which has
+        `config.degrade` besides, or "prior", which has `config.prior` besides and no use for
+        `config.loss`.
     """
     config = ConfigDict()
     config.name = "fundus256"
@@ -25,6 +27,8 @@ def default_config(architecture: str = AUTOENCODER_KL) -> ConfigDict:
     config.model = _MODELS[architecture]()
     if architecture == ENHANCER:
         config.degrade = _degrade()
+    if architecture == PRIOR:
+        config.prior = _prior_settings()
 
     config.data = ConfigDict()
     config.data.dir = ""  # what `fundus-vae build --data_dir` wrote; may be gs://bucket/folder
@@ -159,6 +163,34 @@ def _degrade() -> ConfigDict:
     return degrade
 
 
-_MODELS = {AUTOENCODER_KL: _autoencoder_kl, FUNDUS_VAE: _fundus_vae, ENHANCER: _enhancer}
+def _prior() -> ConfigDict:
+    model = ConfigDict()
+    model.architecture = PRIOR
+    # Of the autoencoder, whose numbers a run fills in here.
+    model.latent_channels = 4
+    model.latent_side = 32
+    model.widths = (32, 96, 160, 160)
+    model.depths = (1, 1, 2, 1)
+    model.heads = 4
+    model.labels = ()  # what it can be told; a run fills in the dataset's (prior.conditional)
+    return model
+
+
+def _prior_settings() -> ConfigDict:
+    prior = ConfigDict()
+    prior.autoencoder = "f8c4"  # whose latents: what every --model can be
+    prior.conditional = True  # on the label, where the dataset knows of labels
+    prior.label_dropout = 0.2  # share of examples that are shown without theirs
+    prior.draws = 4  # noises and times for each tile: encoding is the dearer part
+    prior.sample_steps = 32  # of the sampler, in evaluations
+    return prior
+
+
+_MODELS = {
+    AUTOENCODER_KL: _autoencoder_kl,
+    FUNDUS_VAE: _fundus_vae,
+    ENHANCER: _enhancer,
+    PRIOR: _prior,
+}
 LINEAR_START = (AUTOENCODER_KL, ENHANCER)
 ARCHITECTURES = tuple(_MODELS)

@@ -56,6 +56,8 @@ def portable(saved: SavedModel) -> SavedModel:
     for key in ("dir", "masked_dir", "cache_dir"):
         config.data[key] = epath.Path(config.data[key]).name
     config.init_from = epath.Path(config.init_from).name
+    if "prior" in config:
+        config.prior.autoencoder = epath.Path(config.prior.autoencoder).name
     about = dict(saved.about)
     if about.get("command"):
         about["command"] = shlex.join(map(_without_folder, shlex.split(about["command"])))

@@ -104,7 +104,7 @@ class Clock:
 def console_line(step: int, steps: int, figures: Mapping[str, Any], eta: str) -> str:
     """One line of progress."""
     parts = [f"step {step:{len(str(steps))}}/{steps}"]
-    parts += [f"{name} {figures[name]:.4g}" for name in _CONSOLE]
+    parts += [f"{name} {figures[name]:.4g}" for name in _CONSOLE if name in figures]
     parts.append(f"{figures['tiles_per_s']:.1f} tiles/s")
     parts.append(f"input wait {figures['input_wait']:.1%}")
     parts.append(f"eta {eta}")

@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 
 from data.errors import DataError, UsageError
 from data.pipeline import Dataset, first_tiles, open_dataset
-from vae.models import with_autoencoder
+from vae.models import with_autoencoder, with_spectrum
 from vae.training.config import AUTOENCODER_KL, ENHANCER
+from vae.training.prior import fit_prior
 from vae.training.saved import SavedModel, read_model
 from vae.training.state import (
     TrainState,
@@ -68,6 +69,7 @@ def check_same_run(saved: dict, now: dict, workdir: epath.Path) -> None:
         ("model", "model"),
         ("fingerprint", "dataset fingerprint"),
         ("masked_fingerprint", "fingerprint of masked tiles"),
+        ("autoencoder", "autoencoder"),
     ):
         if saved.get(key) != now.get(key):
             raise DataError(
@@ -76,24 +78,40 @@ def check_same_run(saved: dict, now: dict, workdir: epath.Path) -> None:
             )
 
 
-def start_state(config: ConfigDict, dataset: Dataset, sharding: TrainState) -> TrainState:
-    """Step 0: the model that `init_from` names, the fit to the training tiles, or chance."""
+def start_state(
+    config: ConfigDict,
+    dataset: Dataset,
+    sharding: TrainState,
+    autoencoder: SavedModel | None = None,
+) -> TrainState:
+    """Step 0: the model that `init_from` names, the fit to the training tiles, or chance.
+
+    Args:
+      config: The run's.
+      dataset: To train on.
+      sharding: Of every leaf.
+      autoencoder: Of a prior: whose latents it is for.
+    """
     where = sharding.variables
+    tiles = functools.partial(
+        first_tiles,
+        dataset,
+        size=config.data.size,
+        seed=config.seed,
+        count=config.data.pca_tiles,
+    )
     if config.init_from:
         saved = read_model(config.init_from)
         variables = jax.device_put(_start_from(config, saved), where)
         del saved  # not twice in memory
+    elif autoencoder is not None:
+        spectrum = fit_prior(config, autoencoder, tiles)
+        variables = jax.jit(
+            lambda spectrum: with_spectrum(initial_variables(config), spectrum),
+            out_shardings=where,
+        )(spectrum)
     else:
-        fit = None
-        if starts_linear(config):
-            tiles = functools.partial(
-                first_tiles,
-                dataset,
-                size=config.data.size,
-                seed=config.seed,
-                count=config.data.pca_tiles,
-            )
-            fit = fit_linear(config, tiles)
+        fit = fit_linear(config, tiles) if starts_linear(config) else None
         fresh = functools.partial(initial_variables, config)
         variables = jax.jit(fresh, out_shardings=where)(fit)
     start = functools.partial(initial_state, config)

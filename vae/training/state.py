@@ -18,13 +18,14 @@ from vae.models import (
     Enhancer,
     FundusVAE,
     Lapped,
+    LatentFlow,
     fit_lapped,
     fit_pca,
     with_start,
 )
 from vae.models.enhancer import with_wide_likelihood
 from vae.training.augment import shrink
-from vae.training.config import AUTOENCODER_KL, ENHANCER, FUNDUS_VAE, LINEAR_START
+from vae.training.config import AUTOENCODER_KL, ENHANCER, FUNDUS_VAE, LINEAR_START, PRIOR
 from vae.training.optimizer import make_optimizer
 
 
@@ -40,7 +41,8 @@ class TrainState:
       opt_state: The optimizer's.
       fixed: Variables that never change: {"pca": ...}, or {}.
       batch_stats: Running statistics of batch normalisation, {} where there is none.
-      latent_mean: float32 [C], mean of the posterior means of the latest batches (about 100).
+      latent_mean: float32 [C], mean of the posterior means of the latest batches (about 100); of a
+        prior the mean of its latents.
       latent_var: float32 [C], variance of the same.
     """
 
@@ -79,7 +81,12 @@ def make_model(config: ConfigDict) -> nn.Module:
     return module(**settings, dtype=jnp.dtype(config.train.compute_dtype))
 
 
-_MODULES = {AUTOENCODER_KL: AutoencoderKL, ENHANCER: Enhancer, FUNDUS_VAE: FundusVAE}
+_MODULES = {
+    AUTOENCODER_KL: AutoencoderKL,
+    ENHANCER: Enhancer,
+    FUNDUS_VAE: FundusVAE,
+    PRIOR: LatentFlow,
+}
 MIN_BETA = 0.01
 
 # What the linear path starts from: the units of the model, and the codec.
@@ -93,6 +100,10 @@ def initial_variables(config: ConfigDict, fit: LinearFit | None = None) -> dict:
       config: The run's.
       fit: To the training data, where `starts_linear`: then step 0 is the linear codec.
     """
+    if config.model.architecture == PRIOR:
+        side, channels = config.model.latent_side, config.model.latent_channels
+        inputs = jnp.zeros((1, side, side, channels)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
+        return make_model(config).init(jax.random.key(config.seed), *inputs)
     inputs = [jnp.zeros((1, config.data.crop, config.data.crop, 3))]
     enhancing = config.model.architecture == ENHANCER
     if enhancing:
@@ -112,10 +123,6 @@ def initial_state(config: ConfigDict, variables: dict) -> TrainState:
     fixed = dict(variables)
     params = fixed.pop("params")
     batch_stats = fixed.pop("batch_stats", {})
-    model = make_model(config)
-    image = jax.ShapeDtypeStruct((1, config.data.crop, config.data.crop, 3), jnp.float32)
-    encode = functools.partial(model.apply, method="encode")
-    channels = jax.eval_shape(encode, variables, image).mean.shape[-1]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -124,9 +131,21 @@ def initial_state(config: ConfigDict, variables: dict) -> TrainState:
         opt_state=make_optimizer(config).init(params),
         fixed=fixed,
         batch_stats=batch_stats,
-        latent_mean=jnp.zeros(channels),
-        latent_var=jnp.ones(channels),
+        **_blank_statistics(config, variables),
     )
+
+
+def _blank_statistics(config: ConfigDict, variables: dict) -> dict[str, jax.Array]:
+    """Of latents before the first batch; of a prior those that it was fitted to."""
+    if config.model.architecture == PRIOR:
+        spectrum = variables["spectrum"]["fit"]
+        # A position's variance is the mean of its waves'.
+        variance = jnp.mean(jnp.sum(jnp.square(spectrum.colour), axis=-1), axis=(0, 1))
+        return {"latent_mean": jnp.copy(spectrum.mean), "latent_var": variance}
+    image = jax.ShapeDtypeStruct((1, config.data.crop, config.data.crop, 3), jnp.float32)
+    encode = functools.partial(make_model(config).apply, method="encode")
+    channels = jax.eval_shape(encode, variables, image).mean.shape[-1]
+    return {"latent_mean": jnp.zeros(channels), "latent_var": jnp.ones(channels)}
 
 
 def _at_scales(

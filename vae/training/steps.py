@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from vae.metrics import to_float
 from vae.training.augment import augment, mask_squares
-from vae.training.config import ENHANCER
+from vae.training.config import ENHANCER, PRIOR
+from vae.training.flow import flow_loss
 from vae.training.losses import objective_terms
 from vae.training.optimizer import learning_rate_schedule, make_optimizer
 from vae.training.pairs import make_pairs
@@ -46,10 +47,10 @@ def make_train_step(
       A jitted function. `state` is donated; `batch` is uint8 [batch_size, S, S, 3] sharded over
       the whole mesh, or [batch_size, S, S, 6] where the masked tiles that the encoder sees come
       along; for an Enhancer a dict with such an `image`, `view` uint8 [batch_size, V, V, 3] and
-      `place` float32 [batch_size, 3]. Metrics are replicated scalars, and vectors [C] by latent
-      channel.
+      `place` float32 [batch_size, 3]; for a LatentFlow what `vae.training.flow` makes of tiles.
+      Metrics are replicated scalars, and vectors [C] by latent channel.
     """
-    model = make_model(config)
+    model, architecture = make_model(config), config.model.architecture
     optimizer = make_optimizer(config)
     schedule = learning_rate_schedule(config)
     beta, ssim_weight = config.loss.beta, config.loss.ssim_weight
@@ -66,9 +67,10 @@ def make_train_step(
     def enhance(variables, seen, draw):
         return *model.apply(variables, *seen, draw, method="restore"), {}
 
-    forward = enhance if config.model.architecture == ENHANCER else reconstruct
+    forward = enhance if architecture == ENHANCER else reconstruct
 
-    def loss_fn(params, fixed, batch_stats, seen, x, rows, key):
+    def elbo_loss(params, fixed, batch_stats, example, rows, key):
+        seen, x = example
         variables = join_variables(params, fixed, batch_stats)
         image, posterior, batch_stats = forward(
             variables, seen, lambda posterior: posterior.sample_rows(key, rows)
@@ -90,10 +92,14 @@ def make_train_step(
         loss = terms.loss(beta, ssim_weight, config.loss.per).mean()
         return loss, (metrics, batch_stats)
 
+    loss_fn = flow_loss(config, model) if architecture == PRIOR else elbo_loss
+
     def examples(step, batch, rows):
         """(what the model sees, what it should give) of tiles as they were read."""
+        if architecture == PRIOR:
+            return batch
         augment_key = step_key(config.seed, "augment", step)
-        if config.model.architecture == ENHANCER:
+        if architecture == ENHANCER:
             pairs = make_pairs(
                 batch["image"], batch["view"], batch["place"], augment_key, rows, config
             )
@@ -114,11 +120,11 @@ def make_train_step(
         def part(batch_stats, batch, rows):
             # Picking scales hides from XLA that these are cut by rows, and it would cut what
             # follows otherwise.
-            seen, target = jax.lax.with_sharding_constraint(
+            example = jax.lax.with_sharding_constraint(
                 examples(state.step, batch, rows), batch_sharding(mesh)
             )
             (loss, (metrics, stats)), grads = grad(
-                state.params, state.fixed, batch_stats, seen, target, rows, sample_key
+                state.params, state.fixed, batch_stats, example, rows, sample_key
             )
             return stats, (loss, metrics, grads)
 
@@ -150,22 +156,21 @@ def make_train_step(
             decay = jnp.minimum(config.train.ema_decay, (1 + t) / (10 + t))
             ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
 
-        mean, square = metrics.pop("latent_mean"), metrics.pop("latent_square")
-        keep = jnp.minimum(LATENT_DECAY, t / (1 + t))
-        latent_mean = keep * state.latent_mean + (1 - keep) * mean
-        # Within the batches, and between them: the law of total variance.
-        spread = square - jnp.square(mean) + keep * jnp.square(mean - state.latent_mean)
-        latent_var = keep * state.latent_var + (1 - keep) * spread
+        latents = {}
+        if architecture != PRIOR:
+            latents = _latent_statistics(state, metrics)
+            metrics |= {
+                "psnr": 10 * jnp.log10(4.0 / metrics.pop("mse")),
+                "log_scale": model.apply(
+                    join_variables(params, state.fixed, batch_stats), method="log_scale"
+                ),
+                "latent_std": jnp.sqrt(jnp.mean(latents["latent_var"])),
+                "active_units": jnp.sum(latents["latent_var"] > ACTIVE_VARIANCE),
+            }
         metrics |= {
             "loss": loss,
-            "psnr": 10 * jnp.log10(4.0 / metrics.pop("mse")),
-            "log_scale": model.apply(
-                join_variables(params, state.fixed, batch_stats), method="log_scale"
-            ),
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": schedule(state.step),
-            "latent_std": jnp.sqrt(jnp.mean(latent_var)),
-            "active_units": jnp.sum(latent_var > ACTIVE_VARIANCE),
         }
         new_state = state.replace(
             step=state.step + 1,
@@ -173,8 +178,7 @@ def make_train_step(
             ema_params=ema_params,
             opt_state=opt_state,
             batch_stats=batch_stats,
-            latent_mean=latent_mean,
-            latent_var=latent_var,
+            **latents,
         )
         return new_state, metrics
 
@@ -184,3 +188,16 @@ def make_train_step(
         out_shardings=(state_sharding, replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def _latent_statistics(state: TrainState, metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The running mean and variance of latents, with this batch's, taken out of its metrics."""
+    mean, square = metrics.pop("latent_mean"), metrics.pop("latent_square")
+    t = state.step.astype(jnp.float32)
+    keep = jnp.minimum(LATENT_DECAY, t / (1 + t))
+    # Within the batches, and between them: the law of total variance.
+    spread = square - jnp.square(mean) + keep * jnp.square(mean - state.latent_mean)
+    return {
+        "latent_mean": keep * state.latent_mean + (1 - keep) * mean,
+        "latent_var": keep * state.latent_var + (1 - keep) * spread,
+    }

@@ -19,10 +19,13 @@ import vae
 from data.errors import DataError, FundusError
 from data.pipeline import Dataset, open_dataset, paired, train_batches
 from vae.training.checkpoint import Checkpoints
-from vae.training.config import ENHANCER
+from vae.training.config import ENHANCER, PRIOR
+from vae.training.exported import SavedModel
+from vae.training.flow import label_numbers, make_encoder
 from vae.training.log import Clock, RunLog, console_line
+from vae.training.prior import for_latents, read_autoencoder
 from vae.training.profile import Profile
-from vae.training.saved import CHECKPOINTS, read_model, write_config
+from vae.training.saved import CHECKPOINTS, read_model, variables_hash, write_config
 from vae.training.sharding import (
     largest_leaves,
     local_rows,
@@ -40,7 +43,7 @@ from vae.training.start import (
     start_state,
 )
 from vae.training.state import TrainState, abstract_state
-from vae.training.steps import make_train_step
+from vae.training.steps import make_train_step, step_key
 from vae.training.validation import validate
 
 OWN_PHOTOGRAPHS = """
@@ -84,10 +87,15 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
     masked = None
     if config.data.masked_dir:
         masked = open_dataset(config.data.masked_dir, cache_dir=config.data.cache_dir)
+    autoencoder = None
+    if config.model.architecture == PRIOR:
+        autoencoder = read_autoencoder(config)
+        config = for_latents(config, autoencoder, dataset)
     about = {
         "fingerprint": dataset.fingerprint,
         "masked_fingerprint": masked.fingerprint if masked else None,
         "model": plain(config.model),
+        "autoencoder": autoencoder and variables_hash(autoencoder.variables),
         "version": vae.__version__,
         "command": shlex.join(sys.argv),
     }
@@ -101,7 +109,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
     checkpoints = Checkpoints(workdir / CHECKPOINTS, config.train.keep_checkpoints)
     start = checkpoints.latest_step()
     if start is None:
-        state, start = start_state(config, dataset, sharding), 0
+        state, start = start_state(config, dataset, sharding, autoencoder), 0
         _say(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     else:
         check_same_run(checkpoints.about(start), about, workdir)
@@ -112,8 +120,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
 
     # ---- The loop: evaluate, save, next batch, step ---------------------------------------------
     step_fn = make_train_step(config, mesh, sharding)
+    encode = None if autoencoder is None else make_encoder(config, mesh, autoencoder)
     enhancing = config.model.architecture == ENHANCER
-    inputs = ("image", "view", "place") if enhancing else ("image",)
     read = functools.partial(
         train_batches,
         size=config.data.size,
@@ -131,6 +139,17 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
     deadline = time.monotonic() + 60 * config.train.max_minutes
     profile = Profile(workdir, start, _say) if config.train.profile else None
     stop = StopSignals()
+
+    def place(batch: dict[str, np.ndarray], step: int) -> jax.Array | dict[str, jax.Array]:
+        """What the step takes of this process's rows, over all devices."""
+        if encode is not None:
+            names = label_numbers(batch["label"], config.model.labels)
+            placed = put_batch(mesh, {"image": batch["image"], "label": names})
+            key = step_key(config.seed, "augment", step)
+            return encode(placed["image"], key) | {"label": placed["label"]}
+        inputs = ("image", "view", "place") if enhancing else ("image",)
+        placed = put_batch(mesh, {name: batch[name] for name in inputs})
+        return placed if enhancing else placed["image"]
 
     def read_pending(keep: int) -> None:
         """Fetches the metrics of steps taken, all but the newest `keep`, and logs what is due."""
@@ -166,6 +185,9 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
                 if enhancing:
                     save(step)
                     _scheduled_enhancement(config, read_model(workdir), dataset, step, log)
+                elif autoencoder is not None:
+                    save(step)
+                    _scheduled_samples(read_model(workdir), autoencoder, step, log)
                 else:
                     _scheduled_evaluation(config, state, dataset, mesh, step, log)
                 clock.restart()
@@ -177,8 +199,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
             waiting = time.perf_counter()
             batch = next(batches)
             clock.waited(time.perf_counter() - waiting)
-            placed = put_batch(mesh, {name: batch[name] for name in inputs})
-            state, metrics = step_fn(state, placed if enhancing else placed["image"])
+            state, metrics = step_fn(state, place(batch, step))
             pending.append((step, metrics, zlib.crc32("\n".join(batch["tile_id"]).encode())))
             read_pending(keep=IN_FLIGHT)
             step += 1
@@ -202,6 +223,9 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
     if enhancing:
         _enhancement_table(config, dataset, workdir)
         return
+    if autoencoder is not None:
+        _samples_table(config, autoencoder, dataset, workdir)
+        return
     from vae.evaluation.run import evaluate_and_write
 
     evaluate_and_write(config, state.variables, dataset, mesh, workdir, step=step)
@@ -216,6 +240,12 @@ def evaluate_workdir(config: ConfigDict, workdir: epath.PathLike) -> None:
     validate(config, jax.device_count())
     workdir = epath.Path(workdir).absolute()
     saved = read_model(workdir)
+    if config.model.architecture == PRIOR:
+        autoencoder, dataset = read_autoencoder(config), open_data(config, workdir)
+        config = for_latents(config, autoencoder, dataset)
+        check_same_model(saved, config, str(workdir))
+        _samples_table(config, autoencoder, dataset, workdir)
+        return
     check_same_model(saved, config, str(workdir))
     if config.model.architecture == ENHANCER:
         _enhancement_table(config, open_data(config, workdir), workdir)
@@ -246,6 +276,23 @@ def _scheduled_enhancement(config, saved, dataset, step, log) -> None:
         f"{figures['psnr']:.2f} dB, SSIM {figures['ssim_before']:.4f} -> {figures['ssim']:.4f}, "
         f"clean {figures['ssim_clean']:.4f}  ({figures['tiles']} tiles)"
     )
+
+
+def _samples_table(
+    config: ConfigDict, autoencoder: SavedModel, dataset: Dataset, workdir: epath.Path
+) -> None:
+    """The closing table of a prior: on one process, of the newest checkpoint."""
+    from vae.evaluation.samples import evaluate_prior
+
+    saved = read_model(workdir)
+    if jax.process_index() == 0:
+        evaluate_prior(saved, autoencoder, dataset, count=config.eval.limit, out=workdir)
+
+
+def _scheduled_samples(saved, autoencoder, step, log) -> None:
+    from vae.evaluation.samples import sheet
+
+    log.picture(step, "samples", sheet(saved, autoencoder))
 
 
 def _scheduled_evaluation(config, state, dataset, mesh, step, log) -> None:

@@ -9,6 +9,7 @@ from vae.training.config import (
     AUTOENCODER_KL,
     ENHANCER,
     LINEAR_START,
+    PRIOR,
     default_config,
 )
 
@@ -163,9 +164,20 @@ def _check_values(config: ConfigDict, problems: _Problems) -> None:
     for key, value in config.model.items():
         if isinstance(value, int):
             problems.positive(config, f"model.{key}")
+        elif key == "labels":
+            problems.require(
+                all(type(name) is str and name for name in value),
+                f"model.labels={value!r} must be names",
+            )
         elif isinstance(value, tuple):
             problems.whole_numbers(config, f"model.{key}")
     problems.whole_numbers(config, "data.scales")
+    if "prior" in config:
+        problems.share(config, "prior.label_dropout")
+        problems.positive(config, "prior.draws", "prior.sample_steps")
+        problems.require(
+            bool(config.prior.autoencoder), "prior.autoencoder is empty: whose latents?"
+        )
     for key, value in config.get("degrade", {}).items():
         problems.require(0 <= value <= 1, f"degrade.{key}={value} must lie in [0, 1]")
 
@@ -175,6 +187,8 @@ def _check_combinations(config: ConfigDict, device_count: int, problems: _Proble
     data, train, mesh = config.data, config.train, config.mesh
     if config.model.architecture in LINEAR_START:
         _check_autoencoder(config, problems)
+    elif config.model.architecture == PRIOR:
+        _check_prior(config, problems)
     else:
         side = config.model.image_size
         problems.require(
@@ -199,8 +213,8 @@ def _check_combinations(config: ConfigDict, device_count: int, problems: _Proble
         "train.mask='tiles' and the dataset they are in",
     )
     problems.require(
-        not train.mask or config.model.architecture != ENHANCER,
-        f"train.mask={train.mask!r} is for learning to reconstruct; an enhancer has config.degrade",
+        not train.mask or config.model.architecture not in (ENHANCER, PRIOR),
+        f"train.mask={train.mask!r} is for learning to reconstruct",
     )
     reach = data.crop * max(data.scales)
     problems.require(
@@ -227,6 +241,20 @@ def _check_combinations(config: ConfigDict, device_count: int, problems: _Proble
         problems.require(
             value % device_count == 0,
             f"{path} = {value} is not divisible by the {device_count} devices",
+        )
+
+
+def _check_prior(config: ConfigDict, problems: _Problems) -> None:
+    model = config.model
+    problems.require(
+        len(model.widths) == len(model.depths),
+        f"model.widths={model.widths} and model.depths={model.depths} must be as many",
+    )
+    for width in model.widths[-2:]:
+        problems.require(
+            width % model.heads == 0,
+            f"model.heads={model.heads} does not divide the {width} channels of a level that has "
+            f"attention, the last two of model.widths={tuple(model.widths)}",
         )
 
 

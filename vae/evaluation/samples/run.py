@@ -1,0 +1,203 @@
+"""The evaluation of a prior: sets of tiles, real and made, from a dataset to a table."""
+
+import datetime
+import functools
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import vae
+from data.errors import DataError, UsageError
+from data.files import write_beside
+from data.pipeline import Dataset, eval_batches, open_dataset
+from vae.evaluation.samples.measures import NEIGHBOURS
+from vae.evaluation.samples.rows import baselines
+from vae.evaluation.samples.summary import SMALL, Summary, batched, shrunk, summarise
+from vae.evaluation.samples.table import Real, compare, floor, format_table
+from vae.inference.model import Model, load_model
+from vae.inference.reconstruct import write_picture
+from vae.inference.sample import Sampler
+from vae.inference.sample_files import grid, origin_of
+from vae.training.exported import SavedModel
+
+RESULTS, SHEETS = "samples.json", "sheets"
+# Training tiles that the others are compared with, for each that is made; halves of their patients
+# must each have as many tiles.
+POOL = 2.5
+# Of the training, among which copies are looked for.
+MOST_TRAINING = 20_000
+SHOWN = 32
+OURS, HELD_OUT, RECONSTRUCTED = "prior", "held out", "reconstructed"
+
+
+def evaluate_samples(
+    sampler: Sampler,
+    data_dir: str | os.PathLike | Dataset,
+    *,
+    count: int = 1024,
+    split: str = "test",
+    seed: int = 0,
+    out: str | os.PathLike | None = None,
+    tiles: Iterator[np.ndarray] | None = None,
+    **how: Any,
+) -> list[dict[str, Any]]:
+    """Compares what a prior makes, and simpler priors do, with real tiles.
+
+    Args:
+      sampler: The prior and its autoencoder.
+      data_dir: What `fundus-vae build` wrote; its training split is what all is compared with.
+      count: Of tiles of each set, fewer where the dataset has no more.
+      split: Of tiles that nothing was trained on.
+      seed: Of samples and of all draws.
+      out: Folder for the figures and contact sheets; None for none.
+      tiles: uint8 [b, S, S, 3] at a time: somebody else's tiles, instead of all that is drawn.
+      how: See `Sampler.latents`.
+
+    Returns:
+      The table's rows, see `vae.evaluation.samples.table`.
+
+    Raises:
+      UsageError: An impossible count, or no such split.
+      DataError: The dataset is too small.
+    """
+    dataset = data_dir if isinstance(data_dir, Dataset) else open_dataset(data_dir)
+    _check(dataset, split, count)
+    out = None if out is None else Path(out)
+    say = functools.partial(print, flush=True)
+    eye, side = load_model(), sampler.side  # one for all, whatever the prior is of
+
+    def sets(name: str, parts: Iterator[tuple[np.ndarray, np.ndarray]]) -> Summary:
+        say(f"{name} ...")
+        kept: list[np.ndarray] = []
+
+        def looked_at():
+            for images, patients in parts:
+                if sum(map(len, kept)) < SHOWN:
+                    kept.append(images)
+                yield images, patients
+
+        summary = summarise(looked_at(), eye.encode, seed)
+        if out is not None:
+            sheet_ = grid(np.concatenate(kept)[:SHOWN], side=side // 2)
+            path = out / SHEETS / f"{name.replace(' ', '_').replace(',', '')}.png"
+            write_picture(path, sheet_, {"tiles": name, **origin_of(sampler)})
+        return summary
+
+    latents: list[np.ndarray] = []
+
+    def with_latents(parts):
+        for images, patients in parts:
+            latents.append(sampler.model.encode(images))
+            yield images, patients
+
+    read = functools.partial(_tiles, dataset, side=side, seed=seed)
+    pool = read("train", limit=int(POOL * count))
+    real = Real.of(
+        sets("training tiles", with_latents(pool) if tiles is None else pool),
+        np.concatenate([shrunk(part) for part, _ in read("train", limit=MOST_TRAINING)]),
+        sets(f"{HELD_OUT} ({split})", read(split, limit=count)),
+        count,
+        seed,
+    )
+    rows = [floor(real), compare(HELD_OUT, real.held_out, real)]
+    if tiles is not None:
+        made = sets("samples", ((part, np.full(len(part), "")) for part in tiles))
+        rows.append(compare("samples", made, real))
+    else:
+        known = np.concatenate(latents)
+        draws = baselines(sampler, known, seed)
+        if "mixture" not in draws:
+            say("the row mixture is left out: it needs scikit-learn, `pip install -e '.[embed]'`")
+        draws = {RECONSTRUCTED: lambda number: known[:number], **draws}
+        if sampler.prior is not None:
+            draws[OURS] = lambda number: sampler.latents(range(number), seed=seed, **how)
+        for name, draw in draws.items():
+            made = sampler.decode(draw(count))
+            rows.append(compare(name, sets(name, batched(made)), real))
+    say(format_table(rows))
+    if out is not None:
+        _write(out, rows, sampler, dataset, count=count, split=split, seed=seed, how=how)
+        say(f"written: {out / RESULTS}, {out / SHEETS}")
+    return rows
+
+
+def evaluate_prior(
+    saved: SavedModel,
+    autoencoder: SavedModel,
+    dataset: Dataset,
+    *,
+    count: int,
+    out: str | os.PathLike,
+) -> list[dict[str, Any]]:
+    """The closing table of a run, and sheets to look at.
+
+    Args:
+      saved: The run's newest checkpoint.
+      autoencoder: Whose latents.
+      dataset: The run's.
+      count: Of tiles, at least; 0 for 1024.
+      out: The workdir.
+    """
+    split = next((name for name in ("val", "test") if dataset.counts.get(name)), "train")
+    return evaluate_samples(
+        Sampler(Model(autoencoder), saved),
+        dataset,
+        count=max(count or 1024, NEIGHBOURS + 1),
+        split=split,
+        seed=saved.config.seed,
+        out=out,
+    )
+
+
+def sheet(saved: SavedModel, autoencoder: SavedModel, count: int = 16) -> np.ndarray:
+    """A contact sheet of some samples, uint8 [h, w, 3]."""
+    return grid(Sampler(Model(autoencoder), saved).sample(range(count)), 4)
+
+
+def _check(dataset: Dataset, split: str, count: int) -> None:
+    if split not in dataset.counts:
+        raise UsageError(f"--split {split}: {dataset.path} has {', '.join(dataset.counts)}")
+    if count <= NEIGHBOURS:
+        raise UsageError(f"--n {count}: expected more tiles than {NEIGHBOURS}, the neighbours")
+    for name in ("train", split):
+        if dataset.counts.get(name, 0) <= NEIGHBOURS:
+            raise DataError(
+                f"{dataset.path}: split {name} has {dataset.counts.get(name, 0)} tiles, expected "
+                f"more than {NEIGHBOURS}; take another --split or build a larger dataset"
+            )
+
+
+def _tiles(
+    dataset: Dataset, split: str, *, side: int, seed: int, limit: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for batch in eval_batches(dataset, split, size=side, seed=seed, batch_size=64, limit=limit):
+        valid = batch["valid"]
+        yield batch["image"][valid], batch["patient"][valid]
+
+
+def _write(
+    out: Path,
+    rows: Sequence[dict[str, Any]],
+    sampler: Sampler,
+    dataset: Dataset,
+    **settings: Any,
+) -> None:
+    content = {
+        "rows": rows,
+        **settings,
+        "steps": sampler.steps,
+        "small": SMALL,
+        "prior": sampler.hash,
+        "autoencoder": sampler.model.hash,
+        "dataset": dataset.fingerprint,
+        "version": vae.__version__,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    write_beside(out / RESULTS, (json.dumps(content, indent=1) + "\n").encode())

@@ -1,0 +1,190 @@
+"""Figures of sets of tiles beside the training's, as rows and as text."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from vae.evaluation.samples.measures import (
+    nearest,
+    precision_recall,
+    principal,
+    sliced_wasserstein,
+    wasserstein,
+)
+from vae.evaluation.samples.summary import Summary
+
+DRAWS = 10
+FLOOR = "floor"
+
+
+@dataclasses.dataclass(frozen=True)
+class Real:
+    """Real tiles, which others are compared with.
+
+    Attributes:
+      pool: Training tiles.
+      held_out: Tiles of other patients.
+      training: uint8 [M, s, s, 3], all of the training's, small.
+      count: Tiles of a set.
+      seed: Of all draws.
+      components: What takes features to principal components, fitted to the pool.
+      usual: float64 [K], distances of held-out tiles to the nearest of the training's.
+    """
+
+    pool: Summary
+    held_out: Summary
+    training: np.ndarray
+    count: int
+    seed: int
+    components: tuple[np.ndarray, np.ndarray, np.ndarray]
+    usual: np.ndarray
+
+    @classmethod
+    def of(
+        cls, pool: Summary, training: np.ndarray, held_out: Summary, count: int, seed: int = 0
+    ) -> "Real":
+        """With what has to be computed once."""
+        components, usual = principal(pool.features), nearest(held_out.small, training)
+        return cls(pool, held_out, training, count, seed, components, usual)
+
+    def features(self, summary: Summary, rows: Any = slice(None)) -> np.ndarray:
+        """Principal components, float64 [N, K]."""
+        mean, scale, matrix = self.components
+        return (summary.features[rows] - mean) / scale @ matrix
+
+
+def compare(name: str, made: Summary, real: Real) -> dict[str, Any]:
+    """A row of the table: a set of tiles beside the training's.
+
+    Returns:
+      `name`, `tiles`, and
+      swd: mean over levels of the sliced Wasserstein distance of pyramid patches, grey levels;
+      swd_levels: of each level, from fine to coarse;
+      swd_interval: its 2.5th and 97.5th percentile over ten draws of training tiles, places and
+      directions;
+      precision, recall: of pooled latents;
+      colour: Wasserstein distance of the tiles' mean colours, grey levels;
+      vessels: the same of vesselness, in deviations of the training's;
+      nearest: median distance to the nearest training tile, grey levels without mean colours;
+      nearest_share: the same as a share of held-out tiles';
+      copies: share of tiles nearer to one of the training's than 99% of held-out tiles are.
+    """
+    size = min(real.count, len(made), len(real.pool))
+    distances = []
+    for rng in _draws(real.seed):
+        ours, theirs = rng.permutation(len(made))[:size], rng.permutation(len(real.pool))[:size]
+        distances.append(sliced_wasserstein(made.patches[ours], real.pool.patches[theirs], rng))
+    to_training = nearest(made.small, real.training)
+    precision, recall = precision_recall(
+        real.features(real.pool, slice(size)), real.features(made, slice(size))
+    )
+    return {
+        "name": name,
+        "tiles": len(made),
+        **_distance(distances),
+        "precision": precision,
+        "recall": recall,
+        "colour": wasserstein(made.colours, real.pool.colours),
+        "vessels": wasserstein(*_in_deviations(made.vessels, real.pool.vessels)),
+        "nearest": float(np.median(to_training)),
+        "nearest_share": float(np.median(to_training) / np.median(real.usual)),
+        "copies": float(np.mean(to_training < np.quantile(real.usual, 0.01))),
+    }
+
+
+def floor(real: Real) -> dict[str, Any]:
+    """The same figures between two halves of the training's patients: what no prior can beat by
+    much, for it does not know the eyes that it will be compared with.
+
+    Means over ten draws of halves; None where there is a single patient.
+    """
+    pool, figures = real.pool, []
+    patients = np.unique(pool.patients)
+    for rng in _draws(real.seed) if len(patients) > 1 else ():
+        first = rng.permutation(patients)[: len(patients) // 2]
+        inside = np.isin(pool.patients, first)
+        halves = [rng.permutation(np.flatnonzero(side)) for side in (inside, ~inside)]
+        size = min(real.count, *map(len, halves))
+        a, b = (half[:size] for half in halves)
+        precision, recall = precision_recall(real.features(pool, a), real.features(pool, b))
+        figures.append(
+            {
+                "swd": sliced_wasserstein(pool.patches[a], pool.patches[b], rng),
+                "tiles": size,
+                "precision": precision,
+                "recall": recall,
+                "colour": wasserstein(pool.colours[a], pool.colours[b]),
+            }
+        )
+    blank = dict.fromkeys(("vessels", "nearest", "nearest_share", "copies"))
+    if not figures:
+        lacking = ("tiles", "swd", "swd_levels", "swd_interval", "precision", "recall", "colour")
+        return {"name": FLOOR, **dict.fromkeys(lacking), **blank}
+    means = {
+        key: float(np.mean([f[key] for f in figures])) for key in ("precision", "recall", "colour")
+    }
+    tiles = int(np.mean([f["tiles"] for f in figures]))
+    return {
+        "name": FLOOR, "tiles": tiles, **_distance([f["swd"] for f in figures]), **means, **blank,
+    }  # fmt: skip
+
+
+def format_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as text, and what the figures are."""
+    header = ("", "SWD", "95%", "finest", "coarsest", "precision", "recall", "colour", "vessels",
+              "nearest", "copies")  # fmt: skip
+    cells = [header]
+    for row in rows:
+        levels = row["swd_levels"] or (None,)
+        interval = row["swd_interval"]
+        cells.append(
+            (
+                row["name"],
+                _number(row["swd"], "{:.3f}"),
+                f"{interval[0]:.3f} .. {interval[1]:.3f}" if interval else "",
+                _number(levels[0], "{:.3f}"),
+                _number(levels[-1], "{:.2f}"),
+                *(_number(row[key], "{:.3f}") for key in ("precision", "recall")),
+                *(_number(row[key], "{:.2f}") for key in ("colour", "vessels", "nearest_share")),
+                _number(row["copies"], "{:.1%}"),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in cells
+    ]
+    return "\n".join([
+        *lines,
+        "SWD: sliced Wasserstein distance of Laplacian-pyramid patches to the training tiles, mean",
+        "over levels, grey levels; finest and coarsest: of those levels. floor: between halves of",
+        "the training patients. nearest: median distance to the nearest training tile, as a share",
+        "of held-out tiles'; copies: nearer than 99% of those.",
+    ])  # fmt: skip
+
+
+def _draws(seed: int) -> Iterator[np.random.Generator]:
+    return (np.random.default_rng([seed, draw]) for draw in range(DRAWS))
+
+
+def _distance(distances: Sequence[np.ndarray]) -> dict[str, Any]:
+    means = np.mean(distances, axis=1)
+    return {
+        "swd": float(means.mean()),
+        "swd_levels": [float(value) for value in np.mean(distances, axis=0)],
+        "swd_interval": [float(value) for value in np.percentile(means, [2.5, 97.5])],
+    }
+
+
+def _in_deviations(made: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    scale = np.maximum(real.std(axis=0), 1e-12)
+    return made / scale, real / scale
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None or np.isnan(value) else form.format(value)

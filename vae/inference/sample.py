@@ -1,0 +1,291 @@
+"""New tiles from a prior over latents, and the way from one tile to another."""
+
+import functools
+import os
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data.errors import DataError, UsageError
+from vae import weights
+from vae.inference.model import Model
+from vae.models import LatentFlow
+from vae.training.config import AUTOENCODER_KL, FUNDUS_VAE, PRIOR
+from vae.training.exported import SavedModel
+from vae.training.saved import read_model, variables_hash
+from vae.training.state import make_model
+
+# The prior N(0, I), by name: the published model's, and a row to compare with.
+NORMAL = "normal"
+METHODS = ("euler", "heun")
+# Tiles that are always computed together, filled up where there are fewer: a sum of floats depends
+# in its last digit on how many rows a matrix has, and a tile should not depend on its neighbours.
+CHUNK = 8
+
+
+class Sampler:
+    """An autoencoder and a prior over its latents.
+
+    Attributes:
+      model: The autoencoder.
+      prior: The prior as it was read; None for N(0, I).
+      side: Of a tile, pixels.
+      labels: What can be asked for, () where the prior was trained without.
+    """
+
+    def __init__(self, model: Model, prior: SavedModel | None):
+        self.model, self.prior = model, prior
+        config = prior.config if prior else model.saved.config
+        self.side: int = model.tile_size or config.data.crop
+        if prior is None and model.tile_size is None:
+            self.side = config.data.size
+        self.labels: tuple[str, ...] = tuple(config.model.get("labels", ()))
+        self.steps: int = config.prior.sample_steps if prior else 0
+        if prior is not None:
+            module, variables = make_model(prior.config), jax.device_put(prior.variables)
+            self._flow = functools.partial(_flow(module), variables)
+            self._to_latents, self._from_latents = (
+                functools.partial(jax.jit(functools.partial(module.apply, method=name)), variables)
+                for name in ("colour", "whiten")
+            )
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """Names the prior in everything made with it, or that there is none."""
+        return variables_hash(self.prior.variables) if self.prior else NORMAL
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Of one tile."""
+        f, channels = self.model.downsample, self.model.latent_channels
+        return (channels,) if f is None else (self.side // f, self.side // f, channels)
+
+    def sample(self, numbers: Sequence[int], **how) -> np.ndarray:
+        """Tiles, uint8 [N, S, S, 3]; see `latents`."""
+        return self.decode(self.latents(numbers, **how))
+
+    def latents(
+        self,
+        numbers: Sequence[int],
+        *,
+        seed: int = 0,
+        label: str | None = None,
+        steps: int | None = None,
+        method: str = "heun",
+        guidance: float = 1.0,
+    ) -> np.ndarray:
+        """Latents of new tiles.
+
+        Args:
+          numbers: Which tiles of a seed, each from 0 on: a tile is a function of seed and number.
+          seed: Of the noise that they are made from.
+          label: What they should be of, one of `labels`; None for all alike.
+          steps: Of the solver from noise to latents; None for what the prior's config says.
+          method: "euler", or "heun", which is of second order and evaluates twice a step.
+          guidance: How much more than the label asks for: v(none) + guidance (v(label) - v(none)),
+            Ho and Salimans (2022). 1 is the label itself.
+
+        Returns:
+          float32 [N, h, w, C], or [N, L] of a model with vectors.
+
+        Raises:
+          UsageError: An unknown label or method, or no such number of steps.
+        """
+        noise = self._noise(numbers, seed)
+        if self.prior is None:
+            if label is not None:
+                raise UsageError(f"label {label!r}: the prior N(0, I) knows of none")
+            return noise
+        return self._through(noise, label, steps, method, guidance, backwards=False)
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Latents -> tiles uint8 [N, S, S, 3], the same whatever else is decoded with them."""
+        return _in_chunks(self.model.decode, latents)
+
+    def between(
+        self, first: np.ndarray, last: np.ndarray, count: int, *, steps: int | None = None
+    ) -> np.ndarray:
+        """Tiles on the way from one to another, both ends as the model reconstructs them.
+
+        With a prior the way leads through its noise: both latents are followed back to it, and
+        noise between two is a tile again, where latents half of one and half of another would be
+        two tiles on top of each other. With N(0, I) it leads through the latents themselves.
+
+        Args:
+          first: uint8 [S, S, 3].
+          last: Likewise.
+          count: Of tiles, both ends included; at least 2.
+          steps: As for `latents`.
+
+        Returns:
+          uint8 [count, S, S, 3].
+        """
+        if count < 2:
+            raise UsageError(f"{count} tiles: expected at least 2, the two ends")
+        ends = self.model.encode(np.stack([first, last]))
+        if self.prior is not None:
+            ends = self._through(ends, None, steps, "heun", 1.0, backwards=True)
+        path = np.stack([_slerp(*ends, share) for share in np.linspace(0, 1, count)])
+        if self.prior is not None:
+            path = self._through(path, None, steps, "heun", 1.0, backwards=False)
+        return self.decode(path)
+
+    def _noise(self, numbers: Sequence[int], seed: int) -> np.ndarray:
+        numbers = jnp.asarray(numbers, jnp.uint32)
+        return np.asarray(_normal(jax.random.key(seed), numbers, self.latent_shape))
+
+    def _through(self, arrays, label, steps, method, guidance, *, backwards) -> np.ndarray:
+        """The flow from noise to latents, or back."""
+        steps = self.steps if steps is None else steps
+        if method not in METHODS:
+            raise UsageError(f"method {method!r} is none of {', '.join(METHODS)}")
+        if steps < 1:
+            raise UsageError(f"steps {steps}: expected at least 1")
+        if label is not None and label not in self.labels:
+            known = ", ".join(self.labels) or "none: it was trained without"
+            raise UsageError(f"label {label!r} is none of this prior's ({known})")
+        number = 0 if label is None else 1 + self.labels.index(label)
+        times = np.linspace(0, 1, steps + 1, dtype=np.float32)
+        labels = np.full(CHUNK, number, np.int32)
+
+        def follow(chunk):
+            start = self._from_latents(chunk) if backwards else chunk
+            end = self._flow(
+                start,
+                labels,
+                times[::-1] if backwards else times,
+                np.float32(guidance),
+                guided=bool(number) and guidance != 1,
+                heun=method == "heun",
+            )
+            return np.asarray(end if backwards else self._to_latents(end))
+
+        return _in_chunks(follow, arrays)
+
+
+def load_sampler(
+    model: str | os.PathLike | None = None, prior: str | os.PathLike | None = None
+) -> Sampler:
+    """What samples.
+
+    Args:
+      model: An autoencoder, as `vae.load_model` takes it; or a prior, which names its autoencoder;
+        None for the autoencoder that the prior names.
+      prior: A run of `configs/prior256.py`, a checkpoint in it, or an exported file; "normal" for
+        N(0, I). None for the one that ships; of a model with vectors, N(0, I), as it was trained.
+
+    Raises:
+      DataError: One of them is none or damaged, they do not belong together, or there is no prior
+        for the model.
+    """
+    saved = None if model is None else read_model(model)
+    if saved is not None and saved.config.model.architecture == PRIOR:
+        if prior is not None:
+            raise DataError(f"{model} and {prior} are two priors; name an autoencoder as the model")
+        saved, prior, model = None, model, None
+    if saved is not None and saved.config.model.architecture not in (AUTOENCODER_KL, FUNDUS_VAE):
+        raise DataError(f"{model} is no autoencoder; expected one, or a prior")
+    if saved is not None and saved.config.model.architecture == FUNDUS_VAE:
+        if prior not in (None, NORMAL):
+            raise DataError(
+                f"{model} has one vector a tile and the prior N(0, I); {prior} is not for it"
+            )
+        return Sampler(Model(saved), None)
+    if prior is not None and os.fspath(prior) == NORMAL:
+        return Sampler(Model(saved or read_model(weights.DEFAULT)), None)
+    ships = prior is None
+    if ships and not weights.SAMPLE.exists():
+        raise DataError(
+            "no prior comes with this installation; train one with "
+            "--config=configs/prior256.py, or take N(0, I) by the name normal"
+        )
+    flow = read_model(weights.SAMPLE if prior is None else prior)
+    if flow.config.model.architecture != PRIOR:
+        raise DataError(
+            f"{prior} is no prior but of the architecture {flow.config.model.architecture}; train "
+            "one with --config=configs/prior256.py, or take N(0, I) by the name normal"
+        )
+    return Sampler(Model(saved or _named_autoencoder(flow)), _checked(flow, saved, ships))
+
+
+def _named_autoencoder(flow: SavedModel) -> SavedModel:
+    name = flow.config.prior.autoencoder
+    try:
+        found = read_model(name)
+    except DataError as error:
+        raise DataError(
+            f"{flow.path} is a prior over the latents of {name} ({flow.about.get('autoencoder')}), "
+            f"which is not here; name it as the model ({error})"
+        ) from error
+    _checked(flow, found, False)
+    return found
+
+
+def _checked(flow: SavedModel, autoencoder: SavedModel | None, ships: bool) -> SavedModel:
+    """The prior; refused where it is for the latents of another autoencoder."""
+    wanted = flow.about.get("autoencoder")
+    if autoencoder is None or wanted == (found := variables_hash(autoencoder.variables)):
+        return flow
+    its = f"{flow.config.prior.autoencoder} ({wanted})"
+    if ships:
+        raise DataError(
+            f"{autoencoder.path} ({found}) has no prior: the one that ships is for {its}; train "
+            f"one with --config=configs/prior256.py --config.prior.autoencoder={autoencoder.path} "
+            "and name it, or take N(0, I) by the name normal"
+        )
+    raise DataError(
+        f"the prior {flow.path} is for the latents of {its}, and {autoencoder.path} is {found}; "
+        "decoded by another model they are nothing"
+    )
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _normal(key: jax.Array, numbers: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jax.vmap(lambda n: jax.random.normal(jax.random.fold_in(key, n), shape))(numbers)
+
+
+def _flow(module: LatentFlow):
+    """The solver: coefficients at the first time -> at the last."""
+
+    @functools.partial(jax.jit, static_argnames=("guided", "heun"))
+    def solve(variables, start, labels, times, guidance, *, guided, heun):
+        def velocity(x, t):
+            t = jnp.full(len(x), t)
+            made = module.apply(variables, x, t, labels, method="velocity")
+            if not guided:
+                return made
+            plain = module.apply(variables, x, t, jnp.zeros_like(labels), method="velocity")
+            return plain + guidance * (made - plain)
+
+        def step(x, span):
+            t, after = span
+            slope = velocity(x, t)
+            moved = x + (after - t) * slope
+            if heun:
+                moved = x + (after - t) / 2 * (slope + velocity(moved, after))
+            return moved, None
+
+        return jax.lax.scan(step, start, (times[:-1], times[1:]))[0]
+
+    return solve
+
+
+def _in_chunks(function, arrays: np.ndarray) -> np.ndarray:
+    """Applies a function of `CHUNK` rows; the last ones are repeated where there are fewer."""
+    parts = []
+    for start in range(0, len(arrays), CHUNK):
+        part = arrays[start : start + CHUNK]
+        filled = np.concatenate([part, np.repeat(part[-1:], CHUNK - len(part), axis=0)])
+        parts.append(function(filled)[: len(part)])
+    return np.concatenate(parts)
+
+
+def _slerp(a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:
+    """On the great circle from a to b (Shoemake, 1985): noise half-way has the length of noise."""
+    cosine = np.sum(a * b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12)
+    angle = np.arccos(np.clip(cosine, -1, 1))
+    if np.sin(angle) < 1e-6:
+        return (1 - share) * a + share * b
+    return (np.sin((1 - share) * angle) * a + np.sin(share * angle) * b) / np.sin(angle)

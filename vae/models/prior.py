@@ -1,0 +1,232 @@
+"""LatentFlow: a prior over the latents of an autoencoder, by flow matching.
+
+    x_t = (1 - t) e + t w          e ~ N(0, I), w a whitened latent, t from 0 to 1
+    v(x_t, t) = a(t) x_t + b(t) network(x_t, t)             should be E[w - e | x_t]
+
+The rectified flow of Liu et al. (2023) and Lipman et al. (2023). a and b are such that a network of
+zeros is the optimum for Gaussian latents, as at the start: there, step 0 draws from the best
+Gaussian with the same statistics everywhere (`vae.models.spectrum`), and training adds what is not
+Gaussian. The network is a U-Net over cosine waves: a level sees and makes the waves up to its own
+resolution, at unit scale, down to the mean of the tile, so colour is no small matter to it.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vae.models.layers import RMSNorm, depth_to_space, space_to_depth
+from vae.models.spectrum import Spectrum, coloured, from_waves, to_waves, whitened
+
+FREQUENCIES = 32  # of the embedding of t
+
+
+class LatentFlow(nn.Module):
+    """The velocity of the flow, for latents [B, S, S, C].
+
+    Variables: `params`, and `spectrum` (a fixed fit; see `with_spectrum`).
+
+    Attributes:
+      latent_channels: C.
+      latent_side: S, positions a side; divisible by 2 to the power of levels - 1.
+      widths: Channels of each level, from S x S positions to fewer, halved each time.
+      depths: Residual blocks of each level on the way down, and again on the way up.
+      heads: Of the attention at the two coarsest levels; 0 for none.
+      labels: Names that it can be told; what is drawn without one is of all of them.
+      dtype: What the convolutions compute in. The waves and the sums are float32 always.
+    """
+
+    latent_channels: int = 4
+    latent_side: int = 32
+    widths: tuple[int, ...] = (32, 96, 160, 160)
+    depths: tuple[int, ...] = (1, 1, 2, 1)
+    heads: int = 4
+    labels: tuple[str, ...] = ()
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        smallest = 2 ** (len(self.widths) - 1)
+        if len(self.widths) != len(self.depths) or self.latent_side % smallest:
+            raise ValueError(
+                f"widths={self.widths} and depths={self.depths} must be as many, and "
+                f"latent_side={self.latent_side} divisible by {smallest}"
+            )
+        self.spectrum = self.variable(
+            "spectrum", "fit", _blank_spectrum, self.latent_side, self.latent_channels
+        )
+        # Number 0 is for no label.
+        self.label = nn.Embed(len(self.labels) + 1, self.widths[-1], name="label")
+        self.network = WaveNet(
+            self.latent_channels, self.widths, self.depths, self.heads, self.dtype, name="network"
+        )
+
+    def whiten(self, latents: jax.Array) -> jax.Array:
+        """Latents [B, S, S, C] -> coefficients [B, S, S, C] of unit variance."""
+        return whitened(latents.astype(jnp.float32), self.spectrum.value)
+
+    def colour(self, coefficients: jax.Array) -> jax.Array:
+        """The inverse of `whiten`."""
+        return coloured(coefficients, self.spectrum.value)
+
+    def velocity(self, x: jax.Array, t: jax.Array, label: jax.Array) -> jax.Array:
+        """dx/dt of the flow from noise (t = 0) to latents (t = 1).
+
+        Args:
+          x: float32 [B, S, S, C], coefficients.
+          t: float32 [B].
+          label: int32 [B], 1 + the place in `labels`; 0 for none.
+
+        Returns:
+          float32 [B, S, S, C].
+        """
+        return self._velocity(x, t, label)[0]
+
+    def _velocity(self, x, t, label):
+        t = t[:, None, None, None]
+        square = (1 - t) ** 2 + t**2  # variance of x where latents are Gaussian
+        made = self.network(x * jax.lax.rsqrt(square), t[:, 0, 0, 0], self.label(label))
+        # E[w - e | x] of two independent unit Gaussians, and the deviation that is left.
+        return (2 * t - 1) / square * x + jax.lax.rsqrt(square) * made, square
+
+    def errors(
+        self, latents: jax.Array, noise: jax.Array, t: jax.Array, label: jax.Array
+    ) -> jax.Array:
+        """How far the velocity is from the one that leads to the latents, in units of what a
+        Gaussian leaves unknown: float32 [B, S, S, C], of mean square 1 at step 0.
+
+        Args:
+          latents: float32 [B, S, S, C].
+          noise: Likewise, standard normal coefficients.
+          t: float32 [B].
+          label: int32 [B].
+        """
+        goal = self.whiten(latents)
+        between = t[:, None, None, None]
+        velocity, square = self._velocity((1 - between) * noise + between * goal, t, label)
+        return (velocity - (goal - noise)) * jnp.sqrt(square)
+
+    def __call__(self, x: jax.Array, t: jax.Array, label: jax.Array) -> jax.Array:
+        """`velocity`; uses every parameter."""
+        return self.velocity(x, t, label)
+
+
+class WaveNet(nn.Module):
+    """A U-Net whose levels see and make the cosine waves up to their own resolution.
+
+    Attributes: see `LatentFlow`.
+    """
+
+    latent_channels: int
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, coefficients: jax.Array, t: jax.Array, label: jax.Array) -> jax.Array:
+        """float32 [B, S, S, C] of unit variance, [B], [B, E] -> [B, S, S, C], zero at the start."""
+        side, last = coefficients.shape[1], len(self.widths) - 1
+        mean = coefficients[:, 0, 0]  # the whole tile's: the coarsest of all levels
+        about = nn.Dense(self.widths[-1], name="time")(_waves_of(t)) + label
+        about += nn.Dense(self.widths[-1], use_bias=False, name="mean_in")(mean)
+        about = nn.silu(nn.Dense(self.widths[-1], name="about")(nn.silu(about)))
+        about = about.astype(self.dtype)
+
+        def block(h, name):
+            return ModulatedBlock(self.dtype, name=name)(h, about)
+
+        skips, h = [], None
+        for level, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
+            size = side >> level
+            seen = from_waves(coefficients[:, :size, :size]).astype(self.dtype)
+            seen = nn.Dense(width, dtype=self.dtype, name=f"in{level}")(seen)
+            if level:
+                h = nn.Dense(width, dtype=self.dtype, use_bias=False, name=f"down{level}")(
+                    space_to_depth(h, 2)
+                )
+            h = seen if h is None else h + seen
+            for i in range(depth):
+                h = block(h, f"down{level}_block{i}")
+                if self.heads and level >= last - 1:
+                    h = Attention(self.heads, self.dtype, name=f"down{level}_attention{i}")(h)
+            skips.append(h)
+        made = jnp.zeros_like(coefficients)
+        for level in reversed(range(last + 1)):
+            if level < last:
+                up = nn.Dense(4 * self.widths[level], dtype=self.dtype, name=f"up{level}")(h)
+                h = skips[level] + depth_to_space(up, 2)
+            for i in range(self.depths[level]):
+                h = block(h, f"up{level}_block{i}")
+                if self.heads and level >= last - 1:
+                    h = Attention(self.heads, self.dtype, name=f"up{level}_attention{i}")(h)
+            if level == last:
+                whole = jnp.concatenate([h.mean(axis=(1, 2)), about], axis=-1)
+                change = _zero_dense(self.latent_channels, "mean_out")(whole.astype(jnp.float32))
+                made = made.at[:, 0, 0].add(change)
+            size = side >> level
+            normed = RMSNorm(name=f"out{level}_norm")(h).astype(jnp.float32)
+            waves = to_waves(_zero_dense(self.latent_channels, f"out{level}")(normed))
+            made = made.at[:, :size, :size].add(waves)
+        return made
+
+
+class ModulatedBlock(nn.Module):
+    """A residual block whose middle is scaled and shifted by what the whole is about.
+
+    Modulation as in Perez et al. (2018) and Peebles and Xie (2023); the second convolution is zero
+    at the start.
+    """
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, about: jax.Array) -> jax.Array:
+        """[B, h, w, D], [B, E] -> [B, h, w, D]."""
+        channels, zeros = x.shape[-1], nn.initializers.zeros
+        change = nn.Dense(2 * channels, dtype=self.dtype, kernel_init=zeros, name="about")(about)
+        scale, shift = jnp.split(change[:, None, None], 2, axis=-1)
+        h = nn.Conv(channels, (3, 3), dtype=self.dtype, name="conv1")(RMSNorm(name="norm")(x))
+        h = nn.silu(RMSNorm(name="middle")(h) * (1 + scale) + shift)
+        return x + nn.Conv(channels, (3, 3), dtype=self.dtype, kernel_init=zeros, name="conv2")(h)
+
+
+class Attention(nn.Module):
+    """Every position sees all others (Vaswani et al., 2017); zero at the start."""
+
+    heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, h, w, D] -> [B, h, w, D]."""
+        b, height, width, channels = x.shape
+        tokens = RMSNorm(name="norm")(x).reshape(b, height * width, channels)
+        three = nn.Dense(3 * channels, dtype=self.dtype, name="query_key_value")(tokens)
+        query, key, value = jnp.split(three.reshape(b, height * width, self.heads, -1), 3, axis=-1)
+        # Of one length, so that no product of them grows (Henry et al., 2020).
+        query, key = RMSNorm(name="query_norm")(query), RMSNorm(name="key_norm")(key)
+        made = jax.nn.dot_product_attention(query, key, value).reshape(tokens.shape)
+        zeros = nn.initializers.zeros
+        made = nn.Dense(channels, dtype=self.dtype, kernel_init=zeros, name="out")(made)
+        return x + made.reshape(x.shape)
+
+
+def _zero_dense(features: int, name: str) -> nn.Dense:
+    return nn.Dense(features, kernel_init=nn.initializers.zeros, name=name)
+
+
+def _waves_of(t: jax.Array) -> jax.Array:
+    """t in [0, 1], [B] -> [B, 2 FREQUENCIES], slow waves and fast ones (Vaswani et al., 2017)."""
+    rates = np.geomspace(0.5, 50.0, FREQUENCIES).astype(np.float32)
+    angles = 2 * np.pi * t[:, None] * rates
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def _blank_spectrum(side: int, channels: int) -> Spectrum:
+    unit = jnp.broadcast_to(jnp.eye(channels), (side, side, channels, channels))
+    return Spectrum(mean=jnp.zeros(channels), colour=unit, whiten=unit)
+
+
+def with_spectrum(variables: dict, spectrum: Spectrum) -> dict:
+    """Fresh variables of a `LatentFlow`, for latents of this spectrum."""
+    return {**variables, "spectrum": {"fit": jax.tree.map(jnp.asarray, spectrum)}}

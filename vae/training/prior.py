@@ -1,0 +1,99 @@
+"""What a prior starts from: the autoencoder that it is for, the best Gaussian of its latents."""
+
+from collections.abc import Callable, Iterable
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from data.errors import DataError, UsageError
+from data.pipeline import Dataset
+from vae.models import Spectrum
+from vae.training.config import AUTOENCODER_KL
+from vae.training.exported import SavedModel
+from vae.training.flow import spectrum_of
+from vae.training.saved import read_model
+from vae.training.state import abstract_state
+
+# More names than anybody means as labels: then they are something else's.
+MOST_LABELS = 1000
+
+
+def read_autoencoder(config: ConfigDict) -> SavedModel:
+    """The model that `prior.autoencoder` names.
+
+    Raises:
+      DataError: There is none, or it is of another kind.
+    """
+    name = config.prior.autoencoder
+    saved = read_model(name)
+    if saved.config.model.architecture != AUTOENCODER_KL:
+        raise DataError(
+            f"prior.autoencoder={name} is of the architecture {saved.config.model.architecture}; a "
+            "prior is learned over the latents of configs/fundus256.py (those of the published "
+            "architecture have N(0, I), which `fundus-vae sample` draws from)"
+        )
+    return saved
+
+
+def for_latents(config: ConfigDict, autoencoder: SavedModel, dataset: Dataset) -> ConfigDict:
+    """The config of a prior with what only its autoencoder and its dataset know filled in.
+
+    Args:
+      config: As it was given.
+      autoencoder: Of `read_autoencoder`.
+      dataset: To train on.
+
+    Returns:
+      A copy, with `model.latent_channels`, `model.latent_side` and, where `prior.conditional`,
+      `model.labels`.
+
+    Raises:
+      UsageError: The latents of `data.crop` cannot be halved as often as the model does.
+    """
+    config, its = config.copy_and_resolve_references(), autoencoder.config.model
+    model = config.model
+    side, rest = divmod(config.data.crop, its.downsample)
+    smallest = 2 ** (len(model.widths) - 1)
+    if rest or side % smallest or not side:
+        raise UsageError(
+            f"data.crop={config.data.crop} has latents of {config.data.crop / its.downsample:g} "
+            f"positions a side with {config.prior.autoencoder}, expected a multiple of {smallest} "
+            f"for the {len(model.widths)} levels of model.widths={tuple(model.widths)}"
+        )
+    model.latent_channels, model.latent_side = its.latent_channels, side
+    if config.prior.conditional and not model.labels:
+        model.labels = tuple(
+            sorted({row.label for row in dataset.photographs() if row.split == "train"})
+        )
+    if len(model.labels) > MOST_LABELS:
+        raise UsageError(
+            f"the dataset has {len(model.labels)} labels, expected at most {MOST_LABELS}; name "
+            'those that matter, --config.model.labels=\'("a", "b")\', or set '
+            "--config.prior.conditional=False"
+        )
+    if not config.prior.conditional and model.labels:
+        raise UsageError(
+            f"model.labels={tuple(model.labels)} beside prior.conditional=False; drop one of them"
+        )
+    return config
+
+
+def fit_prior(
+    config: ConfigDict, autoencoder: SavedModel, read: Callable[[], Iterable[np.ndarray]]
+) -> Spectrum:
+    """What a prior starts from: computed by process 0, the same bits on every process.
+
+    Args:
+      config: Of `for_latents`.
+      autoencoder: Whose latents.
+      read: Gives training tiles, uint8 [b, T, T, 3] at a time.
+    """
+    from jax.experimental import multihost_utils
+
+    if jax.process_index() == 0:
+        fit = spectrum_of(autoencoder, read(), config.data.crop)
+    else:
+        blank = abstract_state(config).fixed["spectrum"]["fit"]
+        fit = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), blank)
+    return fit if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(fit)
