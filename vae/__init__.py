@@ -6,22 +6,24 @@ latents = model.encode(tiles)              # uint8 [N, H, W, 3] -> float32 [N, H
 tiles = model.decode(latents)              # -> uint8 [N, H, W, 3]
 photograph = model.reconstruct(photograph) # uint8 [H, W, 3] of any size, without seams
 clear = vae.load_enhancer().enhance(photograph, fov)
+tiles = vae.load_sampler().sample(range(16), seed=0)  # of nobody's eyes
 """
 
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["EnhancementModel", "Model", "load_enhancer", "load_model"]
+__all__ = ["EnhancementModel", "Model", "Sampler", "load_enhancer", "load_model", "load_sampler"]
 
 if TYPE_CHECKING:
     from vae.inference.enhance import EnhancementModel, load_enhancer
     from vae.inference.model import Model, load_model
+    from vae.inference.sample import Sampler, load_sampler
 
 
 def __getattr__(name: str) -> Any:
     # Lazily, so that commands which only cut or build tiles do not wait for JAX.
     if name in __all__:
-        from vae.inference import enhance, model
+        from vae.inference import enhance, model, sample
 
-        return getattr(model if hasattr(model, name) else enhance, name)
+        return next(getattr(m, name) for m in (model, enhance, sample) if hasattr(m, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -87,10 +87,14 @@ def _evaluate(
         raise UsageError(f"--limit {limit}: expected a number of tiles, or 0 for all")
     if beside and not report:
         raise UsageError("--beside adds models to the curves of --report DIR, which is missing")
-    from vae.training.config import ENHANCER
+    from vae.training.config import ENHANCER, PRIOR
     from vae.training.saved import read_model
 
     saved = read_model(model)
+    if saved.config.model.architecture == PRIOR:
+        raise UsageError(
+            f"{model} is a prior: `fundus-vae evaluate-samples --model {model}` measures it"
+        )
     if saved.config.model.architecture == ENHANCER:
         if report:
             raise UsageError(
@@ -137,9 +141,16 @@ def _export(model: str, out: str | None, dtype: str, stablehlo: str | None) -> i
 
         check_new_folder(Path(stablehlo))
 
+    from vae.training.config import ENHANCER, PRIOR
     from vae.training.saved import read_model
 
     saved = read_model(model)
+    kind = saved.config.model.architecture
+    if stablehlo and kind in (ENHANCER, PRIOR):
+        raise UsageError(
+            f"--stablehlo writes the two halves of an autoencoder, and {model} is of the "
+            f"architecture {kind}; --out FILE.safetensors takes any"
+        )
     if out:
         from vae.training.exported import portable, write_exported
 

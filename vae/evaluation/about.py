@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vae.evaluation.run import RESULTS
-from vae.inference.describe import describe
+from vae.inference.describe import describe, describe_prior
+from vae.training.config import PRIOR
 from vae.training.exported import SavedModel
 from vae.training.saved import CHECKPOINTS
 
@@ -20,14 +21,18 @@ def about_model(saved: SavedModel) -> dict[str, Any]:
     Returns:
       Plain values; `figures` holds split, tiles, patients, ssim, psnr, bytes and pca (ssim, psnr)
       of the results.json beside the model, or NAME.json beside NAME.safetensors; None where there
-      is none or it is of another model.
+      is none or it is of another model. A prior's description has none (`describe_prior`).
     """
+    if saved.config.model.architecture == PRIOR:
+        return describe_prior(saved)
     about = describe(saved)
     return about | {"figures": _figures(saved, about["hash"])}
 
 
 def format_about(about: dict[str, Any]) -> str:
     """A description as lines of text."""
+    if about["architecture"] == PRIOR:
+        return _format_prior(about)
     trained, latent, figures = about["trained"], about["latent"], about["figures"]
     shape = " x ".join(map(str, about["latents"]))
     reach = about["reach"]
@@ -57,6 +62,25 @@ def format_about(about: dict[str, Any]) -> str:
          f"{trained['command'] or 'command unknown'}"),
         ("figures", "none measured: `fundus-vae evaluate --model M --data DIR`"
          if figures is None else _figure_words(figures)),
+    ]  # fmt: skip
+    return "\n".join(_line(name, text) for name, text in lines)
+
+
+def _format_prior(about: dict[str, Any]) -> str:
+    trained, its = about["trained"], about["autoencoder"]
+    lines = [
+        ("model", f"{about['name']} (a prior over latents), step {about['step']:,d}"),
+        ("hash", about["hash"]),
+        ("file", about["path"]),
+        ("parameters", f"{about['parameters']:,d}, {about['bytes'] / 1e6:,.1f} MB in memory"),
+        ("for", f"the autoencoder {its['name']}, {its['hash'] or _UNKNOWN}; latents "
+         + " x ".join(map(str, about["latents"]))),
+        ("labels", ", ".join(about["labels"]) or "none"),
+        ("trained on", f"{trained['data'] or _UNKNOWN}, fingerprint "
+         f"{trained['fingerprint'] or _UNKNOWN}"),
+        ("by", f"fundus-vae {about['version'] or '(version unknown)'}: "
+         f"{trained['command'] or 'command unknown'}"),
+        ("figures", "`fundus-vae evaluate-samples --model M --data DIR`"),
     ]  # fmt: skip
     return "\n".join(_line(name, text) for name, text in lines)
 

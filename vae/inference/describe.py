@@ -66,6 +66,35 @@ def describe(saved: SavedModel) -> dict[str, Any]:
     }
 
 
+def describe_prior(saved: SavedModel) -> dict[str, Any]:
+    """A prior in plain values, for JSON.
+
+    Returns:
+      path, name, architecture, step, hash, version, parameters (learned), bytes (of all variables
+      in memory), autoencoder (name, and hash of the one it was trained for), latents (shape of one
+      tile's), labels, sample_steps, and trained (what is known of the run).
+    """
+    config, model = saved.config, saved.config.model
+    return {
+        "path": str(saved.path),
+        "name": config.name,
+        "architecture": model.architecture,
+        "step": saved.step,
+        "hash": variables_hash(saved.variables),
+        "version": saved.about.get("version"),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(saved.variables["params"])),
+        "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(saved.variables)),
+        "autoencoder": {
+            "name": config.prior.autoencoder,
+            "hash": saved.about.get("autoencoder"),
+        },
+        "latents": [model.latent_side, model.latent_side, model.latent_channels],
+        "labels": list(model.labels),
+        "sample_steps": config.prior.sample_steps,
+        "trained": _trained(saved),
+    }
+
+
 def preset(saved: SavedModel) -> str:
     """The model's short name by its latent: f8c32, or the latent's size for one vector a tile."""
     model = saved.config.model

@@ -20,7 +20,7 @@ from vae.inference.model import batch_size
 from vae.inference.windows import filter_windows
 from vae.metrics import to_float
 from vae.models.layers import depth_to_space, space_to_depth
-from vae.training.config import ENHANCER
+from vae.training.config import ENHANCER, PRIOR
 from vae.training.saved import SavedModel, read_model, variables_hash
 from vae.training.state import make_model
 
@@ -166,8 +166,10 @@ def load_enhancer(path: str | os.PathLike = weights.ENHANCE) -> EnhancementModel
     """
     saved = read_model(path)
     if saved.config.model.architecture != ENHANCER:
+        what = "a prior" if saved.config.model.architecture == PRIOR else "an autoencoder"
+        command = "sample" if what == "a prior" else "reconstruct"
         raise DataError(
-            f"{path} is an autoencoder, no enhancer: `fundus-vae reconstruct` takes it; train an "
+            f"{path} is {what}, no enhancer: `fundus-vae {command}` takes it; train an "
             "enhancer with --config=configs/enhance256.py"
         )
     return EnhancementModel(saved)

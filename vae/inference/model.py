@@ -15,7 +15,7 @@ from vae.inference.photograph import reconstruct_photograph
 from vae.inference.windows import LARGEST, decode_windows, encode_windows
 from vae.metrics import to_float, to_uint8
 from vae.models import Posterior
-from vae.training.config import ENHANCER
+from vae.training.config import ENHANCER, PRIOR
 from vae.training.saved import SavedModel, read_model, variables_hash
 from vae.training.state import make_model
 
@@ -182,9 +182,14 @@ def load_model(path: str | os.PathLike = weights.DEFAULT) -> Model:
         that come with the package: f8c4, f8c8, f8c16, f8c32, f8c48.
 
     Raises:
-      data.errors.DataError: It is none of them, or it is damaged; or it is an enhancer.
+      data.errors.DataError: It is none of them, or it is damaged; or it is an enhancer or a prior.
     """
     saved = read_model(path)
+    if saved.config.model.architecture == PRIOR:
+        raise DataError(
+            f"{path} is a prior over the latents of {saved.config.prior.autoencoder}, no "
+            "autoencoder: `fundus-vae sample` and `vae.load_sampler` take it"
+        )
     if saved.config.model.architecture == ENHANCER:
         raise DataError(
             f"{path} is an enhancer, no autoencoder: `fundus-vae enhance` and "

@@ -1,0 +1,236 @@
+"""The prior: its network, its objective, its training."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import prior256
+from data import demo
+from data.errors import DataError, UsageError
+from data.pipeline import open_dataset, train_batches
+from vae.models import LatentFlow, Posterior
+from vae.models.spectrum import Spectrum
+from vae.training.flow import flow_loss, label_numbers, make_encoder
+from vae.training.prior import for_latents, read_autoencoder
+from vae.training.saved import read_model
+from vae.training.sharding import make_mesh, put_batch, tree_sharding
+from vae.training.start import start_state
+from vae.training.state import abstract_state
+from vae.training.steps import make_train_step, step_key
+from vae.training.train import train
+
+SIDE, CHANNELS = 8, 4
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return open_dataset(demo.prepare("synthetic", tmp_path_factory.mktemp("data"), 64))
+
+
+def perturbed(variables, seed=0, scale=0.1):
+    """What starts at zero moved away from it, or nothing depends on anything."""
+    leaves, tree = jax.tree.flatten(variables["params"])
+    rng = np.random.default_rng(seed)
+    moved = [leaf + scale * rng.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
+    return {**variables, "params": jax.tree.unflatten(tree, moved)}
+
+
+@pytest.fixture(scope="module")
+def flow():
+    model = LatentFlow(CHANNELS, SIDE, (8, 16), (1, 1), 2, ("left", "right"))
+    x = jnp.zeros((1, SIDE, SIDE, CHANNELS))
+    variables = jax.jit(model.init)(jax.random.key(0), x, jnp.zeros(1), jnp.zeros(1, jnp.int32))
+    return model, variables
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def test_starts_as_the_best_gaussian(flow):
+    model, variables = flow
+    x, t = normal(3, SIDE, SIDE, CHANNELS), np.array([0.1, 0.5, 0.9], np.float32)
+    apply = jax.jit(functools.partial(model.apply, method="velocity"))
+    velocity = apply(variables, x, t, np.zeros(3, np.int32))
+    # Of x_t = (1 - t) e + t w, both N(0, 1): Cov(w - e, x_t) / Var(x_t).
+    slope = (2 * t - 1) / ((1 - t) ** 2 + t**2)
+    np.testing.assert_allclose(velocity, slope[:, None, None, None] * x, rtol=1e-5, atol=1e-6)
+
+
+def test_error_of_a_gaussian_is_one(flow):
+    model, variables = flow
+    shape = (64, SIDE, SIDE, CHANNELS)
+    t = np.random.default_rng(3).uniform(size=64).astype(np.float32)
+    apply = jax.jit(functools.partial(model.apply, method="errors"))
+    errors = apply(variables, normal(*shape), normal(*shape, seed=1), t, np.zeros(64, np.int32))
+    # 16,384 independent squares: a standard error of 1.1%.
+    assert float(jnp.square(errors).mean()) == pytest.approx(1, abs=0.05)
+
+
+def test_everything_is_told(flow):
+    """The velocity depends on x everywhere, on the time, and on the label."""
+    model, variables = flow
+    variables = perturbed(variables)
+    x, half, none = normal(1, SIDE, SIDE, CHANNELS), np.full(1, 0.5, np.float32), np.zeros(1, int)
+    apply = jax.jit(functools.partial(model.apply, variables, method="velocity"))
+    base = apply(x, half, none)
+    far = x.copy()
+    far[0, 0, 0, 0] += 1
+    assert float(jnp.abs(apply(far, half, none) - base)[0, -1, -1].max()) > 1e-6
+    assert float(jnp.abs(apply(x, half + 0.1, none) - base).max()) > 1e-3
+    assert float(jnp.abs(apply(x, half, none + 1) - base).max()) > 1e-3
+    np.testing.assert_array_equal(apply(x, half, none), base)
+
+
+def test_levels_must_fit():
+    with pytest.raises(ValueError, match="divisible by 4"):
+        LatentFlow(4, 6, (8, 8, 8), (1, 1, 1)).init(
+            jax.random.key(0), jnp.zeros((1, 6, 6, 4)), jnp.zeros(1), jnp.zeros(1, int)
+        )
+
+
+def test_loss_is_the_same_however_rows_are_cut(flow):
+    """What is drawn depends on the row's number, not on its neighbours."""
+    model, variables = flow
+    config = prior256.get_config("smoke")
+    loss = jax.jit(flow_loss(config, model))
+    fixed, params = {"spectrum": variables["spectrum"]}, perturbed(variables)["params"]
+    example = {
+        "mean": normal(4, SIDE, SIDE, CHANNELS),
+        "log_var": normal(4, SIDE, SIDE, CHANNELS, seed=1) - 3,
+        "label": np.array([0, 1, 2, 1], np.int32),
+    }
+    key, rows = jax.random.key(5), np.arange(4)
+    whole, (metrics, _) = loss(params, fixed, {}, example, rows, key)
+    halves = [
+        loss(params, fixed, {}, jax.tree.map(lambda a, c=cut: a[c], example), rows[cut], key)[0]
+        for cut in (slice(0, 2), slice(2, 4))
+    ]
+    assert float(whole) == pytest.approx(float(sum(halves)) / 2, rel=1e-5)
+    assert metrics["loss_octave"].shape == (len(model.widths) + 1,)
+
+
+def test_label_numbers_count_from_one():
+    found = label_numbers(np.array(["right", "left", "other"]), ("left", "right"))
+    np.testing.assert_array_equal(found, [2, 1, 0])
+
+
+def test_config_is_filled_in(dataset):
+    config = prior256.get_config("smoke")
+    filled = for_latents(config, read_model("f8c8"), dataset)
+    assert (filled.model.latent_channels, filled.model.latent_side) == (8, 8)
+    assert filled.model.labels == ("synthetic",) and config.model.labels == ()
+    config.prior.conditional = False
+    assert for_latents(config, read_model("f8c8"), dataset).model.labels == ()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"data.crop": 60}, "multiple of 2"),
+        ({"model.labels": ("a",), "prior.conditional": False}, "drop one"),
+        ({"model.labels": tuple(map(str, range(1001)))}, "1001 labels"),
+    ],
+)
+def test_refuses_what_cannot_work(dataset, change, message):
+    config = prior256.get_config("smoke")
+    config.update_from_flattened_dict(change)
+    with pytest.raises(UsageError, match=message):
+        for_latents(config, read_model("f8c4"), dataset)
+
+
+def test_refuses_vectors(vector_model):
+    config = prior256.get_config("smoke")
+    config.prior.autoencoder = str(vector_model)
+    with pytest.raises(DataError, match="published"):
+        read_autoencoder(config)
+
+
+def steps(dataset, mesh, count, accumulate=1):
+    config = prior256.get_config("smoke")
+    config.train.accumulate = accumulate
+    config.optimizer.name = "adam"  # compiles in half the time
+    config.batch_size = 16
+    config.mesh.fsdp_min_size = 1024
+    autoencoder = read_autoencoder(config)
+    config = for_latents(config, autoencoder, dataset)
+    sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)
+    state = start_state(config, dataset, sharding, autoencoder)
+    before = jax.device_get(state.params)
+    step, encode = make_train_step(config, mesh, sharding), make_encoder(config, mesh, autoencoder)
+    batches = train_batches(dataset, size=64, seed=0, batch_size=16)
+    for number in range(count):
+        batch = next(batches)
+        labels = label_numbers(batch["label"], config.model.labels)
+        placed = put_batch(mesh, {"image": batch["image"], "label": labels})
+        latents = encode(placed["image"], step_key(0, "augment", number))
+        state, metrics = step(state, latents | {"label": placed["label"]})
+    return before, jax.device_get(state), jax.device_get(metrics)
+
+
+def test_learns_alike_on_any_mesh(dataset):
+    before, state, metrics = steps(dataset, make_mesh(8, 1), 3)
+    assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, state.params)
+    assert all(value > 0 for value in jax.tree.leaves(moved["network"]["out0"]))
+    assert isinstance(state.fixed["spectrum"]["fit"], Spectrum)
+    assert (state.latent_var > 0).all()
+    _, same, others = steps(dataset, make_mesh(2, 4), 3, accumulate=2)
+    assert others["loss"] == pytest.approx(metrics["loss"], rel=1e-4)
+    # Sums in another order; Adam divides by their size, so that of a small gradient shows: within
+    # three steps of 3e-3 a value may move by 9e-3.
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(same.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-3)
+
+
+def test_encoder_gives_posteriors(dataset):
+    config = prior256.get_config("smoke")
+    autoencoder, mesh = read_autoencoder(config), make_mesh(8, 1)
+    config = for_latents(config, autoencoder, dataset)
+    batch = next(train_batches(dataset, size=64, seed=0, batch_size=8))
+    placed = put_batch(mesh, {"image": batch["image"]})
+    made = make_encoder(config, mesh, autoencoder)(placed["image"], jax.random.key(0))
+    assert made["mean"].shape == (8, SIDE, SIDE, 4)
+    posterior = Posterior(**made)
+    assert np.isfinite(posterior.kl()).all() and (posterior.kl() > 0).all()
+
+
+@pytest.fixture(scope="module")
+def run(dataset, tmp_path_factory):
+    """A whole run of the smallest kind, evaluation left out -> its workdir."""
+    workdir = tmp_path_factory.mktemp("prior")
+    return short_run(dataset, workdir, 4)
+
+
+def short_run(dataset, workdir, count):
+    config = prior256.get_config("smoke")
+    config.data.update(source="", dir=str(dataset.path))
+    config.train.update(tensorboard=False, log_every=1, checkpoint_every=2)
+    config.eval.every = 0
+    config.optimizer.update(name="adam", schedule="constant", warmup_steps=0)
+    config.train.steps = count
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vae.training.train._samples_table", lambda *_: None)
+        train(config, workdir)
+    return workdir
+
+
+def test_run_continues_bit_for_bit(run, dataset, tmp_path):
+    short_run(dataset, tmp_path, 2)
+    short_run(dataset, tmp_path, 4)
+    one, two = read_model(run), read_model(tmp_path)
+    assert one.step == two.step == 4
+    for a, b in zip(jax.tree.leaves(one.variables), jax.tree.leaves(two.variables), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_run_refuses_another_autoencoder(run, dataset):
+    config = prior256.get_config("smoke")
+    config.data.update(source="", dir=str(dataset.path))
+    config.train.tensorboard = False
+    config.prior.autoencoder = "f8c8"
+    with pytest.raises(DataError, match="another --workdir"):
+        train(config, run)
