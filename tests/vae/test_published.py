@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vae.models import FundusVAE, Posterior
-from vae.models.published import ToImage, linear
+from vae.models import FundusVAE, Posterior, published
+from vae.models.published import ToImage, images_at_once, linear
 from vae.models.resnet import BatchNorm, Bottleneck, conv, max_pool
+from vae.models.winograd import winograd
 from vae.training.losses import objective_terms
 
 torch = pytest.importorskip("torch")
@@ -52,13 +53,47 @@ def small():
 
 
 @pytest.mark.parametrize("side", [15, 16])
+@pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize(("size", "stride"), [(7, 2), (3, 1), (3, 2), (1, 1), (1, 2)])
-def test_convolution(size, stride, side):
+def test_convolution(size, stride, train, side):
     theirs = torch.nn.Conv2d(3, 5, size, stride, padding=size // 2, bias=False)
     x = np.random.default_rng(0).normal(size=(2, side, side, 3)).astype(np.float32)
     kernel = theirs.weight.detach().numpy().transpose(2, 3, 1, 0)
-    layer = conv(5, size, stride, jnp.float32, name=None)
+    layer = conv(5, size, stride, jnp.float32, None, train)
     assert_close(layer.apply({"params": {"kernel": kernel}}, x), nhwc(theirs(nchw(x))))
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 3), (2, 4, 7, 5), (3, 13, 6, 8), (1, 32, 32, 128), (2, 16, 16, 256)]
+)
+def test_winograd(shape):
+    """Every remainder of a tile, and the widths of the published model, after a ReLU."""
+    rng = np.random.default_rng(0)
+    channels = shape[-1]
+    x = np.maximum(rng.normal(size=shape), 0).astype(np.float32)
+    kernel = rng.normal(0, (2 / (9 * channels)) ** 0.5, (3, 3, channels, 7)).astype(np.float32)
+    padded = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+    exact = np.einsum("bhwcij,ijck->bhwk", windows, kernel, optimize=True)
+    # Twice the largest error seen over inputs, 2.4e-6; a plain float32 sum is within 1e-6.
+    assert_close(jax.jit(winograd)(x, kernel), exact, 5e-6)
+    gradient = jax.grad(lambda kernel: jnp.square(winograd(x, kernel)).sum())(kernel)
+    expected = np.einsum("bhwcij,bhwk->ijck", windows, 2 * exact, optimize=True)
+    assert_close(gradient, expected)
+
+
+def test_parts_of_a_batch_are_the_batch(small, monkeypatch):
+    x = 2 * images(6, 64) - 1
+    whole = encode(SMALL, small[1], x)
+    assert images_at_once(6, 64) == 6
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    at_once = [images_at_once(batch, 256) for batch in (1, 2, 6, 7, 16)]
+    assert at_once == [1, 2, 3, 1, 4]
+    monkeypatch.setattr(published, "PIXELS_AT_ONCE", 2 * 64**2)
+    assert images_at_once(6, 64) == 2 and images_at_once(6, 512) == 1
+    parts = jax.jit(lambda v, x: SMALL.apply(v, x, method="encode"))(small[1], x)
+    assert_close(parts.mean, whole.mean)
+    assert_close(parts.log_var, whole.log_var)
 
 
 @pytest.mark.parametrize("side", [15, 16])

@@ -16,6 +16,7 @@ from vae.models.posterior import Posterior
 from vae.models.resnet import BatchNorm, Bottleneck, conv, max_pool, precision
 
 HIGHEST = jax.lax.Precision.HIGHEST
+PIXELS_AT_ONCE = 4 * 256**2  # by trial: two to eight tiles of 256 pixels are much the same
 
 
 class FundusVAE(nn.Module):
@@ -52,8 +53,10 @@ class FundusVAE(nn.Module):
         side = self.image_size
         if x.shape[1:] != (side, side, 3):
             raise ValueError(f"expected images [B, {side}, {side}, 3], got {list(x.shape)}")
-        mean, log_var = jnp.split(self.encoder((x.astype(jnp.float32) + 1) / 2, train), 2, axis=-1)
-        return Posterior(mean, log_var)
+        x = (x.astype(jnp.float32) + 1) / 2
+        count = x.shape[0] if train else images_at_once(*x.shape[:2])
+        h = self.encoder(x, train) if count == x.shape[0] else in_parts(self.encoder, x, count)
+        return Posterior(*jnp.split(h, 2, axis=-1))
 
     def decode(self, z: jax.Array) -> jax.Array:
         """Latents [B, L] -> mean image float32 [B, S, S, 3] in [-1, 1]."""
@@ -75,6 +78,30 @@ class FundusVAE(nn.Module):
     def tile_size(self) -> int:
         """The one side of an image, in pixels, that this model takes."""
         return self.image_size
+
+
+def images_at_once(batch: int, side: int) -> int:
+    """How many images of a batch an encoder takes at a time: a divisor of the batch.
+
+    One CPU takes as many as keep a layer's activations in its caches. Elsewhere it is all of them:
+    accelerators want large batches, and of several CPU devices each has a part of the batch.
+    """
+    one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
+    # The batch of an exported program is a symbol.
+    if not one_cpu or not isinstance(batch, int):
+        return batch
+    most = max(1, PIXELS_AT_ONCE // side**2)
+    return next((n for n in range(min(batch, most), 0, -1) if batch % n == 0), batch)
+
+
+def in_parts(encoder: nn.Module, x: jax.Array, count: int) -> jax.Array:
+    """What an encoder makes of images [B, S, S, 3], `count` of them at a time, without training."""
+    scan = nn.scan(
+        lambda encoder, carry, part: (carry, encoder(part, False)),
+        variable_broadcast=("params", "batch_stats"),
+    )
+    _, h = scan(encoder, None, x.reshape(-1, count, *x.shape[1:]))
+    return h.reshape(len(x), -1)
 
 
 class Encoder(nn.Module):
