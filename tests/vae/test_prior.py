@@ -12,6 +12,7 @@ from data import demo
 from data.errors import DataError, UsageError
 from data.pipeline import open_dataset, train_batches
 from vae.models import LatentFlow, Posterior
+from vae.models.prior import deviations
 from vae.models.spectrum import Spectrum
 from vae.training.flow import flow_loss, label_numbers, make_encoder
 from vae.training.prior import for_latents, read_autoencoder
@@ -55,9 +56,10 @@ def test_starts_as_the_best_gaussian(flow):
     x, t = normal(3, SIDE, SIDE, CHANNELS), np.array([0.1, 0.5, 0.9], np.float32)
     apply = jax.jit(functools.partial(model.apply, method="velocity"))
     velocity = apply(variables, x, t, np.zeros(3, np.int32))
-    # Of x_t = (1 - t) e + t w, both N(0, 1): Cov(w - e, x_t) / Var(x_t).
-    slope = (2 * t - 1) / ((1 - t) ** 2 + t**2)
-    np.testing.assert_allclose(velocity, slope[:, None, None, None] * x, rtol=1e-5, atol=1e-6)
+    # Of x_t = (1 - t) e + t s w, e and w N(0, 1): Cov(s w - e, x_t) / Var(x_t).
+    t, s = t[:, None, None, None], deviations(SIDE)
+    slope = (t * s**2 - (1 - t)) / ((1 - t) ** 2 + (t * s) ** 2)
+    np.testing.assert_allclose(velocity, slope * x, rtol=1e-5, atol=1e-6)
 
 
 def test_error_of_a_gaussian_is_one(flow):
@@ -65,9 +67,25 @@ def test_error_of_a_gaussian_is_one(flow):
     shape = (64, SIDE, SIDE, CHANNELS)
     t = np.random.default_rng(3).uniform(size=64).astype(np.float32)
     apply = jax.jit(functools.partial(model.apply, method="errors"))
-    errors = apply(variables, normal(*shape), normal(*shape, seed=1), t, np.zeros(64, np.int32))
+    nobody = np.zeros(64, np.int32)
+    errors, seen = apply(variables, normal(*shape), normal(*shape, seed=1), t, nobody)
     # 16,384 independent squares: a standard error of 1.1%.
     assert float(jnp.square(errors).mean()) == pytest.approx(1, abs=0.05)
+    assert float(jnp.square(seen).mean()) == pytest.approx(1, abs=0.05)
+
+
+def test_errors_are_those_of_the_velocity(flow):
+    model, variables = flow
+    variables = perturbed(variables)
+    latents, noise = normal(2, SIDE, SIDE, CHANNELS), normal(2, SIDE, SIDE, CHANNELS, seed=1)
+    t, label = np.array([0.3, 0.8], np.float32), np.array([1, 2], np.int32)
+    errors, _ = model.apply(variables, latents, noise, t, label, method="errors")
+    goal = model.apply(variables, latents, method="whiten")
+    s, t_ = deviations(SIDE), t[:, None, None, None]
+    x = (1 - t_) * noise + t_ * goal
+    velocity = model.apply(variables, x, t, label, method="velocity")
+    unit = s / np.sqrt((1 - t_) ** 2 + (t_ * s) ** 2)
+    np.testing.assert_allclose(errors, (velocity - (goal - noise)) / unit, atol=2e-4)
 
 
 def test_everything_is_told(flow):

@@ -1,13 +1,15 @@
 """LatentFlow: a prior over the latents of an autoencoder, by flow matching.
 
-    x_t = (1 - t) e + t w          e ~ N(0, I), w a whitened latent, t from 0 to 1
-    v(x_t, t) = a(t) x_t + b(t) network(x_t, t)             should be E[w - e | x_t]
+    x_t = (1 - t) e + t s w        e ~ N(0, I), w a whitened latent, t from 0 to 1
+    v(x_t, t) = a(t) x_t + b(t) network(x_t, t)           should be E[s w - e | x_t]
 
-The rectified flow of Liu et al. (2023) and Lipman et al. (2023). a and b are such that a network of
-zeros is the optimum for Gaussian latents, as at the start: there, step 0 draws from the best
-Gaussian with the same statistics everywhere (`vae.models.spectrum`), and training adds what is not
-Gaussian. The network is a U-Net over cosine waves: a level sees and makes the waves up to its own
-resolution, at unit scale, down to the mean of the tile, so colour is no small matter to it.
+The rectified flow of Liu et al. (2023) and Lipman et al. (2023), over the coefficients of cosine
+waves. a and b are such that a network of zeros is the optimum for Gaussian latents: step 0 draws
+from the best Gaussian with the same statistics everywhere (`vae.models.spectrum`), and training
+adds what is not Gaussian. s falls with the frequency, as the spectrum of pictures does, so that
+noise leaves long waves first: what a tile is of is decided before its details. The network is a
+U-Net over waves: a level sees and makes those up to its own resolution, at unit scale, down to the
+mean of the tile, so colour is no small matter to it.
 """
 
 import flax.linen as nn
@@ -16,9 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae.models.layers import RMSNorm, depth_to_space, space_to_depth
-from vae.models.spectrum import Spectrum, coloured, from_waves, to_waves, whitened
+from vae.models.spectrum import Spectrum, coloured, from_waves, rings, to_waves, whitened
 
 FREQUENCIES = 32  # of the embedding of t
+# Deviation of a tile's mean in the flow, where noise has 1; wave k has a (1 + k)-th of it.
+LONGEST = 8.0
+
+
+def deviations(side: int) -> np.ndarray:
+    """s of every wave: float32 [side, side, 1]."""
+    return (LONGEST / (1 + rings(side))).astype(np.float32)[..., None]
 
 
 class LatentFlow(nn.Module):
@@ -61,12 +70,13 @@ class LatentFlow(nn.Module):
         )
 
     def whiten(self, latents: jax.Array) -> jax.Array:
-        """Latents [B, S, S, C] -> coefficients [B, S, S, C] of unit variance."""
-        return whitened(latents.astype(jnp.float32), self.spectrum.value)
+        """Latents [B, S, S, C] -> coefficients [B, S, S, C], of the deviations `deviations`."""
+        white = whitened(latents.astype(jnp.float32), self.spectrum.value)
+        return white * deviations(self.latent_side)
 
     def colour(self, coefficients: jax.Array) -> jax.Array:
         """The inverse of `whiten`."""
-        return coloured(coefficients, self.spectrum.value)
+        return coloured(coefficients / deviations(self.latent_side), self.spectrum.value)
 
     def velocity(self, x: jax.Array, t: jax.Array, label: jax.Array) -> jax.Array:
         """dx/dt of the flow from noise (t = 0) to latents (t = 1).
@@ -79,31 +89,40 @@ class LatentFlow(nn.Module):
         Returns:
           float32 [B, S, S, C].
         """
-        return self._velocity(x, t, label)[0]
+        made, scale = self._network(x, t, label)
+        s, t = deviations(self.latent_side), t[:, None, None, None]
+        # E[s w - e | x] of two independent Gaussians, and the deviation that is left: s * scale.
+        return (t * s**2 - (1 - t)) * scale**2 * x + s * scale * made
 
-    def _velocity(self, x, t, label):
-        t = t[:, None, None, None]
-        square = (1 - t) ** 2 + t**2  # variance of x where latents are Gaussian
-        made = self.network(x * jax.lax.rsqrt(square), t[:, 0, 0, 0], self.label(label))
-        # E[w - e | x] of two independent unit Gaussians, and the deviation that is left.
-        return (2 * t - 1) / square * x + jax.lax.rsqrt(square) * made, square
+    def _network(self, x, t, label):
+        """What the network makes of x, and what x has to be multiplied by to have unit variance."""
+        between = t[:, None, None, None]
+        variance = (1 - between) ** 2 + (between * deviations(self.latent_side)) ** 2
+        scale = jax.lax.rsqrt(variance)
+        return self.network(x * scale, t, self.label(label)), scale
 
     def errors(
         self, latents: jax.Array, noise: jax.Array, t: jax.Array, label: jax.Array
-    ) -> jax.Array:
-        """How far the velocity is from the one that leads to the latents, in units of what a
-        Gaussian leaves unknown: float32 [B, S, S, C], of mean square 1 at step 0.
+    ) -> tuple[jax.Array, jax.Array]:
+        """How far the velocity is from the one that leads to the latents.
 
         Args:
           latents: float32 [B, S, S, C].
           noise: Likewise, standard normal coefficients.
           t: float32 [B].
           label: int32 [B].
+
+        Returns:
+          The difference, in units of what a Gaussian leaves unknown, so of mean square 1 at step 0:
+          float32 [B, S, S, C]; and x_t in units of its deviation, likewise.
         """
-        goal = self.whiten(latents)
-        between = t[:, None, None, None]
-        velocity, square = self._velocity((1 - between) * noise + between * goal, t, label)
-        return (velocity - (goal - noise)) * jnp.sqrt(square)
+        goal, between = self.whiten(latents), t[:, None, None, None]
+        x = (1 - between) * noise + between * goal
+        made, scale = self._network(x, t, label)
+        s = deviations(self.latent_side)
+        # (s w - e - E[s w - e | x]) / (s scale), its terms put together: no small differences.
+        unknown = scale * ((1 - between) * goal / s - between * s * noise)
+        return made - unknown, x * scale
 
     def __call__(self, x: jax.Array, t: jax.Array, label: jax.Array) -> jax.Array:
         """`velocity`; uses every parameter."""

@@ -5,6 +5,7 @@ have unit variance at every frequency and no correlations. What is left is what 
 vessels, discs, and that a photograph has one colour.
 """
 
+import itertools
 from collections.abc import Iterable
 
 import flax.struct
@@ -68,14 +69,26 @@ def coloured(coefficients: jax.Array, spectrum: Spectrum) -> jax.Array:
     return from_waves(waves) + spectrum.mean
 
 
+def rings(size: int) -> np.ndarray:
+    """Distance of each frequency from 0, the larger of its two: int [S, S]."""
+    return np.maximum.outer(np.arange(size), np.arange(size))
+
+
+def bands(size: int, levels: int) -> np.ndarray:
+    """Which frequencies each level of a pyramid adds, from fine to coarse, and last the mean:
+    float32 [levels + 1, S, S] of 0 and 1, every frequency in one of them."""
+    edges = [size >> level for level in range(levels)] + [1, 0]
+    found = [(rings(size) < high) & (rings(size) >= low) for high, low in itertools.pairwise(edges)]
+    return np.stack(found).astype(np.float32)
+
+
 def octaves(size: int) -> np.ndarray:
     """Weights of frequencies by which every octave counts alike: float32 [S, S], of mean 1.
 
     A square ring of frequencies has as many of them as its distance from 0 is long, and an octave
     as many rings.
     """
-    ring = np.maximum.outer(np.arange(size), np.arange(size))
-    weights = 1.0 / (1.0 + ring) ** 2
+    weights = 1.0 / (1.0 + rings(size)) ** 2
     return (weights / weights.mean()).astype(np.float32)
 
 

@@ -1,6 +1,5 @@
 """Training a prior: the flow-matching objective, and the latents that it is for."""
 
-import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,12 +10,18 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vae.metrics import to_float
-from vae.models.prior import LatentFlow
-from vae.models.spectrum import Spectrum, fit_spectrum, octaves
+from vae.models.prior import LatentFlow, deviations
+from vae.models.spectrum import Spectrum, bands, fit_spectrum, octaves
 from vae.training.augment import augment
 from vae.training.exported import SavedModel
 from vae.training.sharding import batch_sharding, replicated
 from vae.training.state import join_variables, make_model
+
+# The times of training, sigmoids of a normal distribution (Esser et al., 2024): most are where
+# waves of middling length are decided, and some where the shortest and the longest are.
+T_MEAN, T_SPREAD = -0.3, 1.4
+# Of a level's waves in x_t, whose deviation is 1 on average.
+LEAST_POWER = 0.1
 
 
 def flow_loss(
@@ -24,9 +29,13 @@ def flow_loss(
 ) -> Callable[..., tuple[jax.Array, tuple[dict[str, jax.Array], dict]]]:
     """The objective of a prior, for `vae.training.steps`.
 
-    The squared error of the velocity, in units of what the best Gaussian leaves unknown: 1 at step
-    0. Every octave of waves counts alike, for each is what the eye sees at one size of detail; the
-    optimum is the same for all weights.
+    The squared error of the velocity, in units of what the best Gaussian leaves unknown: about 1 at
+    step 0. The optimum is the same for all weights that know nothing of the latents but x_t; these
+    put the effort where it tells:
+    * every octave of waves counts alike, for each is what the eye sees at one size of detail;
+    * a wave counts while it is being decided: 4 R / (1 + R)^2 at the ratio R of its variance to the
+      noise's. Before, nothing can be known of it, and after, nothing is left to be learned;
+    * tiles with strong waves, of a grainy camera, count no more than smooth ones.
 
     Args:
       config: The run's.
@@ -38,16 +47,20 @@ def flow_loss(
       int32 [B]; what is drawn depends on (key, row).
     """
     settings, shape = config.prior, (model.latent_side, model.latent_side, model.latent_channels)
-    weights = octaves(model.latent_side)
-    bands = _bands(model.latent_side, len(model.widths))
+    levels = bands(model.latent_side, len(model.widths))
+    sizes = levels.sum(axis=(1, 2))
+    octave = octaves(model.latent_side)[..., None]
+    middle = jax.nn.sigmoid(
+        T_MEAN + T_SPREAD * jax.scipy.special.ndtri((np.arange(256) + 0.5) / 256)
+    )
+    usual = (octave * _undecided(middle, model.latent_side)).mean()
 
     def draw(key: jax.Array, row: jax.Array) -> dict[str, jax.Array]:
         keys = jax.random.split(jax.random.fold_in(key, row), 4)
         return {
             "spread": jax.random.normal(keys[0], shape),
             "noise": jax.random.normal(keys[1], shape),
-            # More of the middle, where most is decided (Esser et al., 2024).
-            "t": jax.nn.sigmoid(jax.random.normal(keys[2])),
+            "t": jax.nn.sigmoid(T_MEAN + T_SPREAD * jax.random.normal(keys[2])),
             "nameless": jax.random.bernoulli(keys[3], settings.label_dropout),
         }
 
@@ -56,7 +69,7 @@ def flow_loss(
         example, rows = jax.tree.map(lambda a: jnp.repeat(a, settings.draws, 0), (example, rows))
         copies = jnp.arange(len(rows)) % settings.draws
         drawn = jax.vmap(draw, (None, 0))(key, rows * settings.draws + copies)
-        errors = model.apply(
+        errors, seen = model.apply(
             join_variables(params, fixed, batch_stats),
             example["mean"] + jnp.exp(0.5 * example["log_var"]) * drawn["spread"],
             drawn["noise"],
@@ -64,21 +77,22 @@ def flow_loss(
             jnp.where(drawn["nameless"], 0, example["label"]),
             method="errors",
         )
-        square = jnp.square(errors).mean(axis=(0, 3))  # [S, S]
-        metrics = {"loss_octave": jnp.stack([(square * band).sum() / band.sum() for band in bands])}
-        return jnp.mean(weights * square), (metrics, batch_stats)
+        power = jnp.einsum("luv,buvc->bl", levels, jnp.square(seen)) / (sizes * shape[-1])
+        power = jnp.einsum("luv,bl->buv", levels, jnp.maximum(power, LEAST_POWER))[..., None]
+        weights = _undecided(drawn["t"], model.latent_side) / power
+        square = weights * jnp.square(errors)
+        by_level = jnp.einsum("luv,buvc->l", levels, square)
+        metrics = {"loss_octave": by_level / jnp.einsum("luv,buvc->l", levels, weights) / shape[-1]}
+        return (octave * square).mean() / usual, (metrics, batch_stats)
 
     return loss_fn
 
 
-def _bands(side: int, levels: int) -> np.ndarray:
-    """Masks of the frequencies that each level of the network adds, from fine to coarse, and of the
-    mean: float32 [levels + 1, side, side]."""
-    ring = np.maximum.outer(np.arange(side), np.arange(side))
-    edges = [side >> level for level in range(levels)] + [1, 0]
-    return np.stack([
-        (ring < outer) & (ring >= inner) for outer, inner in itertools.pairwise(edges)
-    ]).astype(np.float32)  # fmt: skip
+def _undecided(t: jax.Array, side: int) -> jax.Array:
+    """How open each wave is at time t, [B] -> [B, side, side, 1]: 1 where half of x_t is noise."""
+    t = t[:, None, None, None]
+    signal, noise = jnp.square(t * deviations(side)), jnp.square(1 - t)
+    return 4 * signal * noise / jnp.square(signal + noise)
 
 
 def make_encoder(
