@@ -78,7 +78,9 @@ def flow_loss(
             method="errors",
         )
         power = jnp.einsum("luv,buvc->bl", levels, jnp.square(seen)) / (sizes * shape[-1])
-        power = jnp.einsum("luv,bl->buv", levels, jnp.maximum(power, LEAST_POWER))[..., None]
+        # Of the mean, a few values, it would be chance.
+        power = jnp.maximum(power, LEAST_POWER).at[:, -1].set(1.0)
+        power = jnp.einsum("luv,bl->buv", levels, power)[..., None]
         weights = _undecided(drawn["t"], model.latent_side) / power
         square = weights * jnp.square(errors)
         by_level = jnp.einsum("luv,buvc->l", levels, square)
