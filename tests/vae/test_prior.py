@@ -20,7 +20,7 @@ from vae.training.saved import read_model
 from vae.training.sharding import make_mesh, put_batch, tree_sharding
 from vae.training.start import start_state
 from vae.training.state import abstract_state
-from vae.training.steps import make_train_step, step_key
+from vae.training.steps import make_train_step
 from vae.training.train import train
 
 SIDE, CHANNELS = 8, 4
@@ -184,7 +184,7 @@ def steps(dataset, mesh, count, accumulate=1):
         batch = next(batches)
         labels = label_numbers(batch["label"], config.model.labels)
         placed = put_batch(mesh, {"image": batch["image"], "label": labels})
-        latents = encode(placed["image"], step_key(0, "augment", number))
+        latents = encode(placed["image"], number)
         state, metrics = step(state, latents | {"label": placed["label"]})
     return before, jax.device_get(state), jax.device_get(metrics)
 
@@ -210,7 +210,7 @@ def test_encoder_gives_posteriors(dataset):
     config = for_latents(config, autoencoder, dataset)
     batch = next(train_batches(dataset, size=64, seed=0, batch_size=8))
     placed = put_batch(mesh, {"image": batch["image"]})
-    made = make_encoder(config, mesh, autoencoder)(placed["image"], jax.random.key(0))
+    made = make_encoder(config, mesh, autoencoder)(placed["image"], 0)
     assert made["mean"].shape == (8, SIDE, SIDE, 4)
     posterior = Posterior(**made)
     assert np.isfinite(posterior.kl()).all() and (posterior.kl() > 0).all()

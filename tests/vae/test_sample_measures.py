@@ -113,12 +113,15 @@ def test_wasserstein_of_a_shift_is_the_shift():
     assert wasserstein(a, a + np.array([1.0, 3.0])) == pytest.approx(2, rel=1e-6)
 
 
-def test_components_have_unit_variance():
+def test_components_are_uncorrelated_and_sorted():
     features = np.random.default_rng(0).normal(size=(300, 10)) @ np.diag(np.arange(1, 11))
     features[:, 0] = 5.0  # says nothing
     mean, scale, matrix = principal(features, 4)
     components = (features - mean) / scale @ matrix
-    np.testing.assert_allclose(components.T @ components / 300, np.eye(4), atol=1e-9)
+    covariance = components.T @ components / 300
+    np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=1e-9)
+    assert (np.diff(np.diag(covariance)) < 0).all()
+    np.testing.assert_allclose(matrix.T @ matrix, np.eye(4), atol=1e-9)
 
 
 def test_rows_of_known_sets(real):
@@ -149,7 +152,8 @@ def test_summary_has_a_figure_for_every_tile(real):
     assert real.pool.patches.shape == (4 * COUNT, 3, PATCHES, 147)
     assert real.pool.small.shape == (4 * COUNT, SMALL, SMALL, 3)
     assert len(real.pool.vessels) == min(4 * COUNT, VESSELS)
-    assert real.pool.features.shape == (4 * COUNT, 6)
+    # 16 regions of 3 channels, and their deviations.
+    assert real.pool.features.shape == (4 * COUNT, 51)
 
 
 def test_gaussian_has_mean_and_covariance():

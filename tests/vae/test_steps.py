@@ -12,6 +12,7 @@ from data.synthetic import fundus_photograph
 from vae.metrics import to_float
 from vae.training.augment import augment, shrink
 from vae.training.optimizer import learning_rate_schedule
+from vae.training.randomness import step_key
 from vae.training.sharding import local_rows, make_mesh, partition, put_batch, tree_sharding
 from vae.training.state import (
     abstract_state,
@@ -20,7 +21,7 @@ from vae.training.state import (
     initial_variables,
     make_model,
 )
-from vae.training.steps import make_train_step, step_key
+from vae.training.steps import make_train_step
 
 STEPS, RATE = 5, 1e-3
 # The loss is a sum of terms of order one; float32 sums in another order: 1e-6 of them a step.

@@ -14,6 +14,7 @@ from vae.models.prior import LatentFlow, deviations
 from vae.models.spectrum import Spectrum, bands, fit_spectrum, octaves
 from vae.training.augment import augment
 from vae.training.exported import SavedModel
+from vae.training.randomness import step_key
 from vae.training.sharding import batch_sharding, replicated
 from vae.training.state import join_variables, make_model
 
@@ -99,7 +100,7 @@ def _undecided(t: jax.Array, side: int) -> jax.Array:
 
 def make_encoder(
     config: ConfigDict, mesh: Mesh, autoencoder: SavedModel
-) -> Callable[[jax.Array, jax.Array], dict[str, jax.Array]]:
+) -> Callable[[jax.Array, int], dict[str, jax.Array]]:
     """The first half of a prior's step: tiles to posteriors, on the mesh.
 
     Args:
@@ -108,14 +109,15 @@ def make_encoder(
       autoencoder: Whose latents.
 
     Returns:
-      `encode(images, key)`: uint8 [batch_size, S, S, 3] over the mesh, cropped and turned by the
-      key and the row, to `mean` and `log_var` float32 [batch_size, h, w, C].
+      `encode(images, step)`: uint8 [batch_size, S, S, 3] over the mesh, cropped and turned by the
+      step and the row, to `mean` and `log_var` float32 [batch_size, h, w, C].
     """
     module, data = make_model(autoencoder.config), config.data
     variables = jax.device_put(autoencoder.variables, replicated(mesh))
     rows = jnp.arange(config.batch_size)
 
-    def encode(variables, images, key):
+    def encode(variables, images, step):
+        key = step_key(config.seed, "augment", step)
         images = augment(images, key, rows, data.crop, data.augment, data.scales)
         images = jax.lax.with_sharding_constraint(images, batch_sharding(mesh))
         posterior = module.apply(variables, to_float(images), method="encode")
@@ -126,7 +128,7 @@ def make_encoder(
         in_shardings=(replicated(mesh), batch_sharding(mesh), replicated(mesh)),
         out_shardings=batch_sharding(mesh),
     )
-    return lambda images, key: compiled(variables, images, key)
+    return lambda images, step: compiled(variables, images, np.int32(step))
 
 
 def spectrum_of(autoencoder: SavedModel, tiles: Iterable[np.ndarray], size: int) -> Spectrum:

@@ -1,6 +1,5 @@
 """The training step: one pure function of (state, batch), sharded by `jax.jit`."""
 
-import zlib
 from collections.abc import Callable
 
 import jax
@@ -16,6 +15,7 @@ from vae.training.flow import flow_loss
 from vae.training.losses import objective_terms
 from vae.training.optimizer import learning_rate_schedule, make_optimizer
 from vae.training.pairs import make_pairs
+from vae.training.randomness import step_key
 from vae.training.sharding import batch_sharding, replicated
 from vae.training.state import TrainState, join_variables, make_model
 
@@ -23,14 +23,6 @@ from vae.training.state import TrainState, join_variables, make_model
 LATENT_DECAY = 0.99
 # A latent channel counts as active above this variance of its posterior mean (Burda et al., 2016).
 ACTIVE_VARIANCE = 0.01
-
-
-def step_key(seed: int, duty: str, step: jax.Array) -> jax.Array:
-    """The key of one duty at one step: adding a duty never shifts the others' randomness."""
-    key = jax.random.key(seed)
-    # Python's hash differs between processes; crc32 does not.
-    key = jax.random.fold_in(key, zlib.crc32(duty.encode()))
-    return jax.random.fold_in(key, step)
 
 
 def make_train_step(

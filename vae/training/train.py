@@ -43,7 +43,7 @@ from vae.training.start import (
     start_state,
 )
 from vae.training.state import TrainState, abstract_state
-from vae.training.steps import make_train_step, step_key
+from vae.training.steps import make_train_step
 from vae.training.validation import validate
 
 OWN_PHOTOGRAPHS = """
@@ -145,8 +145,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
         if encode is not None:
             names = label_numbers(batch["label"], config.model.labels)
             placed = put_batch(mesh, {"image": batch["image"], "label": names})
-            key = step_key(config.seed, "augment", step)
-            return encode(placed["image"], key) | {"label": placed["label"]}
+            return encode(placed["image"], step) | {"label": placed["label"]}
         inputs = ("image", "view", "place") if enhancing else ("image",)
         placed = put_batch(mesh, {name: batch[name] for name in inputs})
         return placed if enhancing else placed["image"]

@@ -120,21 +120,22 @@ def wasserstein(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def principal(features: np.ndarray, most: int = 64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What takes features to principal components of unit variance.
+    """What takes features to their leading principal components.
 
     Args:
       features: float [N, F].
       most: Components at most.
 
     Returns:
-      Mean [F], scale [F] and matrix [F, K]: components = (features - mean) / scale @ matrix.
+      Mean [F], scale [F] and matrix [F, K], orthonormal columns: components = (features - mean) /
+      scale @ matrix.
     """
     features = np.asarray(features, np.float64)
     mean, scale = features.mean(axis=0), features.std(axis=0)
     scale = np.where(scale < 1e-9, 1.0, scale)
     _, values, rows = np.linalg.svd((features - mean) / scale, full_matrices=False)
     keep = (values > 1e-6 * values[0]).nonzero()[0][:most]
-    return mean, scale, (rows[keep] / values[keep, None]).T * np.sqrt(len(features))
+    return mean, scale, rows[keep].T
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from vae.evaluation.samples.measures import NEIGHBOURS
 from vae.evaluation.samples.rows import baselines
 from vae.evaluation.samples.summary import SMALL, Summary, batched, shrunk, summarise
 from vae.evaluation.samples.table import Real, compare, floor, format_table
-from vae.inference.model import Model, load_model
+from vae.inference.model import Model
 from vae.inference.reconstruct import write_picture
 from vae.inference.sample import Sampler
 from vae.inference.sample_files import grid, origin_of
@@ -69,10 +69,11 @@ def evaluate_samples(
     dataset = data_dir if isinstance(data_dir, Dataset) else open_dataset(data_dir)
     _check(dataset, split, count)
     out = None if out is None else Path(out)
-    say = functools.partial(print, flush=True)
-    eye, side = load_model(), sampler.side  # one for all, whatever the prior is of
+    say, side = functools.partial(print, flush=True), sampler.side
 
-    def sets(name: str, parts: Iterator[tuple[np.ndarray, np.ndarray]]) -> Summary:
+    def sets(
+        name: str, parts: Iterator[tuple[np.ndarray, np.ndarray]], encode=sampler.model.encode
+    ) -> Summary:
         say(f"{name} ...")
         kept: list[np.ndarray] = []
 
@@ -82,7 +83,7 @@ def evaluate_samples(
                     kept.append(images)
                 yield images, patients
 
-        summary = summarise(looked_at(), eye.encode, seed)
+        summary = summarise(looked_at(), encode, seed)
         if out is not None:
             sheet_ = grid(np.concatenate(kept)[:SHOWN], side=side // 2)
             path = out / SHEETS / f"{name.replace(' ', '_').replace(',', '')}.png"
@@ -91,15 +92,13 @@ def evaluate_samples(
 
     latents: list[np.ndarray] = []
 
-    def with_latents(parts):
-        for images, patients in parts:
-            latents.append(sampler.model.encode(images))
-            yield images, patients
+    def encode_and_keep(images: np.ndarray) -> np.ndarray:
+        latents.append(sampler.model.encode(images))
+        return latents[-1]
 
     read = functools.partial(_tiles, dataset, side=side, seed=seed)
-    pool = read("train", limit=int(POOL * count))
     real = Real.of(
-        sets("training tiles", with_latents(pool) if tiles is None else pool),
+        sets("training tiles", read("train", limit=int(POOL * count)), encode_and_keep),
         np.concatenate([shrunk(part) for part, _ in read("train", limit=MOST_TRAINING)]),
         sets(f"{HELD_OUT} ({split})", read(split, limit=count)),
         count,

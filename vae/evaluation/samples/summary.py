@@ -12,6 +12,7 @@ from vae.inference.embedding import pool
 
 PATCHES = 16  # a level and tile
 SMALL = 32  # pixels a side of the picture by which copies are found
+REGIONS = 4  # a side, of the latents of a tile
 VESSELS = 256  # tiles of a set whose vesselness is computed: it is the slowest figure
 
 
@@ -22,7 +23,7 @@ class Summary:
     Attributes:
       patches: float16 [N, levels, PATCHES, D] of Laplacian pyramids.
       small: uint8 [N, SMALL, SMALL, 3].
-      features: float32 [N, F], latents of a fixed autoencoder, pooled.
+      features: float32 [N, F], latents, pooled (`pooled`).
       vessels: float32 [min(N, VESSELS), 2]: mean of vesselness, and of its strongest hundredth.
       patients: str [N]; "" where there are none.
     """
@@ -63,7 +64,7 @@ def summarise(
             (
                 np.stack([pyramid_patches(image, PATCHES, rng) for image in images]),
                 shrunk(images),
-                pool(encode(images)),
+                pooled(encode(images)),
                 np.array([_vessels(image) for image in chosen], np.float32).reshape(-1, 2),
                 np.asarray(patients).astype(str),
             )
@@ -75,6 +76,24 @@ def shrunk(images: np.ndarray) -> np.ndarray:
     """Tiles uint8 [N, S, S, 3] -> [N, SMALL, SMALL, 3]."""
     size = (SMALL, SMALL)
     return np.stack([cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in images])
+
+
+def pooled(latents: np.ndarray) -> np.ndarray:
+    """What is where in a tile, and how much of it there is.
+
+    Args:
+      latents: float32 [N, h, w, C], or vectors [N, L].
+
+    Returns:
+      float32 [N, F]: means of `REGIONS` x `REGIONS` regions, and of the whole the logarithm of each
+      channel's deviation; vectors as they are.
+    """
+    if latents.ndim == 2:
+        return latents
+    rows = [part.mean(axis=1) for part in np.array_split(latents, REGIONS, axis=1)]
+    cells = [cell.mean(axis=1) for row in rows for cell in np.array_split(row, REGIONS, axis=1)]
+    spread = pool(latents)[:, latents.shape[-1] :]
+    return np.concatenate([*cells, spread], axis=1)
 
 
 def batched(tiles: np.ndarray, size: int = 64) -> Iterator[tuple[np.ndarray, np.ndarray]]:
