@@ -32,6 +32,7 @@ def train_batches(
     rows: Sequence[int] | None = None,
     start_step: int = 0,
     context: bool = False,
+    labels: bool = False,
     split: str = "train",
     threads: int | None = None,
     prefetch: int | None = None,
@@ -50,14 +51,15 @@ def train_batches(
       rows: Which rows of each global batch this host wants; None for all.
       start_step: Number of batches already taken.
       context: Whether to give each tile's photograph along.
+      labels: Whether to give each tile's label along.
       split: Which split.
       threads: Decoding threads; None for one a core.
       prefetch: Batches held ready; None for one a thread and two more.
 
     Returns:
-      Iterator of `image` uint8 [rows, size, size, 3], `tile_id` and `label` str [rows]; with
-      `context` of `view` uint8 [rows, VIEW, VIEW, 3] and `place` float32 [rows, 3], too (see
-      `data.views`).
+      Iterator of `image` uint8 [rows, size, size, 3] and `tile_id` str [rows]; with `context` of
+      `view` uint8 [rows, VIEW, VIEW, 3] and `place` float32 [rows, 3], too (see `data.views`); with
+      `labels` of `label` str [rows].
 
     Raises:
       UsageError: There is no such split, or are no such rows.
@@ -76,7 +78,7 @@ def train_batches(
 
     def decode_batch(step: int) -> dict[str, np.ndarray]:
         images = np.empty((len(rows), size, size, 3), np.uint8)
-        tile_ids, labels, around = [], [], []
+        tile_ids, names, around = [], [], []
         positions = [step * batch_size + row for row in rows]
         places = (divmod(position, len(source)) for position in positions)
         numbers = [int(order(epoch)[place]) for epoch, place in places]
@@ -84,11 +86,11 @@ def train_batches(
         for image, position, example in zip(images, positions, examples, strict=True):
             y, x = _decode_into(example, image, f"{seed}:{position}")
             tile_ids.append(example.text("tile_id"))
-            labels.append(example.text("label"))
+            names.append(example.text("label"))
             if contexts:
                 around.append(contexts.of(example, y, x))
-        names = {"tile_id": np.array(tile_ids), "label": np.array(labels)}
-        return {"image": images} | names | _stacked(around)
+        batch = {"image": images, "tile_id": np.array(tile_ids)} | _stacked(around)
+        return batch | {"label": np.array(names)} if labels else batch
 
     # A thread decodes a whole batch into its place: no copies, and little for Python to arrange.
     batches = grain.MapDataset.range(sys.maxsize).map(decode_batch)

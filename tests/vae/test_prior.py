@@ -179,7 +179,7 @@ def steps(dataset, mesh, count, accumulate=1):
     state = start_state(config, dataset, sharding, autoencoder)
     before = jax.device_get(state.params)
     step, encode = make_train_step(config, mesh, sharding), make_encoder(config, mesh, autoencoder)
-    batches = train_batches(dataset, size=64, seed=0, batch_size=16)
+    batches = train_batches(dataset, size=64, seed=0, batch_size=16, labels=True)
     for number in range(count):
         batch = next(batches)
         labels = label_numbers(batch["label"], config.model.labels)

@@ -131,6 +131,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
         start_step=start,
         threads=config.data.threads or None,
         context=enhancing,
+        labels=autoencoder is not None,
     )
     batches = read(dataset) if masked is None else paired(read(dataset), read(masked))
     log = RunLog(workdir, start, config.train.tensorboard)
