@@ -66,6 +66,8 @@ def default_config(architecture: str = AUTOENCODER_KL) -> ConfigDict:
     config.train.accumulate = 1  # gradient of a batch in this many parts
     config.train.compute_dtype = "float32"  # of the convolutions
     config.train.ema_decay = 0.999  # 0: no average, and no memory for one
+    # So many draws of each photograph's view, and an enhancer's tone stage alone learns; 0: tiles.
+    config.train.views = 0
     config.train.mask = ""  # what the encoder does not see: "" nothing, "squares", "tiles"
     # Bitwise repeatable on GPUs too, slower; run_experiment.py passes it to XLA at the start.
     config.train.deterministic = False

@@ -10,11 +10,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vae.metrics import to_float
+from vae.models.posterior import Posterior
 from vae.training.augment import augment, mask_squares
 from vae.training.config import ENHANCER
 from vae.training.losses import objective_terms
 from vae.training.optimizer import learning_rate_schedule, make_optimizer
-from vae.training.pairs import make_pairs
+from vae.training.pairs import WITHIN, make_pairs, make_view_pairs
 from vae.training.sharding import batch_sharding, replicated
 from vae.training.state import TrainState, join_variables, make_model
 
@@ -66,7 +67,14 @@ def make_train_step(
     def enhance(variables, seen, draw):
         return *model.apply(variables, *seen, draw, method="restore"), {}
 
+    def tone(variables, seen, draw):
+        # No latent takes part: that of nobody.
+        blank = jnp.zeros((seen[0].shape[0], 1, 1, config.model.latent_channels))
+        toned = jnp.where(WITHIN, model.apply(variables, *seen, method="tone"), seen[0])
+        return toned, Posterior(blank, blank), {}
+
     forward = enhance if config.model.architecture == ENHANCER else reconstruct
+    forward = tone if config.train.views else forward
 
     def loss_fn(params, fixed, batch_stats, seen, x, rows, key):
         variables = join_variables(params, fixed, batch_stats)
@@ -94,8 +102,11 @@ def make_train_step(
         """(what the model sees, what it should give) of tiles as they were read."""
         augment_key = step_key(config.seed, "augment", step)
         if config.model.architecture == ENHANCER:
-            pairs = make_pairs(
-                batch["image"], batch["view"], batch["place"], augment_key, rows, config
+            around = batch["view"], batch["place"], augment_key, rows, config
+            pairs = (
+                make_view_pairs(*around)
+                if config.train.views
+                else make_pairs(batch["image"], *around)
             )
             return (pairs.seen, pairs.view, pairs.place), pairs.clean
         images = augment(batch, augment_key, rows, data.crop, data.augment, data.scales)
