@@ -5,10 +5,10 @@
 
 Light, haze and colour cannot be judged from a tile: the tone stage (`vae.models.tone`) sees the
 photograph reduced to `VIEW` pixels. What is left, blur, grain, blocks, is the detail stage's, of
-bounded reach: an `AutoencoderKL` whose decoder sees the image too, so that the latent need not carry
-what is good. D and A are its linear path (`vae.models.autoencoder`): only a *change* of the linear
-code changes the image, and a gate at each 4 x 4 patch can leave it as it is. All heads start at
-zero, so step 0 is the identity.
+bounded reach: an `AutoencoderKL` whose decoder sees the image too, so that the latent need not
+carry what is good. D and A are its linear path (`vae.models.autoencoder`): only a *change* of the
+linear code changes the image, and a gate at each 4 x 4 patch can leave it as it is. All heads start
+at zero, so step 0 is the identity.
 """
 
 from collections.abc import Callable
@@ -23,6 +23,7 @@ from vae.models.tone import ToneField, apply_tone
 
 # What is wrong with a bad photograph is larger than what a codec leaves by this much.
 GAIN = 8.0
+TONE = "tone"
 # The likelihood's scale at the start, logarithm: some six grey levels are usually wrong.
 LOG_SCALE = -3.0
 
@@ -40,7 +41,7 @@ class Enhancer(AutoencoderKL):
 
     def setup(self):
         super().setup()
-        self.tone_field = ToneField(self.tone_width, self.dtype, name="tone")
+        self.tone_field = ToneField(self.tone_width, self.dtype, name=TONE)
 
     def tone(self, x: jax.Array, view: jax.Array, place: jax.Array) -> jax.Array:
         """The tone stage: pixel by pixel, given the view.

@@ -52,6 +52,7 @@ def default_config(architecture: str = AUTOENCODER_KL) -> ConfigDict:
     config.optimizer.name = "adam"  # or "muon", for the kernels; adam for the rest
     config.optimizer.learning_rate = 3e-3
     config.optimizer.linear_multiplier = 0.01  # of the linear path; 0 freezes it
+    config.optimizer.tone_multiplier = 1.0  # of an enhancer's tone stage; 0 freezes it
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100
     config.optimizer.b1 = 0.9

@@ -20,9 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.random import threefry_2x32
 
+from vae.training.filters import REACH, along_axes, convolve, disc, gaussian_blur, line
+
+__all__ = ["DEGRADATIONS", "GAMMA", "REACH", "WHOLE", "Place", "degrade"]
+
 GAMMA = 2.2
-# Reach of the blurs in pixels; kernels are (2 * REACH + 1) squared.
-REACH = 12
 SPOTS = 6
 # Side of JPEG's blocks; of a grid that a sensor of a quarter of the pixels fits, too.
 BLOCK = 8
@@ -112,7 +114,7 @@ def haze(light: jax.Array, place: Place, severity: jax.Array, key: jax.Array) ->
     transmission = 1 - 0.7 * severity * density
     veil = jax.random.uniform(veil_key, (3,), minval=0.8, maxval=1.2) * VEIL
     veil *= jax.random.uniform(level_key, minval=0.7, maxval=1.1)
-    wide = _blur(light, jnp.maximum(5.0 * severity / place.step, 0.1))
+    wide = gaussian_blur(light, jnp.maximum(5.0 * severity / place.step, 0.1))
     scattered = light + 0.5 * severity * (wide - light)
     return transmission * scattered + (1 - transmission) * veil[:, None, None]
 
@@ -120,14 +122,14 @@ def haze(light: jax.Array, place: Place, severity: jax.Array, key: jax.Array) ->
 def defocus(light: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
     """Out of focus: a uniform disc of up to 6 pixels' radius (geometrical optics)."""
     del place, key
-    return _filter(light, _disc(6.0 * severity))
+    return convolve(light, disc(6.0 * severity))
 
 
 def motion(light: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
     """The eye moves during the exposure: a line of up to 20 pixels in one direction."""
     del place
     angle = jax.random.uniform(key, maxval=np.pi)
-    return _filter(light, _line(20.0 * severity, angle))
+    return convolve(light, line(20.0 * severity, angle))
 
 
 def noise(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
@@ -180,7 +182,7 @@ def downsampling(image: jax.Array, place: Place, severity: jax.Array, key: jax.A
         rows, columns = (
             jnp.where(severity > 0.5, _enlarged(side, 4), _enlarged(side, 2)) for side in sides
         )
-        return _along_axes(rows, columns, blocks)
+        return along_axes(rows, columns, blocks)
 
     return _on_grid(image, place, reduced)
 
@@ -290,7 +292,7 @@ def _coded(light: jax.Array) -> jax.Array:
 
 
 def _power(base: jax.Array, exponent: float) -> jax.Array:
-    """base ** exponent where base >= 0; XLA's own power is a call a value on CPUs, 4 times slower."""
+    """base ** exponent, base >= 0; XLA's own power is a call a value on CPUs, 4 times slower."""
     return jnp.exp(exponent * jnp.log(base))
 
 
@@ -314,52 +316,6 @@ def _grain(key: jax.Array, place: Place, shape: tuple[int, ...]) -> jax.Array:
     bits = threefry_2x32(jax.random.key_data(key), jnp.concatenate([rows, columns]))
     uniform = ((bits[: rows.size] >> 9).astype(jnp.float32) + 0.5) / 2**23
     return (np.sqrt(2) * jax.lax.erf_inv(2 * uniform - 1)).reshape(shape)
-
-
-def _offsets() -> tuple[np.ndarray, np.ndarray]:
-    offsets = np.arange(-REACH, REACH + 1, dtype=np.float32)
-    return np.meshgrid(offsets, offsets, indexing="ij")
-
-
-def _blur(image: jax.Array, sigma: jax.Array) -> jax.Array:
-    """Gaussian blur of [C, H, W], cut off at REACH; the border's pixels go on outside."""
-
-    def along(side):
-        gap = jnp.arange(side + 2 * REACH) - jnp.arange(side)[:, None] - REACH
-        kernel = jnp.where(jnp.abs(gap) <= REACH, jnp.exp(-(gap**2) / (2 * sigma**2)), 0)
-        return kernel / kernel.sum(axis=1, keepdims=True)
-
-    padded = jnp.pad(image, ((0, 0), (REACH, REACH), (REACH, REACH)), "edge")
-    return _along_axes(along(image.shape[1]), along(image.shape[2]), padded)
-
-
-def _along_axes(rows: jax.Array, columns: jax.Array, image: jax.Array) -> jax.Array:
-    """A matrix [h, H] for the rows and one [w, W] for the columns of [C, H, W]: [C, h, w]."""
-    made = jnp.einsum("yv,cvu->cyu", rows, image, precision="highest")
-    return jnp.einsum("xu,cyu->cyx", columns, made, precision="highest")
-
-
-def _disc(radius: jax.Array) -> jax.Array:
-    y, x = _offsets()
-    kernel = jnp.clip(radius + 0.5 - jnp.hypot(y, x), 0, 1)
-    return kernel / kernel.sum()
-
-
-def _line(length: jax.Array, angle: jax.Array) -> jax.Array:
-    y, x = _offsets()
-    along = jnp.abs(y * jnp.sin(angle) + x * jnp.cos(angle))
-    aside = jnp.abs(y * jnp.cos(angle) - x * jnp.sin(angle))
-    kernel = jnp.clip(length / 2 + 0.5 - along, 0, 1) * jnp.clip(1 - aside, 0, 1)
-    return kernel / kernel.sum()
-
-
-def _filter(image: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolution of [C, H, W] with [2 REACH + 1] squared; the border's pixels go on outside."""
-    # Channels first: XLA's FFT on CPUs refuses other layouts, and in a loop it is given them.
-    padded = jnp.pad(image, ((0, 0), (REACH, REACH), (REACH, REACH)), "edge")
-    sides = padded.shape[1:]
-    waves = jnp.fft.rfft2(padded) * jnp.fft.rfft2(kernel, sides)
-    return jnp.fft.irfft2(waves, sides)[:, 2 * REACH :, 2 * REACH :]
 
 
 def _on_grid(

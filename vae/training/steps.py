@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vae.metrics import to_float
+from vae.models.enhancer import TONE
 from vae.models.posterior import Posterior
 from vae.training.augment import augment, mask_squares
 from vae.training.config import ENHANCER
@@ -65,6 +66,10 @@ def make_train_step(
         return image, posterior, updated.get("batch_stats", {})
 
     def enhance(variables, seen, draw):
+        if config.optimizer.tone_multiplier == 0:
+            params = variables["params"]
+            fixed = jax.lax.stop_gradient(params[TONE])
+            variables = {**variables, "params": {**params, TONE: fixed}}
         return *model.apply(variables, *seen, draw, method="restore"), {}
 
     def tone(variables, seen, draw):

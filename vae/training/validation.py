@@ -142,6 +142,7 @@ def _check_values(config: ConfigDict, problems: _Problems) -> None:
         "loss.beta",
         "loss.ssim_weight",
         "optimizer.linear_multiplier",
+        "optimizer.tone_multiplier",
         "optimizer.weight_decay",
         "optimizer.clip_norm",
         "optimizer.warmup_steps",

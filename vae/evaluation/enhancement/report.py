@@ -33,12 +33,12 @@ _CURVES = {
 }
 _FORMS = (("psnr", ".2f"), ("ssim", ".4f"), ("vesselness", ".3f"))
 _CONVENTIONS = (
-    ("artificial", "Every degradation on this page was computed. What a camera makes bad by itself "
-     "is not measured here."),
-    ("mixed", "Each degradation with the probability and the range of severities of training, drawn "
-     "for each photograph."),
-    ("SSIM, PSNR", "Of 8-bit tiles with the clean ones, inside the field of view. PSNR is a mean of "
-     "the tiles that differ at all."),
+    ("artificial", "Every degradation on this page was computed. What a camera makes bad by "
+     "itself is not measured here."),
+    ("mixed", "Each degradation with the probability and the range of severities of training, "
+     "drawn for each photograph."),
+    ("SSIM, PSNR", "Of 8-bit tiles with the clean ones, inside the field of view. PSNR is a mean "
+     "of the tiles that differ at all."),
     ("vesselness", "Correlation of Frangi's vesselness of green with the clean tile's."),
     ("false, missed vessels", "Share of the pixels of no vessel that look like one; share of the "
      "vessels' pixels that do not any more."),
@@ -88,6 +88,7 @@ def render(content: dict[str, Any], examples: Sequence[Shown]) -> str:
         _curves(content),
         _structure(content),
         _labels(content),
+        _uncertainty(content["uncertainty"]),
         markup.section("How to read the figures", markup.definitions(_CONVENTIONS)),
         sections.made_by(content, "enhancement.json"),
     ]
@@ -101,7 +102,8 @@ def _header(content: dict[str, Any]) -> str:
 <header>
 <p class="kind">Evaluation of an enhancer of fundus photographs</p>
 <h1>{escape(content["config"])}</h1>
-<p class="facts"><b>step {content["step"]:,d}</b> · model <code>{escape(content["model"])}</code></p>
+<p class="facts"><b>step {content["step"]:,d}</b> ·
+model <code>{escape(content["model"])}</code></p>
 <p class="facts">split <b>{escape(content["split"])}</b> ·
 {markup.count(content["tiles"], "tile")} of {markup.count(patients, "patient")},
 degraded on purpose</p>
@@ -171,8 +173,8 @@ def _table(content: dict[str, Any]) -> str:
         body.append(f"<tr>{name}{''.join(cells)}</tr>")
     note = (
         "PSNR in dB, below it SSIM and vesselness; means over tiles and severities. In brackets "
-        f"the {CONFIDENCE:.0%} interval over patients, for the rows of one severity (all severities "
-        "are in enhancement.json). Bold: the best PSNR; a dash where nothing was changed."
+        f"the {CONFIDENCE:.0%} interval over patients, for the rows of one severity (all "
+        "severities are in enhancement.json). Bold: the best PSNR; a dash: nothing was changed."
     )
     return markup.section(
         "Beside doing nothing and classical methods",
@@ -258,3 +260,32 @@ def _labels(content: dict[str, Any]) -> str:
         ]
         body.append(f"<tr>{markup.th(row['label'] or '(no label)')}{markup.tds(cells)}</tr>")
     return markup.section("Small spots by label", markup.table(columns, body))
+
+
+def _uncertainty(found: dict[str, Any]) -> str:
+    if found["ratio"] is None:
+        return ""
+    points = [
+        (one["deviation"], one["error"], f"{one['deviation']:.3g} said, {one['error']:.3g} off")
+        for one in found["bins"]
+    ]
+    top = max(max(point[:2]) for point in points)
+    ideal = plots.Series("pca", [(0.0, 0.0, "as said"), (top, top, "as said")], "circle")
+    plot = plots.curve_plot(
+        [ideal, plots.Series("model", points, "diamond")],
+        title="Error against uncertainty",
+        x_label="deviation over posterior samples, grey levels",
+        y_label="root mean square error, grey levels",
+        x_format="{:.3g}".format,
+        log=False,
+    )
+    note = (
+        "Each mark is a tenth of the pixels of tiles under several degradations at once, by the "
+        "deviation that posterior samples give them. On the dashed line it would be the error; "
+        f"all in all the error is {found['ratio']:.2f} times the deviation. The samples know "
+        "nothing of what the tone stage may get wrong."
+    )
+    return markup.section(
+        "What the uncertainty says",
+        f'<div class="panels">{plot}</div><p class="note">{escape(note)}</p>',
+    )

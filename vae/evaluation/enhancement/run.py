@@ -19,6 +19,7 @@ from data.files import write_beside
 from data.images import encode_image
 from data.pipeline import Dataset, open_dataset
 from vae.evaluation.enhancement import classical
+from vae.evaluation.enhancement.calibration import calibration, format_calibration
 from vae.evaluation.enhancement.cases import CASES, MIXED, Case, Tile, degrade_case, pick_tiles
 from vae.evaluation.enhancement.report import Shown, write_report
 from vae.evaluation.enhancement.structure import (
@@ -126,15 +127,18 @@ def evaluate_enhancer(
     seed = config.seed
     tiles = pick_tiles(dataset, split, size=config.data.size, count=limit or TILES, seed=seed)
     figures = evaluate_enhancement(model, tiles, cases=cases, seed=seed)
+    sure = calibrate(model, tiles, seed)
     rows = rows_of(figures)
     print(f"{config.name} after {saved.step} steps, split {split}, {len(tiles)} tiles degraded:")
     print(format_table(rows))
     print(closing_line(rows))
+    print(format_calibration(sure))
     if out is None and report is None:
         return rows
     content = {
         "rows": rows,
         "labels": lesions_by_label(figures),
+        "uncertainty": sure,
         "tiles": len(tiles),
         "split": split,
         "seed": seed,
@@ -201,6 +205,17 @@ def quick_figures(saved: SavedModel, dataset: Dataset, split: str, limit: int) -
         "ssim_clean": table["clean"][OURS]["ssim"],
         "tiles": len(tiles),
     }
+
+
+def calibrate(model: EnhancementModel, tiles: Sequence[Tile], seed: int = 0) -> dict[str, Any]:
+    """The uncertainty beside the error, on tiles under several degradations at once."""
+    pairs = [degrade_case(tile, Case(MIXED, math.nan), seed) for tile in tiles]
+    seen, views = (np.stack(pictures) for pictures in zip(*pairs, strict=True))
+    clean, fov, places = (
+        np.stack([getattr(tile, name) for tile in tiles]) for name in ("image", "fov", "place")
+    )
+    made = model.enhance_tiles(seen, views, places)
+    return calibration(clean, made, model.tile_uncertainty(seen, views, places), fov)
 
 
 def examples_of(model: EnhancementModel, tiles: Sequence[Tile], seed: int = 0) -> list[Shown]:
