@@ -132,7 +132,10 @@ def test_the_table(dataset, tmp_path, capsys):
     assert content == json.loads((report / RESULTS).read_text())
     page = (report / "index.html").read_text()
     # Before, after and clean of each tile, curves of each degradation, nothing fetched.
-    assert page.count('class="view"') == 3 * 6 and page.count("against severity of haze") == 2
+    assert (
+        page.count('class="view"') == 3 * content["tiles"]
+        and page.count("against severity of haze") == 2
+    )
     for words in ("non-local means", "spots kept", "What the uncertainty says", content["model"]):
         assert words in page
     assert "http://" not in page and "https://" not in page

@@ -7,10 +7,10 @@ import pytest
 
 from configs import enhance256
 from data.views import MARGIN, VIEW
+from vae.models.tone import WITHIN
 from vae.training.augment import Cut
 from vae.training.degradations import DEGRADATIONS
 from vae.training.pairs import (
-    WITHIN,
     _turn,
     degrade_tile,
     draw_severities,

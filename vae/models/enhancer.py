@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from vae.models.autoencoder import STEM, AutoencoderKL
 from vae.models.layers import depth_to_space
 from vae.models.posterior import Posterior
-from vae.models.tone import ToneField, apply_tone
+from vae.models.tone import ToneField, apply_tone, evidence
 
 # What is wrong with a bad photograph is larger than what a codec leaves by this much.
 GAIN = 8.0
@@ -55,6 +55,13 @@ class Enhancer(AutoencoderKL):
         Returns:
           float32 [B, H, W, 3], not clipped.
         """
+        view = view.astype(jnp.float32)
+        coefficients = self.tone_field(view)
+        change = apply_tone(x, coefficients, place) - x
+        return x + evidence(view, coefficients)[:, None, None, None] * change
+
+    def tone_in_training(self, x: jax.Array, view: jax.Array, place: jax.Array) -> jax.Array:
+        """As `tone`, with changes of any size: what is not made learns nothing."""
         return apply_tone(x, self.tone_field(view.astype(jnp.float32)), place)
 
     def detail(self, toned: jax.Array, noise: jax.Array | None = None) -> jax.Array:
@@ -79,8 +86,8 @@ class Enhancer(AutoencoderKL):
         place: jax.Array,
         draw: Callable[[Posterior], jax.Array],
     ) -> tuple[jax.Array, Posterior]:
-        """Both stages, with the latent that `draw` takes from the posterior, and the posterior."""
-        return self._restore(self.tone(x, view, place), draw)
+        """Both stages in training, with the latent that `draw` takes from the posterior, and it."""
+        return self._restore(self.tone_in_training(x, view, place), draw)
 
     def _restore(self, toned, draw):
         pca = self.pca.value

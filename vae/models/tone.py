@@ -14,6 +14,7 @@ them are zero at the start: the identity.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from data.views import MARGIN, VIEW
 from vae.models.layers import RMSNorm, Stage, space_to_depth
@@ -25,6 +26,14 @@ COEFFICIENTS = 8
 GAMMA = 2.2
 # Below it, eight grey levels, the power is continued by its tangent: no slope is infinite.
 KNEE = 8 / 255
+# Where the field of view lies in a view: row and column of its centre and its radius, pixels.
+VIEW_PLACE = ((VIEW - 1) / 2, (VIEW - 1) / 2, VIEW / 2 / MARGIN)
+_ACROSS = (np.arange(VIEW) - VIEW_PLACE[0]) / VIEW_PLACE[2]
+# bool [VIEW, VIEW, 1]: the field of view without its rim, whose pixels are half outside.
+WITHIN = np.hypot(_ACROSS[:, None], _ACROSS)[..., None] < 0.97
+# Root mean square of a photograph's change in grey levels below which it is not made, and from
+# which on it is made whole: smaller ones are mostly the network's own errors. Chosen on val.
+LEAST = (2.5, 3.75)
 
 
 class ToneField(nn.Module):
@@ -74,6 +83,24 @@ def apply_tone(x: jax.Array, coefficients: jax.Array, place: jax.Array) -> jax.A
     light = jnp.exp(gain) * to_light(stretched) - veil
     # Added as a change: nothing is changed to the last bit where nothing is to be.
     return x + 2 * (from_light(light) - from_light(to_light(values)))
+
+
+def evidence(view: jax.Array, coefficients: jax.Array) -> jax.Array:
+    """How much of the change is to be made, 0 to 1, by its size over the photograph: `LEAST`.
+
+    Args:
+      view: float32 [B, VIEW, VIEW, 3] in [-1, 1].
+      coefficients: Of `ToneField`, for this view.
+
+    Returns:
+      float32 [B].
+    """
+    place = jnp.broadcast_to(jnp.array(VIEW_PLACE), (len(view), 3))
+    change = jnp.where(WITHIN, 127.5 * (apply_tone(view, coefficients, place) - view), 0)
+    size = jnp.sqrt(jnp.square(change).sum(axis=(1, 2, 3)) / (3 * WITHIN.sum()))
+    low, high = LEAST
+    rise = jnp.clip((size - low) / (high - low), 0, 1)
+    return rise**2 * (3 - 2 * rise)
 
 
 def to_light(values: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.random import threefry_2x32
 
-from vae.training.filters import REACH, along_axes, convolve, disc, gaussian_blur, line
+from vae.training.filters import REACH, along_axes, convolve, disc, gaussian, line
 
 __all__ = ["DEGRADATIONS", "GAMMA", "REACH", "WHOLE", "Place", "degrade"]
 
@@ -114,7 +114,7 @@ def haze(light: jax.Array, place: Place, severity: jax.Array, key: jax.Array) ->
     transmission = 1 - 0.7 * severity * density
     veil = jax.random.uniform(veil_key, (3,), minval=0.8, maxval=1.2) * VEIL
     veil *= jax.random.uniform(level_key, minval=0.7, maxval=1.1)
-    wide = gaussian_blur(light, jnp.maximum(5.0 * severity / place.step, 0.1))
+    wide = convolve(light, gaussian(jnp.maximum(5.0 * severity / place.step, 0.1)))
     scattered = light + 0.5 * severity * (wide - light)
     return transmission * scattered + (1 - transmission) * veil[:, None, None]
 

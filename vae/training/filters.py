@@ -1,4 +1,4 @@
-"""Blurs of images [C, H, W], of bounded reach; kernels add up to one."""
+"""Blurs of images [C, H, W]: kernels [2 REACH + 1, 2 REACH + 1] that add up to one."""
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +13,11 @@ def _offsets() -> tuple[np.ndarray, np.ndarray]:
     return np.meshgrid(offsets, offsets, indexing="ij")
 
 
-def gaussian_blur(image: jax.Array, sigma: jax.Array) -> jax.Array:
-    """Gaussian blur of [C, H, W], cut off at REACH; the border's pixels go on outside."""
-
-    def along(side):
-        gap = jnp.arange(side + 2 * REACH) - jnp.arange(side)[:, None] - REACH
-        kernel = jnp.where(jnp.abs(gap) <= REACH, jnp.exp(-(gap**2) / (2 * sigma**2)), 0)
-        return kernel / kernel.sum(axis=1, keepdims=True)
-
-    padded = jnp.pad(image, ((0, 0), (REACH, REACH), (REACH, REACH)), "edge")
-    return along_axes(along(image.shape[1]), along(image.shape[2]), padded)
+def gaussian(sigma: jax.Array) -> jax.Array:
+    """A Gaussian, cut off at REACH."""
+    y, x = _offsets()
+    kernel = jnp.exp(-(y**2 + x**2) / (2 * sigma**2))
+    return kernel / kernel.sum()
 
 
 def along_axes(rows: jax.Array, columns: jax.Array, image: jax.Array) -> jax.Array:

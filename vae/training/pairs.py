@@ -3,19 +3,12 @@
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
-from data.views import MARGIN, VIEW
 from vae.metrics import to_float
+from vae.models.tone import VIEW_PLACE, WITHIN
 from vae.training.augment import Cut, augment_placed
 from vae.training.degradations import DEGRADATIONS, REACH, WHOLE, Place, degrade
-
-# Where the field of view lies in a view: row and column of its centre and its radius, pixels.
-VIEW_PLACE = ((VIEW - 1) / 2, (VIEW - 1) / 2, VIEW / 2 / MARGIN)
-_ACROSS = (np.arange(VIEW) - VIEW_PLACE[0]) / VIEW_PLACE[2]
-# bool [VIEW, VIEW, 1]: without the rim, whose pixels are half outside.
-WITHIN = np.hypot(_ACROSS[:, None], _ACROSS)[..., None] < 0.97
 
 
 @flax.struct.dataclass

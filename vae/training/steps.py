@@ -12,11 +12,12 @@ from ml_collections import ConfigDict
 from vae.metrics import to_float
 from vae.models.enhancer import TONE
 from vae.models.posterior import Posterior
+from vae.models.tone import WITHIN
 from vae.training.augment import augment, mask_squares
 from vae.training.config import ENHANCER
 from vae.training.losses import objective_terms
 from vae.training.optimizer import learning_rate_schedule, make_optimizer
-from vae.training.pairs import WITHIN, make_pairs, make_view_pairs
+from vae.training.pairs import make_pairs, make_view_pairs
 from vae.training.sharding import batch_sharding, replicated
 from vae.training.state import TrainState, join_variables, make_model
 
@@ -75,8 +76,8 @@ def make_train_step(
     def tone(variables, seen, draw):
         # No latent takes part: that of nobody.
         blank = jnp.zeros((seen[0].shape[0], 1, 1, config.model.latent_channels))
-        toned = jnp.where(WITHIN, model.apply(variables, *seen, method="tone"), seen[0])
-        return toned, Posterior(blank, blank), {}
+        toned = model.apply(variables, *seen, method="tone_in_training")
+        return jnp.where(WITHIN, toned, seen[0]), Posterior(blank, blank), {}
 
     forward = enhance if config.model.architecture == ENHANCER else reconstruct
     forward = tone if config.train.views else forward
