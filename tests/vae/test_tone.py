@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vae.models.tone import COEFFICIENTS, GRID, apply_tone, from_light, to_light
+from data.views import VIEW
+from vae.models.tone import COEFFICIENTS, GRID, apply_tone, evidence, from_light, to_light
 from vae.training.degradations import GAMMA, Place, degrade
 
 PLACE = np.array([[31.5, 31.5, 40.0]], np.float32)
@@ -66,3 +67,12 @@ def test_undoes_an_even_veil(image):
     gain = np.full(3, -np.log(transmission))
     lost = (1 - transmission) * veil / transmission
     np.testing.assert_allclose(apply_tone(seen, even(0, 0, *gain, *lost), PLACE), image, atol=1e-3)
+
+
+def test_small_changes_are_not_made():
+    view = jnp.zeros((1, VIEW, VIEW, 3))
+    shares = [
+        float(evidence(view, even(0, 0, gain, gain, gain))[0]) for gain in (0.0, 0.03, 0.055, 0.5)
+    ]
+    # Half of white in light to the power of 1 / 2.2: a gain of 0.03 is 1.7 grey levels.
+    assert shares[:2] == [0, 0] and 0 < shares[2] < 1 and shares[3] == 1
