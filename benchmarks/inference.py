@@ -1,12 +1,13 @@
 """How fast a model is in somebody's hands, and what memory it takes.
 
-    python benchmarks/inference.py [--model PATH] [--quick]
+    python benchmarks/inference.py [--model PATH] [--quick] [--parts enhance]
 
-Three measurements, of a fresh f8c32 unless a model is given: a photograph of 3504 x 2336 pixels
-through `reconstruct` beside the bare compiled functions on tiles, and through the command
-`fundus-vae reconstruct`; where torch and diffusers are installed, its tiled AutoencoderKL of 5M
-parameters beside ours; and 20,000 JPEG tiles of a dataset through `encode`. What is compared runs
-in turn, and medians of the pairs' ratios are printed, so that they hold on a noisy machine.
+Measurements, of a fresh f8c32 unless a model is given: a photograph of 3504 x 2336 pixels through
+`reconstruct` beside the bare compiled functions on tiles, and through the command `fundus-vae
+reconstruct`; where torch and diffusers are installed, its tiled AutoencoderKL of 5M parameters
+beside ours; 20,000 JPEG tiles of a dataset through `encode`; and the photograph through the
+enhancer that ships, beside its bare function on tiles. What is compared runs in turn, and medians
+of the pairs' ratios are printed, so that they hold on a noisy machine.
 """
 
 import argparse
@@ -31,15 +32,19 @@ from etils import epath
 
 import vae
 from configs.fundus256 import get_config
+from data.fov import find_fov
 from data.images import encode_image, write_image
 from data.inputs import open_inputs
 from data.synthetic import fundus_photograph
+from data.views import photograph_view, place_of
+from vae.inference.enhance import load_enhancer
 from vae.inference.model import MAX_BATCH, Model
 from vae.inference.windows import LARGEST, STEP, window_origins, window_side
 from vae.training.exported import SavedModel, write_exported
 from vae.training.state import fit_linear, initial_state, initial_variables
 
 HEIGHT, WIDTH, TILE = 2336, 3504, 256
+PARTS = ("reconstruct", "enhance", "torch", "encode")
 
 
 def fresh_model(photograph: np.ndarray) -> Model:
@@ -209,6 +214,40 @@ def encode_dataset(model: Model, photograph: np.ndarray, count: int, folder: Pat
           f"at most, {megabytes[-1]:,.0f} at the end")  # fmt: skip
 
 
+def enhance_photograph(photograph: np.ndarray, repeats: int, folder: Path) -> None:
+    """Prints time, memory and the halo's share of `enhance`, beside the bare function on tiles."""
+    model, fov = load_enhancer(), find_fov(photograph)
+    tiles, batch = HEIGHT * WIDTH / TILE**2, 4
+    images = np.stack([photograph[i : i + TILE, 1000:1256] for i in range(batch)])
+    views = np.stack([photograph_view(photograph, fov)] * batch)
+    places = np.stack([place_of(fov, HEIGHT, WIDTH, y=i, x=1000) for i in range(batch)])
+    f, halo, computed = model._module.downsample, model._module.detail_halo, 1
+    for length in (HEIGHT, WIDTH):
+        length = -(-length // f)
+        side = window_side(length, -(-halo // f), largest=LARGEST // f, step=STEP // f)
+        computed *= side * len(window_origins(length, side, -(-halo // f)))
+    share = computed * f * f / (HEIGHT * WIDTH)
+    whole = lambda: model.enhance(photograph, fov)  # noqa: E731
+    bare = lambda: model.enhance_tiles(images, views, places)  # noqa: E731
+    whole(), bare()
+    pairs = [(seconds(whole), seconds(bare) / batch) for _ in range(repeats)]
+    spent, tile = (statistics.median(column) for column in zip(*pairs, strict=True))
+    ratio = statistics.median(share * tiles * b / a for a, b in pairs)
+    print(f"enhance {WIDTH} x {HEIGHT}             {tiles / spent:7.2f} tiles/s   {spent:.2f} s; "
+          f"bare {1 / tile:.2f} tiles/s; halo: {share - 1:.1%} more pixels, without it {ratio:.2f} "
+          "of the bare function")  # fmt: skip
+    write_image(folder / "eye.jpg", photograph)
+    program = ("import resource, sys; from vae.cli import main; main(sys.argv[1:]); "
+               "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")  # fmt: skip
+    command = [sys.executable, "-c", program, "enhance", str(folder / "eye.jpg"), "--out",
+               str(folder / "enhanced")]  # fmt: skip
+    printed: list[str] = []
+    spent = seconds(lambda: printed.append(subprocess.check_output(command, text=True)))
+    peak = int(printed[0].split()[-1]) / 2**20
+    print(f"fundus-vae enhance eye.jpg      {spent:7.1f} s with start, compilation and pictures; "
+          f"peak {peak:.2f} GiB resident")  # fmt: skip
+
+
 class Resident:
     """Samples this process's resident memory, bytes, until it is left."""
 
@@ -237,21 +276,26 @@ def main() -> None:
     parser.add_argument("--model", help="anything vae.load_model takes (a fresh f8c32)")
     parser.add_argument("--quick", action="store_true", help="fewer repeats, 1,000 tiles")
     parser.add_argument("--scratch", help="where a dataset of 1 GB may lie for a while")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="all")
     options = parser.parse_args()
 
     eye = fundus_photograph(0, HEIGHT)
     photograph = np.pad(eye, ((0, 0), (0, WIDTH - HEIGHT), (0, 0)), mode="wrap")
     model = vae.load_model(options.model) if options.model else fresh_model(photograph)
+    repeats = 3 if options.quick else 7
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-        command_line(model, photograph, Path(scratch))
-        photograph_beside_tiles(model, photograph, 3 if options.quick else 7)
-        if jax.default_backend() == "cpu" and all(
-            map(importlib.util.find_spec, ("torch", "diffusers"))
-        ):
+        if "reconstruct" in options.parts:
+            command_line(model, photograph, Path(scratch))
+            photograph_beside_tiles(model, photograph, repeats)
+        if "enhance" in options.parts:
+            enhance_photograph(photograph, repeats, Path(scratch))
+        found = all(map(importlib.util.find_spec, ("torch", "diffusers")))
+        if "torch" in options.parts and jax.default_backend() == "cpu" and found:
             torch_beside(
                 photograph, model, 512 if options.quick else 1024, 2 if options.quick else 5
             )
-        encode_dataset(model, photograph, 1_000 if options.quick else 20_000, Path(scratch))
+        if "encode" in options.parts:
+            encode_dataset(model, photograph, 1_000 if options.quick else 20_000, Path(scratch))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ device.
 
 The dataset needs the photographs' views, which `fundus-vae make-tiles` and `build` store. Presets:
 `f8c32` (the default) has the sizes of that reconstruction model and can start from its weights
-(`--config.init_from=f8c32`); `smoke` runs everything once within seconds on data of its own. What
+(`--config.init_from=f8c32`); `tone` is the same model of which the tone stage alone learns, from
+views, to start `f8c32` from; `smoke` runs everything once within seconds on data of its own. What
 is degraded, how often and how much is `config.degrade`.
 """
 
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 from data.errors import UsageError
 from vae.training.config import ENHANCER, default_config
 
-PRESETS = ("f8c32", "smoke")
+PRESETS = ("f8c32", "tone", "smoke")
 
 
 def get_config(preset: str = "f8c32") -> ConfigDict:
@@ -22,15 +23,18 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
     if preset not in PRESETS:
         raise UsageError(f"enhance256.py:{preset} is no preset; there are {', '.join(PRESETS)}")
     config = default_config(ENHANCER)
-    config.name = "enhance256" if preset != "smoke" else "enhance256_smoke"
+    config.name = "enhance256" if preset == "f8c32" else f"enhance256_{preset}"
     config.data.crop = 128
     config.data.scales = (1, 1, 2)
     config.batch_size = 256
     config.optimizer.name = "muon"
-    # Errors are large in some examples and small in others; squares would see the first alone.
-    config.loss.likelihood = "laplace"
+    # Errors are large in some examples and small in others: each counts by its own scale, or the
+    # first alone would be seen, and good photographs made a little worse.
+    config.loss.likelihood = "own_gaussian"
     # The decoder sees the image: at full price the latent would be left empty.
     config.loss.beta = 0.1
+    if preset == "tone":
+        config.train.views = 8
     if preset == "smoke":
         _smoke(config)
     return config

@@ -171,6 +171,58 @@ def test_bad_input(exported, picture, tmp_path, capsys):
     assert "is an enhancer, no autoencoder" in capsys.readouterr().err
 
 
+def test_every_kind_of_file(exported, tmp_path, capsys):
+    """What can be read is enhanced; what cannot is named, and the others are done."""
+    folder, out = tmp_path / "eyes", tmp_path / "out"
+    folder.mkdir()
+    picture = np.random.default_rng(2).integers(60, 200, (48, 64, 3), np.uint8)
+    image = Image.fromarray(picture)
+    image.save(folder / "plain.png")
+    image.save(folder / "auge-ü.png")
+    image.convert("L").save(folder / "grey.png")
+    image.convert("RGBA").save(folder / "alpha.png")
+    image.convert("CMYK").save(folder / "cmyk.jpg")
+    deep = picture[..., 0].astype(np.uint16) * 257
+    Image.fromarray(deep).save(folder / "deep.png")
+    Image.fromarray(picture[:5, :7]).save(folder / "tiny.png")
+    (folder / "empty.png").touch()
+    (folder / "half.png").write_bytes((folder / "plain.png").read_bytes()[:900])
+    (folder / "text.jpg").write_text("no image")
+    assert main(["enhance", str(folder), "--model", str(exported), "--out", str(out)]) == 1
+    errors = capsys.readouterr().err
+    for name in ("empty.png", "half.png", "text.jpg"):
+        assert sum(name in line for line in errors.splitlines()) == 1
+    assert "error: 3 of 10 images cannot be read" in errors and "Traceback" not in errors
+    done = {path.stem for path in (out / "enhanced").iterdir()}
+    assert done == {"plain", "auge-ü", "grey", "alpha", "cmyk", "deep", "tiny"}
+    # Without a field of view all of it is enhanced; of one colour alone the same as of three.
+    with (out / "enhanced.csv").open(encoding="utf-8") as file:
+        assert {row["fov"] for row in csv.DictReader(file)} == {"lit region"}
+    opened = {name: np.asarray(Image.open(out / "enhanced" / f"{name}.png")) for name in done}
+    np.testing.assert_array_equal(opened["plain"], opened["auge-ü"])
+    np.testing.assert_array_equal(opened["plain"], opened["alpha"])
+    assert opened["tiny"].shape == (5, 7, 3) and opened["deep"].dtype == np.uint8
+
+
+def test_what_is_no_photograph(exported, picture, tiny_data, tmp_path, capsys):
+    model, out = ["--model", str(exported)], ["--out", str(tmp_path / "out")]
+    (tmp_path / "none").mkdir()
+    (tmp_path / "file").write_text("")
+    for arguments, code, words in (
+        ([str(tiny_data), *model, *out], 1, "give the photograph that it was cut from"),
+        ([str(tmp_path / "none"), *model, *out], 1, "none"),
+        ([str(picture), *model, "--out", str(tmp_path / "file")], 2, "is a file"),
+        ([str(picture), "--model", str(tmp_path / "gone"), *out], 1, "no such model"),
+    ):
+        assert main(["enhance", *arguments]) == code
+        assert words in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("*.png"))
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(exported.read_bytes()[:5000])
+    assert main(["enhance", str(picture), "--model", str(damaged), *out]) == 1
+    assert "damaged" in capsys.readouterr().err
+
+
 def test_the_kinds_of_models_are_told_apart(exported):
     assert load_enhancer(exported).saved.step == 3
     with pytest.raises(DataError, match="fundus-vae enhance"):

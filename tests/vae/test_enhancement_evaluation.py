@@ -117,7 +117,8 @@ def test_the_table(dataset, tmp_path, capsys):
     out = tmp_path / "out"
     cases = CASES[:4]
     model = saved_model(config, variables)
-    rows = evaluate_enhancer(model, dataset, limit=2, out=out, cases=cases)
+    report = tmp_path / "report"
+    rows = evaluate_enhancer(model, dataset, limit=2, out=out, report=report, cases=cases)
     printed = capsys.readouterr().out
     assert "non_local_means" in printed and "mixed:" in printed
     assert len(rows) == len(cases) * (len(METHODS) + 2)
@@ -128,6 +129,16 @@ def test_the_table(dataset, tmp_path, capsys):
             nothing = by_method[degradation, severity, "do_nothing"]
             assert row["psnr"] == nothing["psnr"] and row["ssim"] == nothing["ssim"]
     content = json.loads((out / RESULTS).read_text())
+    assert content == json.loads((report / RESULTS).read_text())
+    page = (report / "index.html").read_text()
+    # Before, after and clean of each tile, curves of each degradation, nothing fetched.
+    assert (
+        page.count('class="view"') == 3 * content["tiles"]
+        and page.count("against severity of haze") == 2
+    )
+    for words in ("non-local means", "spots kept", "What the uncertainty says", content["model"]):
+        assert words in page
+    assert "http://" not in page and "https://" not in page
     assert content["rows"] == rows and (out / TABLE).read_text().count("\n") == len(rows) + 1
 
 

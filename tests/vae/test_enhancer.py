@@ -8,7 +8,7 @@ import pytest
 from configs import enhance256
 from data.views import MARGIN, VIEW
 from vae.models import AutoencoderKL, with_autoencoder
-from vae.models.enhancer import GRID, _weights
+from vae.models.tone import GRID, _weights
 from vae.training.state import initial_variables, make_model
 from vae.training.validation import validate
 

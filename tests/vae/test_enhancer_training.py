@@ -53,6 +53,16 @@ def test_every_part_learns(config, dataset):
         assert max(jax.tree.leaves(moved)) > 0, name
 
 
+def test_the_tone_stage_learns_alone_from_views(config, dataset):
+    config = config.copy_and_resolve_references()
+    config.train.views, config.optimizer.weight_decay = 2, 0.0
+    before, after, metrics = run(config, dataset, 2, make_mesh(8, 1))
+    assert np.isfinite(metrics["loss"]) and metrics["kl"] == 0
+    for name in before:
+        moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before[name], after[name])
+        assert (max(jax.tree.leaves(moved)) > 0) == (name == "tone"), name
+
+
 @pytest.mark.soak
 def test_learns_alike_in_parts_and_shards(config, dataset):
     _, after, metrics = run(config, dataset, 2, make_mesh(8, 1))

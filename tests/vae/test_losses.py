@@ -29,6 +29,21 @@ def test_likelihood_is_scipys(pair, likelihood, distribution):
     np.testing.assert_allclose(nll, expected, rtol=1e-5)
 
 
+def test_an_example_has_its_own_scale(pair):
+    x, mean = pair
+    nll = negative_log_likelihood(x, mean, jnp.float32(5), "own_gaussian")
+    deviation = np.sqrt(np.square(x - mean).mean(axis=(1, 2, 3)))
+    expected = [
+        -scipy.stats.norm(m, d).logpdf(a).sum() for a, m, d in zip(x, mean, deviation, strict=True)
+    ]
+    # What 8 bits round off is added to every variance.
+    np.testing.assert_allclose(nll, expected, rtol=1e-3)
+    halved = negative_log_likelihood(x, (x + mean) / 2, jnp.float32(5), "own_gaussian")
+    np.testing.assert_allclose(nll - halved, x[0].size * np.log(2), rtol=2e-3)
+    same = negative_log_likelihood(x, x, jnp.float32(5), "own_gaussian")
+    assert np.isfinite(same).all() and (same < halved).all()
+
+
 def test_unknown_likelihood(pair):
     with pytest.raises(ValueError, match="'cauchy'"):
         negative_log_likelihood(*pair, jnp.float32(0), "cauchy")

@@ -7,8 +7,16 @@ import pytest
 
 from configs import enhance256
 from data.views import MARGIN, VIEW
+from vae.models.tone import WITHIN
+from vae.training.augment import Cut
 from vae.training.degradations import DEGRADATIONS
-from vae.training.pairs import degrade_tile, draw_severities, make_pairs
+from vae.training.pairs import (
+    _turn,
+    degrade_tile,
+    draw_severities,
+    make_pairs,
+    make_view_pairs,
+)
 
 SIZE, RADIUS = 96, 300.0
 SLOPE = 0.38  # grey levels a pixel: the view's 2.2 radii have just room
@@ -106,6 +114,39 @@ def test_a_pair_is_a_function_of_key_and_row(config):
     assert np.abs(whole.seen - whole.clean).max() > 0.05
     other = make(images, views, places, jax.random.key(6), jnp.arange(4))
     assert np.abs(other.clean - whole.clean).max() > 0.1
+
+
+def test_turns_are_those_of_a_cut():
+    picture = np.random.default_rng(3).integers(0, 256, (12, 12, 3), np.uint8)
+    zero = jnp.zeros(3, jnp.int32)
+    turned = set()
+    for number in range(8):
+        cut = Cut(*zero, *(jnp.bool_(number >> bit & 1) for bit in range(3)))
+        made = np.asarray(_turn(cut, picture))
+        np.testing.assert_array_equal(made, cut.turn(picture))
+        turned.add(made.tobytes())
+    assert len(turned) == 8
+
+
+def test_pairs_of_views_alone(config):
+    config = config.copy_and_resolve_references()
+    config.train.views, config.degrade.clean = 3, 0.5
+    rng = np.random.default_rng(4)
+    views = rng.integers(0, 256, (4, VIEW, VIEW, 3), np.uint8)
+    places = np.float32([[40, 50, 200]] * 4)
+    make = jax.jit(lambda *a: make_view_pairs(*a, config))
+    pairs = make(views, places, jax.random.key(5), jnp.arange(4))
+    assert pairs.clean.shape == pairs.seen.shape == pairs.view.shape == (12, VIEW, VIEW, 3)
+    part = make(views[2:], places[2:], jax.random.key(5), jnp.arange(2, 4))
+    np.testing.assert_allclose(pairs.seen[6:], part.seen, atol=1e-5)
+    changed = np.abs(pairs.seen - pairs.clean)
+    assert not (changed * ~WITHIN).any()
+    spared = changed.max(axis=(1, 2, 3)) < 1e-6
+    assert 0 < spared.sum() < 12
+    # A draw of the same view is another turn, another camera.
+    assert len({np.asarray(view).tobytes() for view in pairs.seen[:3]}) == 3
+    inside = np.asarray(pairs.clean)[:, WITHIN[..., 0]]
+    np.testing.assert_allclose(np.sort(inside[0], axis=0), np.sort(inside[1], axis=0), atol=1e-6)
 
 
 def test_view_and_tile_are_degraded_alike():

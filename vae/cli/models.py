@@ -96,14 +96,11 @@ def _evaluate(
             f"{model} is a prior: `fundus-vae evaluate-samples --model {model}` measures it"
         )
     if saved.config.model.architecture == ENHANCER:
-        if report:
-            raise UsageError(
-                f"{model} is an enhancer, and --report is of reconstruction; --out DIR writes its "
-                "table and pictures"
-            )
+        if beside:
+            raise UsageError(f"{model} is an enhancer; --beside adds curves of reconstruction")
         from vae.evaluation.enhancement import evaluate_enhancer
 
-        evaluate_enhancer(saved, data, split=split, limit=limit, out=out)
+        evaluate_enhancer(saved, data, split=split, limit=limit, out=out, report=report)
         return 0
     from vae.evaluation.run import evaluate_model
 

@@ -129,6 +129,33 @@ class EnhancementModel:
             made[rows] = np.asarray(self._both(*part))[: len(images[rows])]
         return _mixed(images, made, np.ones(images.shape[:-1], bool), strength)
 
+    def tile_uncertainty(
+        self,
+        images: np.ndarray,
+        views: np.ndarray,
+        places: np.ndarray,
+        *,
+        samples: int = 8,
+        seed: int = 0,
+    ) -> np.ndarray:
+        """As `uncertainty`, of tiles by themselves; arguments as for `enhance_tiles`.
+
+        Returns:
+          float32 [N, S, S], grey levels.
+        """
+        f, channels = self._module.downsample, self._module.latent_channels
+        rng = np.random.default_rng(seed)
+        found = []
+        for image, view, place in zip(images, views, places, strict=True):
+            toned = self._tone(image[None], view[None], place[None])
+            made = []
+            for _ in range(samples):
+                noise = _noise_plane(rng, image.shape, f, channels)[None]
+                made.append(self._detail(jnp.concatenate([toned, noise], axis=-1))[0] * 127.5)
+            square = np.square(np.std(made, axis=0, ddof=1)).mean(axis=-1)
+            found.append(np.sqrt(square).astype(np.float32))
+        return np.stack(found)
+
     def _toned(self, photograph: np.ndarray, fov: FieldOfView) -> np.ndarray:
         """After the tone stage, float32 [H, W, 3] in about [-1, 1]; black outside."""
         _check(photograph)

@@ -206,7 +206,8 @@ class ConvDecoder(nn.Module):
 
     The finest level sees the latents themselves as well: what is left to correct lies mostly next
     to what is already there. Where the image that was encoded is at hand at decoding, its residual
-    and the encoder's features can go in too (`seen`).
+    and the encoder's features can go in too (`seen`); then a gate float32 [B, H/4, W/4, 1] comes
+    out as well, between 0 and 2 and 1 at the start: how much of the change is to be made.
     """
 
     widths: list[int]
@@ -214,7 +215,9 @@ class ConvDecoder(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, z: jax.Array, seen: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
+    def __call__(
+        self, z: jax.Array, seen: tuple[jax.Array, jax.Array] | None = None
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
         def skip_in(h, x, name):
             # Zero at the start: an autoencoder that becomes an enhancer goes on as it was.
             zeros = nn.initializers.zeros
@@ -239,7 +242,11 @@ class ConvDecoder(nn.Module):
             if seen is not None and level == 0:
                 h = skip_in(h, space_to_depth(seen[0], STEM), "seen_residual")
             h = Stage(self.depth[level], self.dtype, name=f"stage{level}")(h)
-        return depth_to_space(_zero_head(h, STEM**2 * 3, self.dtype), STEM)
+        correction = depth_to_space(_zero_head(h, STEM**2 * 3, self.dtype), STEM)
+        if seen is None:
+            return correction
+        gate = nn.Dense(1, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="gate")
+        return correction, 2 * nn.sigmoid(gate(RMSNorm(name="gate_norm")(h)).astype(jnp.float32))
 
 
 def _zero_head(h: jax.Array, features: int, dtype: jnp.dtype) -> jax.Array:

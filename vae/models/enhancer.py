@@ -1,33 +1,29 @@
 """Enhancer: a degraded photograph made clear, in two stages.
 
-    toned    = x + (a smooth field of colour curves)(x)       from the photograph's whole view
-    enhanced = toned + D * (sd z - A * toned) + gain * conv path(z, toned)      bounded reach
+    toned    = x, with its light, haze, colour and contrast undone     from the photograph's view
+    enhanced = toned + gate * (D * (sd z - A * toned) + gain * conv path(z, toned))
 
-Light, haze and colour cannot be judged from a tile: a small network sees the photograph reduced to
-`VIEW` pixels and gives the coefficients of curves over the field of view, a function of the
-photograph alone, so tiles agree. What is left, blur, grain, blocks, is the detail stage's: an
-`AutoencoderKL` whose decoder sees the image too, so that the latent need not carry what is good. D
-and A are its linear path (`vae.models.autoencoder`): only a *change* of the linear code changes the
-image. All heads start at zero, so step 0 is the identity.
+Light, haze and colour cannot be judged from a tile: the tone stage (`vae.models.tone`) sees the
+photograph reduced to `VIEW` pixels. What is left, blur, grain, blocks, is the detail stage's, of
+bounded reach: an `AutoencoderKL` whose decoder sees the image too, so that the latent need not
+carry what is good. D and A are its linear path (`vae.models.autoencoder`): only a *change* of the
+linear code changes the image, and a gate at each 4 x 4 patch can leave it as it is. All heads start
+at zero, so step 0 is the identity.
 """
 
 from collections.abc import Callable
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from data.views import MARGIN, VIEW
-from vae.models.autoencoder import AutoencoderKL
-from vae.models.layers import RMSNorm, Stage, depth_to_space, space_to_depth
+from vae.models.autoencoder import STEM, AutoencoderKL
+from vae.models.layers import depth_to_space
 from vae.models.posterior import Posterior
+from vae.models.tone import ToneField, apply_tone, evidence
 
-# Side of the field of coefficients; a cell is an eighth of the radius or so.
-GRID = 16
-# Curves per channel: of three channels and of their squares, and a constant.
-CURVES = 7
 # What is wrong with a bad photograph is larger than what a codec leaves by this much.
 GAIN = 8.0
+TONE = "tone"
 # The likelihood's scale at the start, logarithm: some six grey levels are usually wrong.
 LOG_SCALE = -3.0
 
@@ -45,10 +41,10 @@ class Enhancer(AutoencoderKL):
 
     def setup(self):
         super().setup()
-        self.tone_field = ToneField(self.tone_width, self.dtype, name="tone")
+        self.tone_field = ToneField(self.tone_width, self.dtype, name=TONE)
 
     def tone(self, x: jax.Array, view: jax.Array, place: jax.Array) -> jax.Array:
-        """The colour curves: pixel by pixel, given the view.
+        """The tone stage: pixel by pixel, given the view.
 
         Args:
           x: float32 [B, H, W, 3] in [-1, 1].
@@ -59,15 +55,14 @@ class Enhancer(AutoencoderKL):
         Returns:
           float32 [B, H, W, 3], not clipped.
         """
-        coefficients = self.tone_field(view.astype(jnp.float32))  # [B, GRID, GRID, 3 * CURVES]
-        rows = _weights(x.shape[1], place[:, 0], place[:, 2])
-        columns = _weights(x.shape[2], place[:, 1], place[:, 2])
-        field = jnp.einsum("bhi,bijk->bhjk", rows, coefficients)
-        field = jnp.einsum("bwj,bhjk->bhwk", columns, field)
-        light = (x.astype(jnp.float32) + 1) / 2
-        curves = jnp.concatenate([light, light**2, jnp.ones_like(light[..., :1])], axis=-1)
-        field = field.reshape(*field.shape[:-1], 3, CURVES)
-        return x + 2 * jnp.sum(field * curves[..., None, :], axis=-1)
+        view = view.astype(jnp.float32)
+        coefficients = self.tone_field(view)
+        change = apply_tone(x, coefficients, place) - x
+        return x + evidence(view, coefficients)[:, None, None, None] * change
+
+    def tone_in_training(self, x: jax.Array, view: jax.Array, place: jax.Array) -> jax.Array:
+        """As `tone`, with changes of any size: what is not made learns nothing."""
+        return apply_tone(x, self.tone_field(view.astype(jnp.float32)), place)
 
     def detail(self, toned: jax.Array, noise: jax.Array | None = None) -> jax.Array:
         """What has to be seen from near: [B, H, W, 3] -> the same, sides divisible by f.
@@ -91,8 +86,8 @@ class Enhancer(AutoencoderKL):
         place: jax.Array,
         draw: Callable[[Posterior], jax.Array],
     ) -> tuple[jax.Array, Posterior]:
-        """Both stages, with the latent that `draw` takes from the posterior, and the posterior."""
-        return self._restore(self.tone(x, view, place), draw)
+        """Both stages in training, with the latent that `draw` takes from the posterior, and it."""
+        return self._restore(self.tone_in_training(x, view, place), draw)
 
     def _restore(self, toned, draw):
         pca = self.pca.value
@@ -100,7 +95,10 @@ class Enhancer(AutoencoderKL):
         z = draw(posterior)
         change = self.linear.decode_change(z * pca.sd - linear)
         change = depth_to_space(change, self.downsample)
-        return toned + change + GAIN * pca.scale * self.decoder(z, seen), posterior
+        correction, gate = self.decoder(z, seen)
+        change += GAIN * pca.scale * correction
+        gate = jnp.repeat(jnp.repeat(gate, STEM, axis=1), STEM, axis=2)
+        return toned + gate * change, posterior
 
     def __call__(
         self, x: jax.Array, view: jax.Array, place: jax.Array, noise: jax.Array | None = None
@@ -113,42 +111,6 @@ class Enhancer(AutoencoderKL):
     def detail_halo(self) -> int:
         """Pixels around a pixel's own f x f patch that it depends on, given the toned image."""
         return self.encoder_halo + self.downsample * self.decoder_halo
-
-
-class ToneField(nn.Module):
-    """View [B, VIEW, VIEW, 3] -> coefficients [B, GRID, GRID, 3 * CURVES], zero at the start."""
-
-    width: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, view: jax.Array) -> jax.Array:
-        near = nn.Dense(self.width, dtype=self.dtype)(space_to_depth(view, VIEW // GRID))
-        near = Stage(1, self.dtype, name="near")(near)
-        far = nn.Dense(2 * self.width, dtype=self.dtype)(space_to_depth(near, 2))
-        far = Stage(2, self.dtype, name="far")(far)
-        # Its reach is bounded, the photograph's colour is not.
-        whole = nn.silu(nn.Dense(2 * self.width, dtype=self.dtype)(far.mean(axis=(1, 2))))
-        far += nn.Dense(2 * self.width, dtype=self.dtype)(whole)[:, None, None]
-        near += depth_to_space(nn.Dense(4 * self.width, dtype=self.dtype)(far), 2)
-        near = RMSNorm(name="norm")(Stage(1, self.dtype, name="out")(near))
-        zeros = nn.initializers.zeros
-        head = nn.Dense(3 * CURVES, dtype=self.dtype, kernel_init=zeros, name="head")
-        return head(near).astype(jnp.float32)
-
-
-def _weights(length: int, centre: jax.Array, radius: jax.Array) -> jax.Array:
-    """How much each cell of the grid counts at each pixel of an axis: float32 [B, length, GRID].
-
-    Quadratic B-splines: the field has no edges at the cells' borders (de Boor, 1978).
-    """
-    pixels = jnp.arange(length, dtype=jnp.float32)
-    where = (pixels - centre[:, None]) / radius[:, None]  # -1 to 1 inside the field of view
-    where = jnp.clip((where / MARGIN + 1) / 2 * GRID - 0.5, 0, GRID - 1)
-    away = jnp.abs(where[..., None] - jnp.arange(GRID))
-    near, far = 0.75 - away**2, 0.5 * jnp.maximum(1.5 - away, 0) ** 2
-    weights = jnp.where(away < 0.5, near, far)
-    return weights / weights.sum(axis=-1, keepdims=True)
 
 
 def with_wide_likelihood(variables: dict) -> dict:

@@ -56,6 +56,7 @@ def default_config(architecture: str = AUTOENCODER_KL) -> ConfigDict:
     config.optimizer.name = "adam"  # or "muon", for the kernels; adam for the rest
     config.optimizer.learning_rate = 3e-3
     config.optimizer.linear_multiplier = 0.01  # of the linear path; 0 freezes it
+    config.optimizer.tone_multiplier = 1.0  # of an enhancer's tone stage; 0 freezes it
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100
     config.optimizer.b1 = 0.9
@@ -70,6 +71,8 @@ def default_config(architecture: str = AUTOENCODER_KL) -> ConfigDict:
     config.train.accumulate = 1  # gradient of a batch in this many parts
     config.train.compute_dtype = "float32"  # of the convolutions
     config.train.ema_decay = 0.999  # 0: no average, and no memory for one
+    # So many draws of each photograph's view, and an enhancer's tone stage alone learns; 0: tiles.
+    config.train.views = 0
     config.train.mask = ""  # what the encoder does not see: "" nothing, "squares", "tiles"
     # Bitwise repeatable on GPUs too, slower; run_experiment.py passes it to XLA at the start.
     config.train.deterministic = False

@@ -11,6 +11,7 @@ families are those of Shen et al., "Modeling and enhancing low-quality retinal f
 (2021): disturbed light transmission, blur, artefacts; formulas have their own sources below.
 """
 
+import functools
 from collections.abc import Callable
 
 import flax.struct
@@ -19,9 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.random import threefry_2x32
 
+from vae.training.filters import REACH, along_axes, convolve, disc, gaussian, line
+
+__all__ = ["DEGRADATIONS", "GAMMA", "REACH", "WHOLE", "Place", "degrade"]
+
 GAMMA = 2.2
-# Reach of the blurs in pixels; kernels are (2 * REACH + 1) squared.
-REACH = 12
 SPOTS = 6
 # Side of JPEG's blocks; of a grid that a sensor of a quarter of the pixels fits, too.
 BLOCK = 8
@@ -42,6 +45,7 @@ TO_YCC = np.array(
     [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], np.float32
 )
 FROM_YCC = np.linalg.inv(TO_YCC)
+MIDDLE = np.array([128, 0, 0], np.float32)[:, None, None]
 # The orthonormal cosine transform of 8 values, [frequency, sample].
 DCT = np.cos(np.pi / 16 * np.arange(8)[:, None] * (2 * np.arange(8) + 1)) / 2
 DCT[0] /= np.sqrt(2)
@@ -70,60 +74,62 @@ class Place:
     step: jax.Array | float = 1.0
 
     def grid(self, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-        """(v, u), float32 [H, W] each: 0 at the centre of the field of view, 1 at its rim."""
+        """(v, u), float32 [H, W] each for shape (H, W): 0 at the centre of the field of view, 1 at
+        its rim."""
         rows = (self.y + jnp.arange(shape[0]) - self.fov_y) / self.fov_radius
         columns = (self.x + jnp.arange(shape[1]) - self.fov_x) / self.fov_radius
-        return jnp.broadcast_to(rows[:, None], shape[:2]), jnp.broadcast_to(columns, shape[:2])
+        return jnp.broadcast_to(rows[:, None], shape), jnp.broadcast_to(columns, shape)
 
 
+# (image [3, H, W], place, severity [], key) -> the same shape: with channels last, fields that all
+# channels share would keep loops over pixels from being vectors' on CPUs. Those of `LIGHT` take and
+# give linear light, the others sRGB's values; both lie in [0, 1].
 Degradation = Callable[[jax.Array, Place, jax.Array, jax.Array], jax.Array]
 
 
-def illumination(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
+def illumination(light: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
     """A flash off its centre: a slope of light, and falloff towards the rim.
 
     Falloff is the cosine-fourth law (Reiss, 1945) at up to 50 degrees off axis; the slope takes up
     to 85% of the light from one side; the whole is dimmed by up to 60%.
     """
     slope_key, angle_key, dim_key = jax.random.split(key, 3)
-    v, u = place.grid(image.shape)
+    v, u = place.grid(light.shape[1:])
     angle = jax.random.uniform(angle_key, maxval=2 * np.pi)
     slope = 0.85 * jax.random.uniform(slope_key, minval=0.5)
     across = 0.5 + 0.5 * (v * jnp.sin(angle) + u * jnp.cos(angle))
     falloff = (1 + (np.tan(np.radians(50)) * severity) ** 2 * (v**2 + u**2)) ** -2
     dim = 1 - 0.6 * severity * jax.random.uniform(dim_key)
-    light = dim * falloff * (1 - severity * slope * jnp.clip(across, 0, 1))
-    return _coded(_linear(image) * light[..., None])
+    return light * (dim * falloff * (1 - severity * slope * jnp.clip(across, 0, 1)))
 
 
-def haze(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
+def haze(light: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
     """A cloudy lens: light is scattered, and a veil lies over what is left.
 
     I' = t I_s + (1 - t) A, the model of Peli and Peli (1989) for cataracts: transmission t varies
     over the photograph, down to 0.3; I_s is scattered by a wide kernel; A is the veil's colour.
     """
     field_key, veil_key, level_key = jax.random.split(key, 3)
-    density = 0.6 + 0.4 * _smooth_field(field_key, place, image.shape)
-    transmission = (1 - 0.7 * severity * density)[..., None]
+    density = 0.6 + 0.4 * _smooth_field(field_key, place, light.shape[1:])
+    transmission = 1 - 0.7 * severity * density
     veil = jax.random.uniform(veil_key, (3,), minval=0.8, maxval=1.2) * VEIL
     veil *= jax.random.uniform(level_key, minval=0.7, maxval=1.1)
-    light = _linear(image)
-    wide = _filter(light, _gaussian(jnp.maximum(5.0 * severity / place.step, 0.1)))
+    wide = convolve(light, gaussian(jnp.maximum(5.0 * severity / place.step, 0.1)))
     scattered = light + 0.5 * severity * (wide - light)
-    return _coded(transmission * scattered + (1 - transmission) * veil)
+    return transmission * scattered + (1 - transmission) * veil[:, None, None]
 
 
-def defocus(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
+def defocus(light: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
     """Out of focus: a uniform disc of up to 6 pixels' radius (geometrical optics)."""
     del place, key
-    return _coded(_filter(_linear(image), _disc(6.0 * severity)))
+    return convolve(light, disc(6.0 * severity))
 
 
-def motion(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
+def motion(light: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
     """The eye moves during the exposure: a line of up to 20 pixels in one direction."""
     del place
     angle = jax.random.uniform(key, maxval=np.pi)
-    return _coded(_filter(_linear(image), _line(20.0 * severity, angle)))
+    return convolve(light, line(20.0 * severity, angle))
 
 
 def noise(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
@@ -137,28 +143,27 @@ def noise(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -
     return _coded(light + jnp.sqrt(variance) * _grain(key, place, image.shape))
 
 
-def spots(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
+def spots(light: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
     """Dust and reflections: up to six soft discs, dark or bright, of 2 to 12% of the radius."""
     keys = jax.random.split(key, 5)
-    v, u = place.grid(image.shape)
+    v, u = place.grid(light.shape[1:])
     distance = jnp.sqrt(jax.random.uniform(keys[0], (SPOTS,)))
     angle = jax.random.uniform(keys[1], (SPOTS,), maxval=2 * np.pi)
     radius = jax.random.uniform(keys[2], (SPOTS,), minval=0.02, maxval=0.12)
     bright = jax.random.bernoulli(keys[3], 0.5, (SPOTS,))
     strength = severity * jax.random.uniform(keys[4], (SPOTS,), minval=0.3, maxval=0.8)
-    light = _linear(image)
     for i in range(SPOTS):
         gap = jnp.hypot(v - distance[i] * jnp.sin(angle[i]), u - distance[i] * jnp.cos(angle[i]))
-        inside = (strength[i] * jax.nn.sigmoid(6 * (1 - gap / radius[i])))[..., None]
+        inside = strength[i] * jax.nn.sigmoid(6 * (1 - gap / radius[i]))
         light += inside * (jnp.where(bright[i], 0.7, 0.02) - light)
-    return _coded(light)
+    return light
 
 
-def colour_cast(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
+def colour_cast(light: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
     """Another white: each channel's light times up to 1.6, or divided by it (von Kries, 1902)."""
     del place
     gains = jax.random.uniform(key, (3,), minval=-1, maxval=1)
-    return _coded(_linear(image) * 1.6 ** (severity * (gains - gains.mean())))
+    return light * (1.6 ** (severity * (gains - gains.mean())))[:, None, None]
 
 
 def low_contrast(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
@@ -172,18 +177,25 @@ def downsampling(image: jax.Array, place: Place, severity: jax.Array, key: jax.A
     """A sensor of half as many pixels a side, above severity 0.5 of a quarter, shown enlarged."""
     del key
 
-    def reduced(factor):
-        def by_factor(blocks):
-            small = jax.image.resize(
-                blocks,
-                (blocks.shape[0] // factor, blocks.shape[1] // factor, 3),
-                "linear",  # antialiased
-            )
-            return jax.image.resize(small, blocks.shape, "cubic")
+    def reduced(blocks):
+        sides = blocks.shape[1:]
+        rows, columns = (
+            jnp.where(severity > 0.5, _enlarged(side, 4), _enlarged(side, 2)) for side in sides
+        )
+        return along_axes(rows, columns, blocks)
 
-        return _on_grid(image, place, by_factor)
+    return _on_grid(image, place, reduced)
 
-    return jnp.where(severity > 0.5, reduced(4), reduced(2))
+
+@functools.cache
+def _enlarged(side: int, factor: int) -> np.ndarray:
+    """What a fine axis becomes on a sensor of fewer pixels, shown enlarged: float32 [side, side].
+
+    Linear interpolation with antialiasing, and cubic interpolation back: both are linear maps.
+    """
+    with jax.ensure_compile_time_eval():
+        small = jax.image.resize(jnp.eye(side), (side // factor, side), "linear")
+        return np.asarray(jax.image.resize(small, (side, side), "cubic"))
 
 
 def jpeg(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
@@ -195,14 +207,15 @@ def jpeg(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) ->
     steps = jnp.clip(jnp.round(TABLES * scale), 1, 255)  # [3, 8, 8]
 
     def coded(blocks):
-        height, width, _ = blocks.shape
-        values = 255 * blocks @ TO_YCC.T - np.array([128, 0, 0], np.float32)
-        cut = values.reshape(height // 8, 8, width // 8, 8, 3)
-        waves = jnp.einsum("ky,aybxc,lx->abckl", DCT, cut, DCT)
-        waves = jnp.round(waves / steps) * steps
-        cut = jnp.einsum("ky,abckl,lx->aybxc", DCT, waves, DCT)
-        values = cut.reshape(height, width, 3) + np.array([128, 0, 0], np.float32)
-        return values @ FROM_YCC.T / 255
+        # Rows of blocks, rows within them, columns: products of large matrices.
+        _, height, width = blocks.shape
+        values = jnp.einsum("dc,cyx->dyx", TO_YCC, 255 * blocks) - MIDDLE
+        waves = jnp.einsum("ky,cayx->cakx", DCT, values.reshape(3, height // 8, 8, width))
+        waves = waves.reshape(3, height // 8, 8, width // 8, 8) @ DCT.T
+        waves = steps[:, None, :, None] * jnp.round(waves / steps[:, None, :, None])
+        values = (waves @ DCT).reshape(3, height // 8, 8, width)
+        values = jnp.einsum("ky,cakx->cayx", DCT, values).reshape(3, height, width)
+        return jnp.einsum("dc,cyx->dyx", FROM_YCC, values + MIDDLE) / 255
 
     return _on_grid(image, place, coded)
 
@@ -220,6 +233,8 @@ DEGRADATIONS: dict[str, Degradation] = {
     "downsampling": downsampling,
     "jpeg": jpeg,
 }
+# What happens to the light, before it is coded as values.
+LIGHT = ("haze", "illumination", "colour_cast", "defocus", "motion", "spots")
 # What shows in a photograph reduced to a thumbnail.
 WHOLE = ("haze", "illumination", "colour_cast", "spots", "low_contrast")
 
@@ -248,21 +263,37 @@ def degrade(
     """
     if unknown := set(severities) - set(DEGRADATIONS):
         raise ValueError(f"no degradation {sorted(unknown)}; there are {', '.join(DEGRADATIONS)}")
+    severities = {name: jnp.asarray(value, jnp.float32) for name, value in severities.items()}
+    image = image.transpose(2, 0, 1)
+
+    def through(names, made):
+        for number, (name, apply) in enumerate(DEGRADATIONS.items()):
+            if name in names and name in severities:
+                severity = severities[name]
+                changed = apply(made, place, severity, jax.random.fold_in(key, number))
+                made = jnp.where((severity > 0) & fov, jnp.clip(changed, 0, 1), made)
+        return made
+
     made = image
-    for number, (name, apply) in enumerate(DEGRADATIONS.items()):
-        if name in severities:
-            severity = jnp.asarray(severities[name], jnp.float32)
-            changed = jnp.clip(apply(made, place, severity, jax.random.fold_in(key, number)), 0, 1)
-            made = jnp.where((severity > 0) & fov[..., None], changed, made)
-    return made
+    if here := [severities[name] for name in LIGHT if name in severities]:
+        # To light and back once: powers cost more than most of what is done between them.
+        light = _coded(through(LIGHT, _linear(image)))
+        made = jnp.where((jnp.stack(here).max() > 0) & fov, light, made)
+    made = through([name for name in DEGRADATIONS if name not in LIGHT], made)
+    return made.transpose(1, 2, 0)
 
 
 def _linear(image: jax.Array) -> jax.Array:
-    return jnp.maximum(image, 0) ** GAMMA
+    return _power(jnp.maximum(image, 0), GAMMA)
 
 
 def _coded(light: jax.Array) -> jax.Array:
-    return jnp.clip(light, 0, 1) ** (1 / GAMMA)
+    return _power(jnp.clip(light, 0, 1), 1 / GAMMA)
+
+
+def _power(base: jax.Array, exponent: float) -> jax.Array:
+    """base ** exponent, base >= 0; XLA's own power is a call a value on CPUs, 4 times slower."""
+    return jnp.exp(exponent * jnp.log(base))
 
 
 def _smooth_field(key: jax.Array, place: Place, shape: tuple[int, ...]) -> jax.Array:
@@ -275,51 +306,16 @@ def _smooth_field(key: jax.Array, place: Place, shape: tuple[int, ...]) -> jax.A
 
 
 def _grain(key: jax.Array, place: Place, shape: tuple[int, ...]) -> jax.Array:
-    """Standard normal noise [H, W, C], a function of the key and the pixel of the photograph."""
-    rows = (place.y + jnp.arange(shape[0])).astype(jnp.uint32)
-    columns = (place.x + jnp.arange(shape[1])).astype(jnp.uint32)
-    channels = jnp.arange(shape[2], dtype=jnp.uint32)
-    rows = jnp.broadcast_to(rows[:, None, None], shape).ravel()
-    columns = jnp.broadcast_to(columns[:, None] * shape[2] + channels, shape).ravel()
+    """Standard normal noise [C, H, W], a function of the key and the pixel of the photograph."""
+    rows = (place.y + jnp.arange(shape[1])).astype(jnp.uint32)
+    columns = (place.x + jnp.arange(shape[2])).astype(jnp.uint32)
+    channels = jnp.arange(shape[0], dtype=jnp.uint32)[:, None, None]
+    rows = jnp.broadcast_to(rows[:, None], shape).ravel()
+    columns = jnp.broadcast_to(columns * shape[0] + channels, shape).ravel()
     # Threefry hashes pairs of words: one from each half of what it is given.
     bits = threefry_2x32(jax.random.key_data(key), jnp.concatenate([rows, columns]))
     uniform = ((bits[: rows.size] >> 9).astype(jnp.float32) + 0.5) / 2**23
     return (np.sqrt(2) * jax.lax.erf_inv(2 * uniform - 1)).reshape(shape)
-
-
-def _offsets() -> tuple[np.ndarray, np.ndarray]:
-    offsets = np.arange(-REACH, REACH + 1, dtype=np.float32)
-    return np.meshgrid(offsets, offsets, indexing="ij")
-
-
-def _gaussian(sigma: jax.Array) -> jax.Array:
-    y, x = _offsets()
-    kernel = jnp.exp(-(y**2 + x**2) / (2 * sigma**2))
-    return kernel / kernel.sum()
-
-
-def _disc(radius: jax.Array) -> jax.Array:
-    y, x = _offsets()
-    kernel = jnp.clip(radius + 0.5 - jnp.hypot(y, x), 0, 1)
-    return kernel / kernel.sum()
-
-
-def _line(length: jax.Array, angle: jax.Array) -> jax.Array:
-    y, x = _offsets()
-    along = jnp.abs(y * jnp.sin(angle) + x * jnp.cos(angle))
-    aside = jnp.abs(y * jnp.cos(angle) - x * jnp.sin(angle))
-    kernel = jnp.clip(length / 2 + 0.5 - along, 0, 1) * jnp.clip(1 - aside, 0, 1)
-    return kernel / kernel.sum()
-
-
-def _filter(image: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolution of [H, W, C] with [2 REACH + 1] squared; the border's pixels go on outside."""
-    # Channels first: XLA's FFT on CPUs refuses other layouts, and in a loop it is given them.
-    padded = jnp.pad(image.transpose(2, 0, 1), ((0, 0), (REACH, REACH), (REACH, REACH)), "edge")
-    sides = padded.shape[1:]
-    waves = jnp.fft.rfft2(padded) * jnp.fft.rfft2(kernel, sides)
-    whole = jnp.fft.irfft2(waves, sides).transpose(1, 2, 0)
-    return whole[2 * REACH :, 2 * REACH :]
 
 
 def _on_grid(
@@ -328,17 +324,17 @@ def _on_grid(
     """Applies what works on blocks of 8 pixels, where they lie in the photograph.
 
     Args:
-      image: [H, W, C].
+      image: [C, H, W].
       place: Of the tile.
-      function: [h, w, C] -> the same shape; h and w divisible by 8, the first block whole.
+      function: [C, h, w] -> the same shape; h and w divisible by 8, the first block whole.
     """
     side = BLOCK
-    height, width, channels = image.shape
-    border = ((side, 2 * side - height % side), (side, 2 * side - width % side), (0, 0))
+    channels, height, width = image.shape
+    border = ((0, 0), (side, 2 * side - height % side), (side, 2 * side - width % side))
     padded = jnp.pad(image, border, mode="edge")
     # The tile begins `inside` pixels after a block's first.
     inside = [place.y % side, place.x % side]
-    begin = [side - inside[0], side - inside[1], 0]
-    cut = (height + 2 * side - height % side, width + 2 * side - width % side, channels)
+    begin = [0, side - inside[0], side - inside[1]]
+    cut = (channels, height + 2 * side - height % side, width + 2 * side - width % side)
     made = function(jax.lax.dynamic_slice(padded, begin, cut))
-    return jax.lax.dynamic_slice(made, [*inside, 0], image.shape)
+    return jax.lax.dynamic_slice(made, [0, *inside], image.shape)

@@ -1,11 +1,14 @@
 """AdamW or Muon with clipping, warm-up and cosine decay; a rate of its own for the linear path."""
 
+from collections.abc import Callable
+
 import jax
 import optax
 import optax.contrib
 from ml_collections import ConfigDict
 
 from vae.models.autoencoder import LINEAR
+from vae.models.enhancer import TONE
 
 # Root mean square of Muon's updates: that of Adam's, so that both take the same learning rate (Liu
 # et al., 2025, "Muon is scalable for LLM training").
@@ -45,7 +48,8 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity(),
         _direction(config),
         optax.add_decayed_weights(c.weight_decay, mask=_decayed),
-        optax.masked(optax.scale(c.linear_multiplier), _linear),
+        optax.masked(optax.scale(c.linear_multiplier), _of(LINEAR)),
+        optax.masked(optax.scale(c.tone_multiplier), _of(TONE)),
         optax.scale_by_learning_rate(learning_rate_schedule(config)),
     )
 
@@ -77,9 +81,10 @@ def _matrices(params: dict) -> dict:
     return jax.tree_util.tree_map_with_path(matrix, params)
 
 
-def _linear(params: dict) -> dict:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: path_name(path).split("/")[0] == LINEAR, params
+def _of(part: str) -> Callable[[dict], dict]:
+    """Which leaves belong to a part of the model."""
+    return lambda params: jax.tree_util.tree_map_with_path(
+        lambda path, _: path_name(path).split("/")[0] == part, params
     )
 
 

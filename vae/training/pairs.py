@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from data.views import MARGIN, VIEW
 from vae.metrics import to_float
-from vae.training.augment import augment_placed
+from vae.models.tone import VIEW_PLACE, WITHIN
+from vae.training.augment import Cut, augment_placed
 from vae.training.degradations import DEGRADATIONS, REACH, WHOLE, Place, degrade
 
 
@@ -58,8 +58,8 @@ def degrade_tile(
     """A tile and its photograph's view as one bad camera would have seen both.
 
     Args:
-      tile: uint8 [H, W, 3].
-      view: uint8 [VIEW, VIEW, 3].
+      tile: [H, W, 3], grey levels 0 to 255.
+      view: [VIEW, VIEW, 3], likewise.
       place: float32 [3]: row and column of the centre of the field of view in pixels of the tile,
         and its radius.
       severities: By name of degradation, [] in [0, 1].
@@ -72,15 +72,55 @@ def degrade_tile(
     """
     y, x, radius = place
     there = Place(origin[0], origin[1], y + origin[0], x + origin[1], radius)
-    v, u = there.grid(tile.shape)
+    v, u = there.grid(tile.shape[:2])
     seen = degrade(tile / jnp.float32(255), v**2 + u**2 <= 1, there, severities, key)
-    middle, small = jnp.float32((VIEW - 1) / 2), jnp.float32(VIEW / 2 / MARGIN)
+    view = _degrade_view(view, radius, severities, key)
+    return jnp.round(seen * 255) / 255, view
+
+
+def _degrade_view(view, radius, severities, key):
+    """The same camera's view, radius in pixels of the photograph: float32 in [0, 1]."""
     zero = jnp.zeros((), jnp.int32)
-    whole = Place(zero, zero, middle, middle, small, step=radius / small)
-    v, u = whole.grid(view.shape)
+    whole = Place(zero, zero, *VIEW_PLACE, step=radius / VIEW_PLACE[2])
+    v, u = whole.grid(view.shape[:2])
     shown = {name: severity for name, severity in severities.items() if name in WHOLE}
     view = degrade(view / jnp.float32(255), v**2 + u**2 <= 1, whole, shown, key)
-    return jnp.round(seen * 255) / 255, jnp.round(view * 255) / 255
+    return jnp.round(view * 255) / 255
+
+
+def make_view_pairs(
+    views: jax.Array, places: jax.Array, key: jax.Array, rows: jax.Array, config: ConfigDict
+) -> Pairs:
+    """Pairs of views alone, `config.train.views` draws of each: what the tone stage learns from.
+
+    Args:
+      views: uint8 [B, VIEW, VIEW, 3].
+      places: float32 [B, 3], of tiles of their photographs.
+      key: The step's key for this duty.
+      rows: int32 [B], the place of each in the global batch.
+      config: A run's: `data.augment` and `degrade`.
+
+    Returns:
+      Pairs of VIEW pixels a side, `config.train.views` times B of them. What is not `WITHIN` the
+      field of view is in both alike.
+    """
+    draws = config.train.views
+
+    def one(view, place, key):
+        turn_key, draw_key, photograph_key = jax.random.split(key, 3)
+        if config.data.augment:
+            view = _turn(_drawn(Cut(*jnp.zeros(6, jnp.int32)), turn_key), view)
+        severities = draw_severities(draw_key, config.degrade)
+        seen = 2 * _degrade_view(view, place[2], severities, photograph_key) - 1
+        clean = jnp.where(WITHIN, to_float(view), seen)
+        return Pairs(clean, seen, seen, jnp.array(VIEW_PLACE, jnp.float32))
+
+    def several(view, place, row):
+        keys = jax.random.split(jax.random.fold_in(key, row), draws)
+        return jax.vmap(one, in_axes=(None, None, 0))(view, place, keys)
+
+    pairs = jax.vmap(several)(views, places, rows)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), pairs)
 
 
 def make_pairs(
@@ -108,18 +148,42 @@ def make_pairs(
     border = REACH if wide else 0
     side = data.crop + 2 * border
     inside = slice(border, side - border)
-    images, cuts = augment_placed(images, cut_key, rows, side, data.augment, data.scales)
+    images, cuts = augment_placed(images, cut_key, rows, side, False, data.scales)
 
     def one(image, cut, view, place, row):
-        draw_key, origin_key, photograph_key = jax.random.split(
-            jax.random.fold_in(degrade_key, row), 3
+        draw_key, origin_key, photograph_key, turn_key = jax.random.split(
+            jax.random.fold_in(degrade_key, row), 4
         )
-        place = cut.place(place, side)
         origin = jax.random.randint(origin_key, (2,), 0, 2**12)  # any phase of the block grids
         severities = draw_severities(draw_key, config.degrade)
-        seen, view = degrade_tile(image, cut.turn(view), place, severities, photograph_key, origin)
+        if data.augment:
+            cut = _drawn(cut, turn_key)
+        place = cut.place(place, side)
+        image, view = _turn(cut, image), _turn(cut, view)
+        seen, view = degrade_tile(image, view, place, severities, photograph_key, origin)
         place -= border * jnp.array([1.0, 1.0, 0.0])
         clean = to_float(image[inside, inside])
         return Pairs(clean, 2 * seen[inside, inside] - 1, 2 * view - 1, place)
 
     return jax.vmap(one)(images, cuts, views, places, rows)
+
+
+def _drawn(cut: Cut, key: jax.Array) -> Cut:
+    """With one of the eight symmetries of the square."""
+    transpose, flip_y, flip_x = jax.random.bernoulli(key, shape=(3,))
+    return cut.replace(transpose=transpose, flip_y=flip_y, flip_x=flip_x)
+
+
+def _turn(cut: Cut, image: jax.Array) -> jax.Array:
+    """As `Cut.turn`, of [S, S, 3] as float32 with the same values, by two products of matrices.
+
+    XLA on CPUs makes selections between turned pictures a part of whatever reads them; the eight of
+    them, pixel by pixel, in the middle of powers cost ten times the powers.
+    """
+    image = jnp.where(cut.transpose, image.swapaxes(0, 1), image).astype(jnp.float32)
+    rows, columns = (
+        jnp.where(flip, jnp.eye(len(image))[::-1], jnp.eye(len(image)))
+        for flip in (cut.flip_y, cut.flip_x)
+    )
+    image = jnp.einsum("yv,vuc->yuc", rows, image, precision="highest")
+    return jnp.einsum("xu,yuc->yxc", columns, image, precision="highest")

@@ -9,12 +9,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vae.metrics import to_float
+from vae.models.enhancer import TONE
+from vae.models.posterior import Posterior
+from vae.models.tone import WITHIN
 from vae.training.augment import augment, mask_squares
 from vae.training.config import ENHANCER, PRIOR
 from vae.training.flow import flow_loss
 from vae.training.losses import objective_terms
 from vae.training.optimizer import learning_rate_schedule, make_optimizer
-from vae.training.pairs import make_pairs
+from vae.training.pairs import make_pairs, make_view_pairs
 from vae.training.randomness import step_key
 from vae.training.sharding import batch_sharding, replicated
 from vae.training.state import TrainState, join_variables, make_model
@@ -57,9 +60,20 @@ def make_train_step(
         return image, posterior, updated.get("batch_stats", {})
 
     def enhance(variables, seen, draw):
+        if config.optimizer.tone_multiplier == 0:
+            params = variables["params"]
+            fixed = jax.lax.stop_gradient(params[TONE])
+            variables = {**variables, "params": {**params, TONE: fixed}}
         return *model.apply(variables, *seen, draw, method="restore"), {}
 
+    def tone(variables, seen, draw):
+        # No latent takes part: that of nobody.
+        blank = jnp.zeros((seen[0].shape[0], 1, 1, config.model.latent_channels))
+        toned = model.apply(variables, *seen, method="tone_in_training")
+        return jnp.where(WITHIN, toned, seen[0]), Posterior(blank, blank), {}
+
     forward = enhance if architecture == ENHANCER else reconstruct
+    forward = tone if config.train.views else forward
 
     def elbo_loss(params, fixed, batch_stats, example, rows, key):
         seen, x = example
@@ -92,8 +106,11 @@ def make_train_step(
             return batch
         augment_key = step_key(config.seed, "augment", step)
         if architecture == ENHANCER:
-            pairs = make_pairs(
-                batch["image"], batch["view"], batch["place"], augment_key, rows, config
+            around = batch["view"], batch["place"], augment_key, rows, config
+            pairs = (
+                make_view_pairs(*around)
+                if config.train.views
+                else make_pairs(batch["image"], *around)
             )
             return (pairs.seen, pairs.view, pairs.place), pairs.clean
         images = augment(batch, augment_key, rows, data.crop, data.augment, data.scales)

@@ -13,7 +13,7 @@ from vae.training.config import (
     default_config,
 )
 
-LIKELIHOODS = ("gaussian", "laplace")
+LIKELIHOODS = ("gaussian", "laplace", "own_gaussian")
 LOSS_UNITS = ("value", "tile")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 SCHEDULES = ("cosine", "constant")
@@ -143,6 +143,7 @@ def _check_values(config: ConfigDict, problems: _Problems) -> None:
         "loss.beta",
         "loss.ssim_weight",
         "optimizer.linear_multiplier",
+        "optimizer.tone_multiplier",
         "optimizer.weight_decay",
         "optimizer.clip_norm",
         "optimizer.warmup_steps",
@@ -151,6 +152,7 @@ def _check_values(config: ConfigDict, problems: _Problems) -> None:
         "eval.limit",
         "eval.photographs",
         "data.threads",
+        "train.views",
     )
     problems.share(config, "train.ema_decay", "optimizer.b1", "optimizer.b2", "optimizer.muon_beta")
     problems.choice("loss.likelihood", config.loss.likelihood, LIKELIHOODS)

@@ -19,7 +19,9 @@ from data.files import write_beside
 from data.images import encode_image
 from data.pipeline import Dataset, open_dataset
 from vae.evaluation.enhancement import classical
+from vae.evaluation.enhancement.calibration import calibration, format_calibration
 from vae.evaluation.enhancement.cases import CASES, MIXED, Case, Tile, degrade_case, pick_tiles
+from vae.evaluation.enhancement.report import Shown, write_report
 from vae.evaluation.enhancement.structure import (
     FIGURES,
     Structure,
@@ -31,9 +33,11 @@ from vae.evaluation.enhancement.table import (
     OURS,
     averaged,
     format_table,
+    lesions_by_label,
     rows_of,
     write_csv,
 )
+from vae.evaluation.report.page import PAGE
 from vae.inference.enhance import EnhancementModel
 from vae.metrics import masked_psnr, masked_ssim
 from vae.training.exported import SavedModel
@@ -90,6 +94,7 @@ def evaluate_enhancer(
     split: str = "test",
     limit: int = 0,
     out: Path | str | None = None,
+    report: Path | str | None = None,
     cases: Sequence[Case] = CASES,
 ) -> list[dict[str, Any]]:
     """Evaluates an enhancer and prints the table.
@@ -100,6 +105,7 @@ def evaluate_enhancer(
       split: Which split.
       limit: About how many tiles, of every patient alike; 0 for 22.
       out: Folder for `enhancement.json`, `enhancement.csv` and `enhancement.png`; None for none.
+      report: Folder for `index.html` and `enhancement.json`; None for none.
       cases: Ways of degrading; the mixed and the clean ones among them.
 
     Returns:
@@ -112,37 +118,54 @@ def evaluate_enhancer(
     dataset = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
     if split not in dataset.shards:
         raise UsageError(f"--split {split}: the dataset has {', '.join(dataset.shards)}")
-    if out is not None:
-        out = Path(out)
+    for folder in filter(None, (out, report)):
         try:
-            out.mkdir(parents=True, exist_ok=True)
+            Path(folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(f"{out}: cannot be made: {error.strerror or error}") from error
+            raise DataError(f"{folder}: cannot be made: {error.strerror or error}") from error
     config, model = saved.config, EnhancementModel(saved)
     seed = config.seed
     tiles = pick_tiles(dataset, split, size=config.data.size, count=limit or TILES, seed=seed)
-    rows = rows_of(evaluate_enhancement(model, tiles, cases=cases, seed=seed))
+    figures = evaluate_enhancement(model, tiles, cases=cases, seed=seed)
+    sure = calibrate(model, tiles, seed)
+    rows = rows_of(figures)
     print(f"{config.name} after {saved.step} steps, split {split}, {len(tiles)} tiles degraded:")
     print(format_table(rows))
     print(closing_line(rows))
+    print(format_calibration(sure))
+    if out is None and report is None:
+        return rows
+    content = {
+        "rows": rows,
+        "labels": lesions_by_label(figures),
+        "uncertainty": sure,
+        "tiles": len(tiles),
+        "split": split,
+        "seed": seed,
+        "config": config.name,
+        "step": saved.step,
+        "model": model.hash,
+        "data": str(dataset.path),
+        "dataset": dataset.fingerprint,
+        "version": vae.__version__,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    examples = examples_of(model, tiles, seed)
+    text = (json.dumps(content, indent=1) + "\n").encode()
+    written = []
     if out is not None:
-        content = {
-            "rows": rows,
-            "tiles": len(tiles),
-            "split": split,
-            "seed": seed,
-            "config": config.name,
-            "step": saved.step,
-            "model": model.hash,
-            "dataset": dataset.fingerprint,
-            "version": vae.__version__,
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        }
-        write_beside(out / RESULTS, (json.dumps(content, indent=1) + "\n").encode())
+        out = Path(out)
+        write_beside(out / RESULTS, text)
         write_csv(out / TABLE, rows)
-        write_beside(out / FIGURE, encode_image(draw_examples(model, tiles, seed), ".png"))
-        print(f"written: {out / RESULTS}, {out / TABLE}, {out / FIGURE}")
+        write_beside(out / FIGURE, encode_image(draw_examples(examples), ".png"))
+        written += [out / RESULTS, out / TABLE, out / FIGURE]
+    if report is not None:
+        report = Path(report)
+        write_beside(report / RESULTS, text)
+        write_report(report, content, examples)
+        written.append(report / PAGE)
+    print(f"written: {', '.join(map(str, written))}")
     return rows
 
 
@@ -184,14 +207,39 @@ def quick_figures(saved: SavedModel, dataset: Dataset, split: str, limit: int) -
     }
 
 
-def draw_examples(model: EnhancementModel, tiles: Sequence[Tile], seed: int = 0) -> np.ndarray:
-    """Rows of degraded, enhanced and clean tiles, several degradations at once: uint8 [h, w, 3]."""
-    chosen = tiles[:: max(1, len(tiles) // EXAMPLES)][:EXAMPLES]
-    columns = []
-    for tile in chosen:
+def calibrate(model: EnhancementModel, tiles: Sequence[Tile], seed: int = 0) -> dict[str, Any]:
+    """The uncertainty beside the error, on tiles under several degradations at once."""
+    pairs = [degrade_case(tile, Case(MIXED, math.nan), seed) for tile in tiles]
+    seen, views = (np.stack(pictures) for pictures in zip(*pairs, strict=True))
+    clean, fov, places = (
+        np.stack([getattr(tile, name) for tile in tiles]) for name in ("image", "fov", "place")
+    )
+    made = model.enhance_tiles(seen, views, places)
+    return calibration(clean, made, model.tile_uncertainty(seen, views, places), fov)
+
+
+def examples_of(model: EnhancementModel, tiles: Sequence[Tile], seed: int = 0) -> list[Shown]:
+    """Some tiles under several degradations at once, and what the model makes of them."""
+    shown = []
+    for tile in tiles[:: max(1, len(tiles) // EXAMPLES)][:EXAMPLES]:
         seen, view = degrade_case(tile, Case(MIXED, math.nan), seed)
         made = model.enhance_tiles(seen[None], view[None], tile.place[None])[0]
-        columns.append(np.concatenate([seen, made, tile.image]))
+        images = [image / np.float32(255) for image in (tile.image, seen, made)]
+        clean, before, after = (image[None] for image in images)
+        fov = tile.fov[None]
+        ssim = [float(masked_ssim(clean, image, fov)[0]) for image in (before, after)]
+        psnr = [float(masked_psnr(tile.image[None], x[None], fov)[0]) for x in (seen, made)]
+        caption = (
+            f"SSIM {ssim[0]:.4f} to {ssim[1]:.4f}, {psnr[0]:.1f} to {psnr[1]:.1f} dB\n"
+            f"{tile.tile_id}"
+        )
+        shown.append(Shown(caption, seen, made, tile.image))
+    return shown
+
+
+def draw_examples(examples: Sequence[Shown]) -> np.ndarray:
+    """Columns of degraded, enhanced and clean tiles: uint8 [h, w, 3]."""
+    columns = [np.concatenate([one.before, one.after, one.clean]) for one in examples]
     return np.concatenate(columns, axis=1)
 
 

@@ -74,6 +74,46 @@ def averaged(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, fl
     }
 
 
+def lesions_by_label(figures: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is left of small spots, for each label, of clean and of mixed tiles.
+
+    Args:
+      figures: Of each tile; see `rows_of`.
+
+    Returns:
+      Dicts of label, degradation, tiles (with any spots), lesions (spots a tile), lesions_kept (as
+      ours leaves them) and lesions_kept_before (where nothing is done); means over tiles.
+    """
+    rows = []
+    for label in sorted({entry["label"] for entry in figures}):
+        for degradation in ("clean", "mixed"):
+            of = {
+                method: [
+                    entry
+                    for entry in figures
+                    if (entry["label"], entry["degradation"], entry["method"])
+                    == (label, degradation, method)
+                    and entry["lesions"] > 0
+                ]
+                for method in (NOTHING, OURS)
+            }
+            if not of[OURS]:
+                continue
+            kept = {
+                method: float(np.mean([entry["lesions_kept"] for entry in entries]))
+                for method, entries in of.items()
+            }
+            rows.append({
+                "label": label,
+                "degradation": degradation,
+                "tiles": len(of[OURS]),
+                "lesions": float(np.mean([entry["lesions"] for entry in of[OURS]])),
+                "lesions_kept": kept[OURS],
+                "lesions_kept_before": kept[NOTHING],
+            })  # fmt: skip
+    return rows
+
+
 def format_table(rows: Sequence[dict[str, Any]]) -> str:
     """SSIM, PSNR and vesselness correlation by degradation and method, means over severities."""
     table = averaged(rows)

@@ -38,7 +38,7 @@ def curves(content: dict[str, Any]) -> str:
                     y_top=1.0 if figure == "ssim" else np.inf,
                 )
             )
-    legend = "".join(_legend(codec, _MARKERS[codec][1], _MARKERS[codec][0]) for codec in shown)
+    keys = "".join(legend(codec, _MARKERS[codec][1], _MARKERS[codec][0]) for codec in shown)
     rate = (
         "Above: quality of the posterior mean against the size of the latent. Below: quality of "
         "posterior samples against the bytes an ideal coder needs for them, beside JPEG files of "
@@ -48,7 +48,7 @@ def curves(content: dict[str, Any]) -> str:
     )
     return markup.section(
         "Quality against size",
-        f'<p class="note">{rate}</p><p class="legend">{legend}</p>'
+        f'<p class="note">{rate}</p><p class="legend">{keys}</p>'
         f'<div class="panels">{"".join(panels)}</div>',
     )
 
@@ -75,7 +75,7 @@ def distribution(evaluation: Evaluation) -> str:
         low=low,
         high=1.0,
     )
-    legend = "".join(_legend(g, w) for (g, _), w in zip(groups, words, strict=True))
+    keys = "".join(legend(g, w) for (g, _), w in zip(groups, words, strict=True))
     tail = f" {markup.count(below, 'tile')} below {low:g} in the first bar." if below else ""
     p5, median, p95 = np.percentile(ssim, (5, 50, 95))
     note = (
@@ -83,7 +83,7 @@ def distribution(evaluation: Evaluation) -> str:
     )
     return markup.section(
         "Spread over the tiles",
-        f'<p class="legend">{legend}</p><div class="wide">{plot}</div><p class="note">{note}</p>',
+        f'<p class="legend">{keys}</p><div class="wide">{plot}</div><p class="note">{note}</p>',
     )
 
 
@@ -103,7 +103,8 @@ def _series(points: Iterable[dict], codec: str, kind: str, figure: str) -> plots
     return plots.Series(codec, drawn, _MARKERS[codec][0])
 
 
-def _legend(colour: str, words: str, shape: str = "square") -> str:
+def legend(colour: str, words: str, shape: str = "square") -> str:
+    """A key of a plot: its colour and shape, and plain text."""
     mark = plots.marker(shape, 7, 7, 4.5)
     return (
         f'<span><svg viewBox="0 0 14 14" class="key" aria-hidden="true"><g class="mark bar '

@@ -57,10 +57,6 @@ def render(
     reconstructions: np.ndarray,
 ) -> str:
     """The page as text; see `write_report`."""
-    style, script = (
-        (resources.files(__package__) / name).read_text("utf-8")
-        for name in ("style.css", "viewer.js")
-    )
     body = [
         sections.header(content),
         sections.headline(content),
@@ -73,6 +69,15 @@ def render(
         sections.conventions(content),
         sections.provenance(content),
     ]
+    return document(sections.title(content), body, content)
+
+
+def document(title: str, body: Sequence[str], content: dict[str, Any]) -> str:
+    """A page of sections that are HTML, with the figures inside it as JSON."""
+    style, script = (
+        (resources.files(__package__) / name).read_text("utf-8")
+        for name in ("style.css", "viewer.js")
+    )
     # Nothing may be fetched and no script runs but this one, whatever a file is named.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
@@ -86,7 +91,7 @@ def render(
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{escape(sections.title(content))}</title>
+<title>{escape(title)}</title>
 <style>{style}</style>
 </head>
 <body>

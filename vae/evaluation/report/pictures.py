@@ -97,14 +97,20 @@ def triple(views: Sequence[np.ndarray], caption: str, *, gain: int, lossless: bo
       lossless: PNG, or JPEG for pictures that are reduced anyway.
     """
     original, reconstruction, difference = views
-    height, width = original.shape[:2]
     amplified = np.round(gain * difference.astype(np.float32)).clip(0, 255).astype(np.uint8)
-    buttons = []
-    for name, view in (
+    named = (
         ("original", original),
         ("reconstruction", reconstruction),
         (f"difference × {gain}", amplified),
-    ):
+    )
+    return row_of_views(named, caption, lossless=lossless)
+
+
+def row_of_views(named: Sequence[tuple[str, np.ndarray]], caption: str, *, lossless: bool) -> str:
+    """Three images of one size with their names, uint8 [h, w, 3]; see `triple`."""
+    height, width = named[0][1].shape[:2]
+    buttons = []
+    for name, view in named:
         buttons.append(
             f'<button type="button" class="view" data-name="{escape(name)}">'
             f'<img src="{data_uri(view, lossless)}" width="{width}" height="{height}" '

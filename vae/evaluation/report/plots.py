@@ -59,8 +59,9 @@ def curve_plot(
     y_label: str,
     x_format: Callable[[float], str],
     y_top: float = math.inf,
+    log: bool = True,
 ) -> str:
-    """Curves over a logarithmic x.
+    """Curves.
 
     Args:
       series: At least one with a point; drawn in this order, the last on top.
@@ -69,11 +70,13 @@ def curve_plot(
       y_label: With its unit.
       x_format: Words of a tick.
       y_top: What y can never exceed.
+      log: Whether x is logarithmic.
     """
     xs = np.array([x for one in series for x, _, _ in one.points])
     ys = np.array([y for one in series for _, y, _ in one.points])
     room = max(0.08 * np.ptp(ys), 1e-3 * abs(ys.max()), 1e-9)
-    x = Axis(xs.min() / 1.25, xs.max() * 1.25, LEFT, WIDTH - RIGHT, log=True)
+    ends = (xs.min() / 1.25, xs.max() * 1.25) if log else (0.0, xs.max() * 1.05)
+    x = Axis(*ends, LEFT, WIDTH - RIGHT, log=log)
     y = Axis(ys.min() - room, min(ys.max() + room, y_top), HEIGHT - BOTTOM, TOP)
     parts = _frame(x, y, x_label, y_label, x_format)
     for one in series:

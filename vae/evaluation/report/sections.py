@@ -248,6 +248,11 @@ def conventions(content: dict[str, Any]) -> str:
 
 def provenance(content: dict[str, Any]) -> str:
     """What made the page."""
+    return made_by(content, "results.json")
+
+
+def made_by(content: dict[str, Any], figures: str) -> str:
+    """Model, data, command, and the file of figures beside the page, `figures`."""
     items = [
         ("model", content["model"]),
         ("step", f"{content['step']:,d}"),
@@ -259,8 +264,8 @@ def provenance(content: dict[str, Any]) -> str:
     ]
     return (
         markup.section("Where this comes from", markup.definitions(items, code=True))
-        + "<footer>Research software, not for diagnosis: a reconstruction is not the photograph. "
-        "The same figures are in results.json beside this page and inside it.</footer>"
+        + "<footer>Research software, not for diagnosis: what a model gives is not the photograph. "
+        f"The same figures are in {figures} beside this page and inside it.</footer>"
     )
 
 

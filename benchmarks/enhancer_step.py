@@ -1,0 +1,127 @@
+"""What a training step of an enhancer takes, and what share of it the degradations are.
+
+    python benchmarks/enhancer_step.py [--crop 64] [--batch_size 32] [--repeats 9]
+
+Three programs run in turn, and medians are printed: the training step; the same without any
+degradation, whose difference is what they cost; and the making of the pairs by itself, with each
+degradation alone beside none at all.
+"""
+
+import argparse
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import enhance256
+from data.synthetic import fundus_photograph
+from data.views import VIEW
+from vae.training.degradations import DEGRADATIONS
+from vae.training.pairs import make_pairs
+from vae.training.sharding import make_mesh, put_batch, tree_sharding
+from vae.training.state import abstract_state, initial_state, initial_variables
+from vae.training.steps import make_train_step
+
+
+def config_of(arguments, names):
+    """The config of a run that draws only the named degradations."""
+    config = enhance256.get_config()
+    config.batch_size, config.data.crop = arguments.batch_size, arguments.crop
+    for name in DEGRADATIONS:
+        config.degrade[name] = float(name in names)
+    return config
+
+
+def examples(config):
+    """A batch of tiles of one photograph."""
+    size, rng = config.data.size, np.random.default_rng(0)
+    photograph = fundus_photograph(0, 4 * size)
+    origins = rng.integers(size, 2 * size, (config.batch_size, 2))
+    tiles = np.stack([photograph[y : y + size, x : x + size] for y, x in origins])
+    view = photograph[:: 4 * size // VIEW, :: 4 * size // VIEW]
+    places = np.concatenate([2 * size - origins, np.full((len(origins), 1), 2 * size)], axis=1)
+    return {
+        "image": tiles,
+        "view": np.stack([view] * config.batch_size),
+        "place": places.astype(np.float32),
+    }
+
+
+def step_of(config, batch):
+    """A function that takes one training step and waits for it."""
+    mesh = make_mesh()
+    sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)
+    state = jax.device_put(initial_state(config, initial_variables(config)), sharding)
+    step = make_train_step(config, mesh, sharding)
+    batch = put_batch(mesh, batch)
+
+    def run():
+        nonlocal state
+        state, metrics = step(state, batch)
+        jax.block_until_ready(metrics["loss"])
+
+    return run
+
+
+def pairs_of(config, batch):
+    """A function that makes a batch of pairs and waits for it."""
+    rows = jnp.arange(config.batch_size)
+    make = jax.jit(lambda *arrays: make_pairs(*arrays, jax.random.key(0), rows, config))
+    return lambda: jax.block_until_ready(make(batch["image"], batch["view"], batch["place"]))
+
+
+def spent(function) -> float:
+    """Processor time of one call on a CPU, which waits for nobody; else the wall's."""
+    clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
+    start = clock()
+    function()
+    return clock() - start
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--crop", type=int, default=64, help="pixels")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=9)
+    arguments = parser.parse_args()
+
+    every, none = config_of(arguments, DEGRADATIONS), config_of(arguments, ())
+    batch = examples(every)
+    programs = {
+        "step": step_of(every, batch),
+        "step without degradations": step_of(none, batch),
+        "pairs": pairs_of(every, batch),
+        "pairs without degradations": pairs_of(none, batch),
+    }
+    for name in DEGRADATIONS:
+        programs[name] = pairs_of(config_of(arguments, (name,)), batch)
+    for run in programs.values():
+        run()
+    times = {name: [] for name in programs}
+    for _ in range(arguments.repeats):
+        for name, run in programs.items():
+            times[name].append(spent(run))
+    median = {name: 1e3 * statistics.median(values) for name, values in times.items()}
+    shares = [
+        1 - without / whole
+        for whole, without in zip(times["step"], times["step without degradations"], strict=True)
+    ]
+    print(
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}, crops of {arguments.crop}, batch "
+        f"{arguments.batch_size}, medians of {arguments.repeats}, ms"
+    )
+    for name in list(programs)[:4]:
+        print(f"{name:28}{median[name]:9.1f}")
+    share = (median["pairs"] - median["pairs without degradations"]) / median["step"]
+    between = f"{statistics.median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})"
+    print(f"degradations: {share:.1%} of the step by the pairs alone, {between} by the difference")
+    for name in DEGRADATIONS:
+        alone = median[name] - median["pairs without degradations"]
+        print(f"  {name:26}{alone:9.1f}")
+
+
+if __name__ == "__main__":
+    main()

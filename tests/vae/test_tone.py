@@ -1,0 +1,78 @@
+"""The tone stage's curves: the identity, and the inverse of what cameras do to light."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data.views import VIEW
+from vae.models.tone import COEFFICIENTS, GRID, apply_tone, evidence, from_light, to_light
+from vae.training.degradations import GAMMA, Place, degrade
+
+PLACE = np.array([[31.5, 31.5, 40.0]], np.float32)
+
+
+@pytest.fixture(scope="module")
+def image():
+    """float32 [1, 64, 64, 3] in [-1, 1], nowhere near black or white."""
+    return np.random.default_rng(0).uniform(-0.6, 0.6, (1, 64, 64, 3)).astype(np.float32)
+
+
+def even(*numbers):
+    """The same coefficients everywhere."""
+    values = np.zeros(COEFFICIENTS, np.float32)
+    values[: len(numbers)] = numbers
+    return jnp.asarray(np.broadcast_to(values, (1, GRID, GRID, COEFFICIENTS)))
+
+
+def degraded(image, **severities):
+    place = Place(jnp.int32(0), jnp.int32(0), *map(jnp.float32, (31.5, 31.5, 40)))
+    fov = jnp.ones(image.shape[1:3], bool)
+    made = degrade((image[0] + 1) / 2, fov, place, severities, jax.random.key(3))
+    return np.asarray(2 * made - 1)[None]
+
+
+def test_light_and_back():
+    values = jnp.linspace(-0.2, 1.3, 1001)
+    np.testing.assert_allclose(from_light(to_light(values)), values, atol=1e-5)
+    above = values[values > 0.05]
+    np.testing.assert_allclose(to_light(above), above**GAMMA, rtol=1e-5)
+    slopes = jax.vmap(jax.grad(lambda v: from_light(v)))(jnp.linspace(-0.1, 1, 101))
+    assert np.isfinite(slopes).all() and slopes.max() < 40
+
+
+def test_no_coefficients_no_change(image):
+    np.testing.assert_array_equal(apply_tone(image, even(), PLACE), image)
+
+
+def test_undoes_a_colour_cast(image):
+    seen = degraded(image, colour_cast=1.0)
+    light = ((image + 1) / 2) ** GAMMA
+    gains = np.log(np.median(light / ((seen + 1) / 2) ** GAMMA, axis=(0, 1, 2)))
+    assert np.abs(gains).max() > 0.1
+    np.testing.assert_allclose(apply_tone(seen, even(0, 0, *gains), PLACE), image, atol=1e-3)
+
+
+def test_undoes_low_contrast(image):
+    seen = degraded(image, low_contrast=0.8)
+    slope, middle = np.polyfit((image.ravel() + 1) / 2, (seen.ravel() + 1) / 2, 1)
+    # seen = slope * clean + middle
+    made = apply_tone(seen, even(middle, -np.log(slope)), PLACE)
+    np.testing.assert_allclose(made, image, atol=1e-3)
+
+
+def test_undoes_an_even_veil(image):
+    light, veil, transmission = ((image + 1) / 2) ** GAMMA, np.float32([0.3, 0.2, 0.1]), 0.6
+    seen = 2 * (transmission * light + (1 - transmission) * veil) ** (1 / GAMMA) - 1
+    gain = np.full(3, -np.log(transmission))
+    lost = (1 - transmission) * veil / transmission
+    np.testing.assert_allclose(apply_tone(seen, even(0, 0, *gain, *lost), PLACE), image, atol=1e-3)
+
+
+def test_small_changes_are_not_made():
+    view = jnp.zeros((1, VIEW, VIEW, 3))
+    shares = [
+        float(evidence(view, even(0, 0, gain, gain, gain))[0]) for gain in (0.0, 0.03, 0.055, 0.5)
+    ]
+    # Half of white in light to the power of 1 / 2.2: a gain of 0.03 is 1.7 grey levels.
+    assert shares[:2] == [0, 0] and 0 < shares[2] < 1 and shares[3] == 1

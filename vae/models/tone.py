@@ -1,0 +1,135 @@
+"""The tone stage: light, haze, colour and contrast of a photograph undone, judged by its view.
+
+What a bad camera does to a pixel's value is undone in the order in which it was done last:
+
+    v = (x - offset) * exp(stretch)              contrast
+    J = exp(gain) * v ** GAMMA - veil            light and colour; haze, in linear light
+    toned = J ** (1 / GAMMA)
+
+with eight numbers at each place: offset, stretch, and a gain and a veil for each channel. They are
+those of the whole photograph plus a smooth field, both read off the view, so tiles agree. All of
+them are zero at the start: the identity.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data.views import MARGIN, VIEW
+from vae.models.layers import RMSNorm, Stage, space_to_depth
+
+# Side of the field of coefficients; a cell is a quarter of the radius or so.
+GRID = 8
+# Offset, stretch, three gains, three veils.
+COEFFICIENTS = 8
+GAMMA = 2.2
+# Below it, eight grey levels, the power is continued by its tangent: no slope is infinite.
+KNEE = 8 / 255
+# Where the field of view lies in a view: row and column of its centre and its radius, pixels.
+VIEW_PLACE = ((VIEW - 1) / 2, (VIEW - 1) / 2, VIEW / 2 / MARGIN)
+_ACROSS = (np.arange(VIEW) - VIEW_PLACE[0]) / VIEW_PLACE[2]
+# bool [VIEW, VIEW, 1]: the field of view without its rim, whose pixels are half outside.
+WITHIN = np.hypot(_ACROSS[:, None], _ACROSS)[..., None] < 0.97
+# Root mean square of a photograph's change in grey levels below which it is not made, and from
+# which on it is made whole: smaller ones are mostly the network's own errors. Chosen on val.
+LEAST = (2.5, 3.75)
+
+
+class ToneField(nn.Module):
+    """View [B, VIEW, VIEW, 3] -> coefficients [B, GRID, GRID, COEFFICIENTS], zero at the start."""
+
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, view: jax.Array) -> jax.Array:
+        zeros = nn.initializers.zeros
+        h = nn.Dense(self.width, dtype=self.dtype)(space_to_depth(view, VIEW // GRID // 2))
+        h = Stage(1, self.dtype, name="near")(h)
+        h = nn.Dense(2 * self.width, dtype=self.dtype)(space_to_depth(h, 2))
+        h = Stage(2, self.dtype, name="far")(h)
+        # Its reach is bounded, the photograph's colour is not.
+        seen = RMSNorm(name="whole_norm")(h)
+        seen = jnp.concatenate([seen.mean(axis=(1, 2)), seen.max(axis=(1, 2))], axis=-1)
+        whole = nn.silu(nn.Dense(4 * self.width, dtype=self.dtype)(seen))
+        whole = nn.silu(nn.Dense(4 * self.width, dtype=self.dtype)(whole))
+        h += nn.Dense(2 * self.width, dtype=self.dtype)(whole)[:, None, None]
+        h = RMSNorm(name="norm")(Stage(1, self.dtype, name="out")(h))
+        head = nn.Dense(COEFFICIENTS, dtype=self.dtype, kernel_init=zeros, name="head")
+        flat = nn.Dense(COEFFICIENTS, dtype=self.dtype, kernel_init=zeros, name="whole_head")
+        field = head(h) + flat(whole)[:, None, None]
+        return field.astype(jnp.float32)
+
+
+def apply_tone(x: jax.Array, coefficients: jax.Array, place: jax.Array) -> jax.Array:
+    """The curves at every pixel.
+
+    Args:
+      x: float32 [B, H, W, 3] in [-1, 1].
+      coefficients: float32 [B, GRID, GRID, COEFFICIENTS].
+      place: float32 [B, 3], centre and radius of the field of view in pixels of x.
+
+    Returns:
+      float32 [B, H, W, 3], not clipped; x itself where all coefficients are zero.
+    """
+    rows = _weights(x.shape[1], place[:, 0], place[:, 2])
+    columns = _weights(x.shape[2], place[:, 1], place[:, 2])
+    field = jnp.einsum("bhi,bijk->bhjk", rows, coefficients)
+    field = jnp.einsum("bwj,bhjk->bhwk", columns, field)
+    offset, stretch, gain, veil = jnp.split(field, [1, 2, 5], axis=-1)
+    values = (x.astype(jnp.float32) + 1) / 2
+    stretched = (values - offset) * jnp.exp(stretch)
+    light = jnp.exp(gain) * to_light(stretched) - veil
+    # Added as a change: nothing is changed to the last bit where nothing is to be.
+    return x + 2 * (from_light(light) - from_light(to_light(values)))
+
+
+def evidence(view: jax.Array, coefficients: jax.Array) -> jax.Array:
+    """How much of the change is to be made, 0 to 1, by its size over the photograph: `LEAST`.
+
+    Args:
+      view: float32 [B, VIEW, VIEW, 3] in [-1, 1].
+      coefficients: Of `ToneField`, for this view.
+
+    Returns:
+      float32 [B].
+    """
+    place = jnp.broadcast_to(jnp.array(VIEW_PLACE), (len(view), 3))
+    change = jnp.where(WITHIN, 127.5 * (apply_tone(view, coefficients, place) - view), 0)
+    size = jnp.sqrt(jnp.square(change).sum(axis=(1, 2, 3)) / (3 * WITHIN.sum()))
+    low, high = LEAST
+    rise = jnp.clip((size - low) / (high - low), 0, 1)
+    return rise**2 * (3 - 2 * rise)
+
+
+def to_light(values: jax.Array) -> jax.Array:
+    """sRGB's values to the power of GAMMA, linear below KNEE."""
+    slope = GAMMA * KNEE ** (GAMMA - 1)
+    return jnp.where(
+        values > KNEE,
+        jnp.maximum(values, KNEE) ** GAMMA,
+        KNEE**GAMMA + slope * (values - KNEE),
+    )
+
+
+def from_light(light: jax.Array) -> jax.Array:
+    """The inverse of `to_light`."""
+    knee, slope = KNEE**GAMMA, GAMMA * KNEE ** (GAMMA - 1)
+    return jnp.where(
+        light > knee, jnp.maximum(light, knee) ** (1 / GAMMA), KNEE + (light - knee) / slope
+    )
+
+
+def _weights(length: int, centre: jax.Array, radius: jax.Array) -> jax.Array:
+    """How much each cell of the grid counts at each pixel of an axis: float32 [B, length, GRID].
+
+    Quadratic B-splines: the field has no edges at the cells' borders (de Boor, 1978).
+    """
+    pixels = jnp.arange(length, dtype=jnp.float32)
+    where = (pixels - centre[:, None]) / radius[:, None]  # -1 to 1 inside the field of view
+    where = jnp.clip((where / MARGIN + 1) / 2 * GRID - 0.5, 0, GRID - 1)
+    away = jnp.abs(where[..., None] - jnp.arange(GRID))
+    near, far = 0.75 - away**2, 0.5 * jnp.maximum(1.5 - away, 0) ** 2
+    weights = jnp.where(away < 0.5, near, far)
+    return weights / weights.sum(axis=-1, keepdims=True)

@@ -1,0 +1,51 @@
+"""Blurs of images [C, H, W]: kernels [2 REACH + 1, 2 REACH + 1] that add up to one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Reach of the blurs in pixels; kernels are (2 * REACH + 1) squared.
+REACH = 12
+
+
+def _offsets() -> tuple[np.ndarray, np.ndarray]:
+    offsets = np.arange(-REACH, REACH + 1, dtype=np.float32)
+    return np.meshgrid(offsets, offsets, indexing="ij")
+
+
+def gaussian(sigma: jax.Array) -> jax.Array:
+    """A Gaussian, cut off at REACH."""
+    y, x = _offsets()
+    kernel = jnp.exp(-(y**2 + x**2) / (2 * sigma**2))
+    return kernel / kernel.sum()
+
+
+def along_axes(rows: jax.Array, columns: jax.Array, image: jax.Array) -> jax.Array:
+    """A matrix [h, H] for the rows and one [w, W] for the columns of [C, H, W]: [C, h, w]."""
+    made = jnp.einsum("yv,cvu->cyu", rows, image, precision="highest")
+    return jnp.einsum("xu,cyu->cyx", columns, made, precision="highest")
+
+
+def disc(radius: jax.Array) -> jax.Array:
+    """An even disc of `radius` pixels."""
+    y, x = _offsets()
+    kernel = jnp.clip(radius + 0.5 - jnp.hypot(y, x), 0, 1)
+    return kernel / kernel.sum()
+
+
+def line(length: jax.Array, angle: jax.Array) -> jax.Array:
+    """An even line of `length` pixels."""
+    y, x = _offsets()
+    along = jnp.abs(y * jnp.sin(angle) + x * jnp.cos(angle))
+    aside = jnp.abs(y * jnp.cos(angle) - x * jnp.sin(angle))
+    kernel = jnp.clip(length / 2 + 0.5 - along, 0, 1) * jnp.clip(1 - aside, 0, 1)
+    return kernel / kernel.sum()
+
+
+def convolve(image: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolution of [C, H, W] with [2 REACH + 1] squared; the border's pixels go on outside."""
+    # Channels first: XLA's FFT on CPUs refuses other layouts, and in a loop it is given them.
+    padded = jnp.pad(image, ((0, 0), (REACH, REACH), (REACH, REACH)), "edge")
+    sides = padded.shape[1:]
+    waves = jnp.fft.rfft2(padded) * jnp.fft.rfft2(kernel, sides)
+    return jnp.fft.irfft2(waves, sides)[:, 2 * REACH :, 2 * REACH :]
