@@ -68,7 +68,7 @@ def test_figures_beside_the_weights_are_theirs():
 
 
 def test_the_enhancer_that_ships_makes_a_bad_photograph_better():
-    """Dark, hazy and noisy; and it leaves the clean one nearly alone."""
+    """Dark, hazy and noisy; and it leaves the clean one alone."""
     assert weights.ENHANCE.stat().st_size <= 10_000_000
     photograph = np.ascontiguousarray(bundled.retina())
     fov = find_fov(photograph)
@@ -88,5 +88,4 @@ def test_the_enhancer_that_ships_makes_a_bad_photograph_better():
     assert decibels(model.enhance(bad, fov)) > decibels(bad) + 5
     kept = model.enhance(clean, fov)
     pictures = (picture[None] / np.float32(255) for picture in (clean, kept))
-    # 0.9816, of a camera it never saw; tiles of the test patients keep 0.9967.
-    assert float(masked_ssim(*pictures, inside[None])[0]) > 0.975
+    assert float(masked_ssim(*pictures, inside[None])[0]) > 0.985
