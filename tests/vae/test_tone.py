@@ -72,7 +72,7 @@ def test_undoes_an_even_veil(image):
 def test_small_changes_are_not_made():
     view = jnp.zeros((1, VIEW, VIEW, 3))
     shares = [
-        float(evidence(view, even(0, 0, gain, gain, gain))[0]) for gain in (0.0, 0.03, 0.055, 0.5)
+        float(evidence(view, even(0, 0, gain, gain, gain))[0]) for gain in (0.0, 0.15, 0.21, 0.5)
     ]
-    # Half of white in light to the power of 1 / 2.2: a gain of 0.03 is 1.7 grey levels.
+    # Half of white in light to the power of 1 / 2.2: a gain of 0.15 is 9 grey levels, of 0.21 13.
     assert shares[:2] == [0, 0] and 0 < shares[2] < 1 and shares[3] == 1
