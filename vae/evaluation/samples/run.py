@@ -4,6 +4,7 @@ import datetime
 import functools
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -86,7 +87,7 @@ def evaluate_samples(
         summary = summarise(looked_at(), encode, seed)
         if out is not None:
             sheet_ = grid(np.concatenate(kept)[:SHOWN], side=side // 2)
-            path = out / SHEETS / f"{name.replace(' ', '_').replace(',', '')}.png"
+            path = out / SHEETS / (re.sub(r"\W+", "_", name).strip("_") + ".png")
             write_picture(path, sheet_, {"tiles": name, **origin_of(sampler)})
         return summary
 
