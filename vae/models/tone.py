@@ -32,8 +32,8 @@ _ACROSS = (np.arange(VIEW) - VIEW_PLACE[0]) / VIEW_PLACE[2]
 # bool [VIEW, VIEW, 1]: the field of view without its rim, whose pixels are half outside.
 WITHIN = np.hypot(_ACROSS[:, None], _ACROSS)[..., None] < 0.97
 # Root mean square of a photograph's change in grey levels below which it is not made, and from
-# which on it is made whole. Smaller ones are mostly the network's own errors, or what cameras differ
-# by. Of 2.5, 6 and 10, alike on val's mixed tiles, the one that leaves most photographs alone.
+# which on it is made whole. Smaller ones are mostly the network's own errors, or what cameras
+# differ by. Of 2.5, 6 and 10, alike on val's mixed tiles, the one that leaves most alone.
 LEAST = (10.0, 15.0)
 
 
