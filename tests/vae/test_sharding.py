@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import enhance256, fundus256, published
+from configs import enhance256, fundus256, prior256, published
 from vae.training.optimizer import path_name
 from vae.training.sharding import (
     batch_sharding,
@@ -30,7 +30,7 @@ from vae.training.steps import make_train_step
 GOLDEN = pathlib.Path(__file__).with_name("golden_partitions.json")
 NAMES = [
     f"{module.__name__.split('.')[1]}:{preset}"
-    for module in (enhance256, fundus256, published)
+    for module in (enhance256, fundus256, prior256, published)
     for preset in module.PRESETS
 ]
 DEVICES = 8
