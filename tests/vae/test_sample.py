@@ -262,7 +262,6 @@ def test_evaluate_samples_of_a_folder(prior, dataset, sampler, tmp_path, capsys)
     assert main([*arguments[:5], "--split", "nowhere"]) == 2
 
 
-@pytest.mark.skipif(not weights.SAMPLE.exists(), reason="no prior ships yet")
 def test_the_prior_that_ships():
     sampler = load_sampler()
     assert sampler.side == 256 and "hrf" in sampler.labels
