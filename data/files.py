@@ -32,6 +32,9 @@ def _replacing(path: AnyPath) -> Iterator[AnyPath]:
     try:
         yield unfinished
         unfinished.replace(path)
-    except BaseException:
+    except BaseException as error:
         unfinished.unlink(missing_ok=True)
+        # A full disk is noticed while writing, where no error knows of names.
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = os.fspath(path)
         raise

@@ -72,6 +72,11 @@ def test_components_are_those_of_the_features():
     assert vectors.values.shape == (50, 9) and vectors.explained[:3].sum() > 0.999
     scaled = (features - vectors.mean) / vectors.scale
     np.testing.assert_allclose(vectors.values @ vectors.components, scaled, atol=1e-4)
+    few = embedding.principal_components(features, most=4)
+    components = few.of(features)
+    covariance = components.T @ components / 50
+    np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=1e-9)
+    assert components.shape == (50, 4) and (np.diff(np.diag(covariance)) < 0).all()
 
 
 @pytest.mark.parametrize("kind", ["pca", "tsne"])

@@ -1,6 +1,7 @@
 """An enhancer on photographs: no seam, any strength, its uncertainty, its command."""
 
 import csv
+import resource
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from configs import enhance256
 from data.errors import DataError
 from data.fov import UNKNOWN, FieldOfView
 from data.views import photograph_view, place_of
+from tests.data.test_images import swapped_profile
 from vae.cli import main
 from vae.inference import windows
 from vae.inference.enhance import EnhancementModel, load_enhancer
@@ -202,6 +204,53 @@ def test_every_kind_of_file(exported, tmp_path, capsys):
     np.testing.assert_array_equal(opened["plain"], opened["auge-ü"])
     np.testing.assert_array_equal(opened["plain"], opened["alpha"])
     assert opened["tiny"].shape == (5, 7, 3) and opened["deep"].dtype == np.uint8
+
+
+def test_a_colour_profile_is_followed(exported, tmp_path):
+    """Values of another colour space are of the same colours as their sRGB ones."""
+    coarse = np.random.default_rng(3).integers(60, 200, (6, 8, 3), np.uint8)
+    picture = np.asarray(Image.fromarray(coarse).resize((64, 48), Image.Resampling.BICUBIC))
+    folder = tmp_path / "eyes"
+    folder.mkdir()
+    # The same colours twice, once as values of a space whose red and blue have changed places.
+    swapped = swapped_profile()
+    Image.fromarray(picture).save(folder / "plain.png")
+    Image.fromarray(picture[..., ::-1]).save(folder / "swapped.png", icc_profile=swapped)
+    out = tmp_path / "out"
+    assert main(["enhance", str(folder), "--model", str(exported), "--out", str(out)]) == 0
+    plain, other = (
+        np.asarray(Image.open(out / "enhanced" / f"{name}.png")).astype(int)
+        for name in ("plain", "swapped")
+    )
+    # Lookup tables of the colour management round to within a few grey levels; without them
+    # channels of random colours are some 40 apart.
+    assert np.abs(plain - other).mean() < 4
+
+
+def test_two_photographs_of_one_name_are_refused(exported, picture, tmp_path, capsys):
+    again = tmp_path / "again" / picture.name
+    again.parent.mkdir()
+    again.write_bytes(picture.read_bytes())
+    out = tmp_path / "out"
+    arguments = [str(picture), str(again), "--model", str(exported), "--out", str(out)]
+    assert main(["enhance", *arguments]) == 1
+    assert str(again) in capsys.readouterr().err and not out.exists()
+
+
+def test_full_disk_leaves_whole_files_only(exported, picture, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = [str(picture), "--model", str(exported), "--out", str(out)]
+    assert main(["enhance", *arguments]) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        assert main(["enhance", *arguments, "--strength", "0.5"]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = capsys.readouterr().err
+    assert "eye.png" in said and "Traceback" not in said
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
 def test_what_is_no_photograph(exported, picture, tiny_data, tmp_path, capsys):

@@ -7,7 +7,6 @@ from vae.evaluation.samples.measures import (
     COARSEST,
     nearest,
     precision_recall,
-    principal,
     pyramid_patches,
     sliced_wasserstein,
     wasserstein,
@@ -111,17 +110,6 @@ def test_copies_are_found_in_any_symmetry_and_colour(real):
 def test_wasserstein_of_a_shift_is_the_shift():
     a = np.random.default_rng(0).normal(size=(1000, 2))
     assert wasserstein(a, a + np.array([1.0, 3.0])) == pytest.approx(2, rel=1e-6)
-
-
-def test_components_are_uncorrelated_and_sorted():
-    features = np.random.default_rng(0).normal(size=(300, 10)) @ np.diag(np.arange(1, 11))
-    features[:, 0] = 5.0  # says nothing
-    mean, scale, matrix = principal(features, 4)
-    components = (features - mean) / scale @ matrix
-    covariance = components.T @ components / 300
-    np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=1e-9)
-    assert (np.diff(np.diag(covariance)) < 0).all()
-    np.testing.assert_allclose(matrix.T @ matrix, np.eye(4), atol=1e-9)
 
 
 def test_rows_of_known_sets(real):

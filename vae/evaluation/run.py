@@ -1,11 +1,8 @@
 """The evaluation of a model: from its config and dataset to results, a table, figures, a report."""
 
-import datetime
 import functools
 import math
 import os
-import shlex
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,13 +12,13 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-import vae
 from data.errors import DataError, UsageError
 from data.pipeline import Dataset, eval_batches, open_dataset
 from vae.evaluation import figures, table
 from vae.evaluation.curves import rate_curves
 from vae.evaluation.evaluate import Evaluation, evaluate
 from vae.evaluation.linear import pca_beside, wider_pca
+from vae.evaluation.origin import origin
 from vae.evaluation.passes import Split
 from vae.evaluation.photographs import PhotographEvaluation, whole_photographs
 from vae.evaluation.scoring import latent_size
@@ -106,11 +103,7 @@ def evaluate_and_write(
     whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(variables)
     if jax.process_index() != 0:
         return evaluation
-    origin = {
-        "model": variables_hash(whole),
-        "version": vae.__version__,
-        "command": shlex.join([epath.Path(sys.argv[0]).name, *sys.argv[1:]]),
-    }
+    made = {"model": variables_hash(whole), **origin()}
     content = table.results(evaluation, photographs) | {
         "config": config.name,
         "split": config.eval.split,
@@ -118,15 +111,14 @@ def evaluate_and_write(
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
         "dataset": dataset.fingerprint,
         "limit": limit,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **origin,
+        **made,
     }
     written = []
     if out is not None:
-        figures.write_figure(out / FIGURE, figure, origin)
-        table.write_tiles(
-            out / TILES, evaluation, {key: origin[key] for key in ("model", "version")}
+        figures.write_figure(
+            out / FIGURE, figure, {key: made[key] for key in ("model", "version", "command")}
         )
+        table.write_tiles(out / TILES, evaluation, {key: made[key] for key in ("model", "version")})
         table.write_results(out / RESULTS, content)
         written += [out / RESULTS, out / TILES, out / FIGURE]
     if report is not None:

@@ -27,7 +27,7 @@ class Vectors:
     """Principal components of pooled latents.
 
     Attributes:
-      values: float32 [N, K], of unit variance over all components together.
+      values: float32 [N, K], of the features that they were found from.
       mean: float64 [D], of the pooled features.
       scale: float64 [D], their standard deviations.
       components: float64 [K, D]: values = (features - mean) / scale @ components.T.
@@ -39,6 +39,10 @@ class Vectors:
     scale: np.ndarray
     components: np.ndarray
     explained: np.ndarray
+
+    def of(self, features: np.ndarray) -> np.ndarray:
+        """Other features [M, D] -> their components, float64 [M, K]."""
+        return (features - self.mean) / self.scale @ self.components.T
 
 
 def pooled_features(store: LatentStore) -> tuple[np.ndarray, list[Row]]:
@@ -76,13 +80,13 @@ def pool(latents: np.ndarray) -> np.ndarray:
     return np.concatenate([mean, np.log(latents.std(axis=(1, 2)) + 1e-3)], axis=1)
 
 
-def principal_components(features: np.ndarray) -> Vectors:
-    """Standardised features [N, D] to at most `COMPONENTS` principal components."""
+def principal_components(features: np.ndarray, most: int = COMPONENTS) -> Vectors:
+    """Standardised features [N, D] to at most `most` principal components."""
     features = features.astype(np.float64)
     mean, scale = features.mean(axis=0), features.std(axis=0)
     scale[scale < 1e-12] = 1.0  # A feature that never changes says nothing.
     features = (features - mean) / scale
-    count = min(COMPONENTS, features.shape[1], len(features) - 1)
+    count = min(most, features.shape[1], len(features) - 1)
     variance, vectors = np.linalg.eigh(features.T @ features / len(features))
     components = vectors[:, ::-1][:, :count].T
     # A component has two directions; the one whose largest entry is positive is taken.

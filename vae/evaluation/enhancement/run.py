@@ -1,18 +1,14 @@
 """The table of an enhancer on a dataset: every way of degrading, every method."""
 
 import concurrent.futures
-import datetime
 import json
 import math
-import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import vae
 from data.cores import available_cores
 from data.errors import DataError, UsageError
 from data.files import write_beside
@@ -37,6 +33,7 @@ from vae.evaluation.enhancement.table import (
     rows_of,
     write_csv,
 )
+from vae.evaluation.origin import origin
 from vae.evaluation.report.page import PAGE
 from vae.inference.enhance import EnhancementModel
 from vae.metrics import masked_psnr, masked_ssim
@@ -147,9 +144,7 @@ def evaluate_enhancer(
         "model": model.hash,
         "data": str(dataset.path),
         "dataset": dataset.fingerprint,
-        "version": vae.__version__,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **origin(),
     }
     examples = examples_of(model, tiles, seed)
     text = (json.dumps(content, indent=1) + "\n").encode()

@@ -119,25 +119,6 @@ def wasserstein(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(np.quantile(a, shares, axis=0) - np.quantile(b, shares, axis=0)).mean())
 
 
-def principal(features: np.ndarray, most: int = 64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What takes features to their leading principal components.
-
-    Args:
-      features: float [N, F].
-      most: Components at most.
-
-    Returns:
-      Mean [F], scale [F] and matrix [F, K], orthonormal columns: components = (features - mean) /
-      scale @ matrix.
-    """
-    features = np.asarray(features, np.float64)
-    mean, scale = features.mean(axis=0), features.std(axis=0)
-    scale = np.where(scale < 1e-9, 1.0, scale)
-    _, values, rows = np.linalg.svd((features - mean) / scale, full_matrices=False)
-    keep = (values > 1e-6 * values[0]).nonzero()[0][:most]
-    return mean, scale, rows[keep].T
-
-
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     square = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
     return np.sqrt(np.maximum(square, 0))

@@ -1,22 +1,19 @@
 """The evaluation of a prior: sets of tiles, real and made, from a dataset to a table."""
 
-import datetime
 import functools
 import json
 import os
 import re
-import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import vae
 from data.errors import DataError, UsageError
 from data.files import write_beside
 from data.pipeline import Dataset, eval_batches, open_dataset
+from vae.evaluation.origin import origin
 from vae.evaluation.samples.measures import NEIGHBOURS
 from vae.evaluation.samples.rows import baselines
 from vae.evaluation.samples.summary import SMALL, Summary, batched, shrunk, summarise
@@ -122,7 +119,7 @@ def evaluate_samples(
             rows.append(compare(name, sets(name, batched(made)), real))
     say(format_table(rows))
     if out is not None:
-        _write(out, rows, sampler, dataset, count=count, split=split, seed=seed, how=how)
+        _write(out, rows, sampler, dataset, how, count=count, split=split, seed=seed)
         say(f"written: {out / RESULTS}, {out / SHEETS}")
     return rows
 
@@ -186,18 +183,17 @@ def _write(
     rows: Sequence[dict[str, Any]],
     sampler: Sampler,
     dataset: Dataset,
+    how: dict[str, Any],
     **settings: Any,
 ) -> None:
     content = {
         "rows": rows,
         **settings,
-        "steps": sampler.steps,
+        "how": how | {"steps": how.get("steps") or sampler.steps},
         "small": SMALL,
         "prior": sampler.hash,
         "autoencoder": sampler.model.hash,
         "dataset": dataset.fingerprint,
-        "version": vae.__version__,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **origin(),
     }
     write_beside(out / RESULTS, (json.dumps(content, indent=1) + "\n").encode())

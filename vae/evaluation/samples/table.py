@@ -9,13 +9,14 @@ import numpy as np
 from vae.evaluation.samples.measures import (
     nearest,
     precision_recall,
-    principal,
     sliced_wasserstein,
     wasserstein,
 )
 from vae.evaluation.samples.summary import Summary
+from vae.inference.embedding import Vectors, principal_components
 
 DRAWS = 10
+COMPONENTS = 64
 FLOOR = "floor"
 
 
@@ -29,7 +30,7 @@ class Real:
       training: uint8 [M, s, s, 3], all of the training's, small.
       count: Tiles of a set.
       seed: Of all draws.
-      components: What takes features to principal components, fitted to the pool.
+      components: Principal components of the pool's features.
       usual: float64 [K], distances of held-out tiles to the nearest of the training's.
     """
 
@@ -38,7 +39,7 @@ class Real:
     training: np.ndarray
     count: int
     seed: int
-    components: tuple[np.ndarray, np.ndarray, np.ndarray]
+    components: Vectors
     usual: np.ndarray
 
     @classmethod
@@ -46,13 +47,13 @@ class Real:
         cls, pool: Summary, training: np.ndarray, held_out: Summary, count: int, seed: int = 0
     ) -> "Real":
         """With what has to be computed once."""
-        components, usual = principal(pool.features), nearest(held_out.small, training)
+        components = principal_components(pool.features, COMPONENTS)
+        usual = nearest(held_out.small, training)
         return cls(pool, held_out, training, count, seed, components, usual)
 
     def features(self, summary: Summary, rows: Any = slice(None)) -> np.ndarray:
         """Principal components, float64 [N, K]."""
-        mean, scale, matrix = self.components
-        return (summary.features[rows] - mean) / scale @ matrix
+        return self.components.of(summary.features[rows])
 
 
 def compare(name: str, made: Summary, real: Real) -> dict[str, Any]:
