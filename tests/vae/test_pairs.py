@@ -88,7 +88,7 @@ def test_clean_examples_are_seen_as_they_are(clean_pairs):
 
 def test_severities_follow_the_config(config):
     settings = config.degrade.copy_and_resolve_references()
-    settings.noise, settings.jpeg = 0.5, 0.0
+    settings.noise, settings.jpeg, settings.alone = 0.5, 0.0, 0.0
     keys = jax.random.split(jax.random.key(1), 4000)
     drawn = jax.vmap(lambda key: draw_severities(key, settings))(keys)
     assert sorted(drawn) == sorted(set(DEGRADATIONS) - {"jpeg"})
@@ -99,6 +99,10 @@ def test_severities_follow_the_config(config):
     others = (1 - 0.85) + 0.85 * 0.7**9 * 1.0
     assert spared.mean() == pytest.approx(others, abs=0.026)
     assert 0.98 < present.max() <= 1 and 0.48 < np.max(drawn["noise"]) <= 0.5
+    settings.jpeg, settings.clean, settings.alone = 1.0, 0.0, 0.4
+    drawn = jax.vmap(lambda key: draw_severities(key, settings))(keys)
+    count = sum(np.asarray(values) > 0 for values in drawn.values())
+    assert (count == 1).mean() == pytest.approx(0.4 + 0.6 * 10 * 0.3 * 0.7**9, abs=0.032)
 
 
 def test_a_pair_is_a_function_of_key_and_row(config):

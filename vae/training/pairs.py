@@ -37,8 +37,12 @@ def draw_severities(key: jax.Array, settings: ConfigDict) -> dict[str, jax.Array
       settings: `config.degrade`.
     """
     clean_key, which_key, how_key = jax.random.split(key, 3)
+    alone_key, one_key = jax.random.split(jax.random.fold_in(key, 1))
     spared = jax.random.bernoulli(clean_key, settings.clean)
     present = jax.random.bernoulli(which_key, settings.probability, (len(DEGRADATIONS),))
+    alone = jax.random.bernoulli(alone_key, settings.alone)
+    one = jax.random.randint(one_key, (), 0, len(DEGRADATIONS)) == jnp.arange(len(DEGRADATIONS))
+    present = jnp.where(alone, one, present)
     severities = jnp.where(present & ~spared, jax.random.uniform(how_key, present.shape), 0.0)
     return {
         name: settings[name] * severities[i]

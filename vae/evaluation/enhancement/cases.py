@@ -90,7 +90,8 @@ def degrade_case(tile: Tile, case: Case, seed: int = 0) -> tuple[np.ndarray, np.
     """A tile and its view as a bad camera saw them, the same for the same seed.
 
     Tiles of one photograph are degraded alike; what is mixed is drawn for each photograph as in
-    training by the defaults of `config.degrade`, of which the clean share is 0.
+    training by the defaults of `config.degrade`, of which the shares that are clean and that have
+    one degradation alone are 0.
 
     Returns:
       uint8 [S, S, 3] and uint8 [VIEW, VIEW, 3].
@@ -107,7 +108,7 @@ def degrade_case(tile: Tile, case: Case, seed: int = 0) -> tuple[np.ndarray, np.
 @functools.cache
 def _settings():
     settings = default_config(ENHANCER).degrade
-    settings.clean = 0.0
+    settings.clean = settings.alone = 0.0
     return settings
 
 
