@@ -15,7 +15,7 @@ from data.pipeline import open_dataset
 from vae import weights
 from vae.cli import main
 from vae.inference.model import Model, load_model
-from vae.inference.sample import CHUNK, Sampler, _slerp, load_sampler
+from vae.inference.sample import CHUNK, Sampler, _slerp, _times, load_sampler
 from vae.inference.sample_files import grid
 from vae.models import with_spectrum
 from vae.training.exported import SavedModel, write_exported
@@ -80,6 +80,12 @@ def test_both_solvers_converge_to_the_same(sampler):
         for method in ("euler", "heun")
     }
     assert error["heun"] < error["euler"] / 4 < 0.05
+
+
+def test_steps_are_closer_where_long_waves_are_decided():
+    times = _times(8)
+    assert times[0] == 0 and times[-1] == 1 and times.dtype == np.float32
+    assert (np.diff(times, 2) > 0).all() and times[1] < 1 / 8 / 2
 
 
 def test_labels_and_guidance_change_what_is_drawn(sampler):
