@@ -13,7 +13,7 @@ is degraded, how often and how much is `config.degrade`.
 from ml_collections import ConfigDict
 
 from data.errors import UsageError
-from vae.training.config import ENHANCER, default_config
+from vae.training.config import ENHANCER, default_config, make_brief
 
 PRESETS = ("f8c32", "tone", "smoke")
 
@@ -42,21 +42,12 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
 
 def _smoke(config: ConfigDict) -> None:
     """As small as it can be with every part taking part."""
-    config.data.source = "synthetic"
-    config.data.size = 64
+    make_brief(config)
     config.data.crop = 32
     config.data.scales = (1, 2)
-    config.batch_size = 8
     config.model.latent_channels = 8
     config.model.width = 16
     config.model.deep_width = 16
     config.model.tone_width = 8
     config.model.encoder_depth = (1, 1)
     config.model.decoder_depth = (1, 1)
-    config.train.steps = 8
-    config.train.log_every = 2
-    config.train.checkpoint_every = 4
-    config.optimizer.warmup_steps = 2
-    config.eval.every = 4
-    config.eval.limit = 8
-    config.eval.batch_size = 8

@@ -10,7 +10,7 @@ CPU; `smoke` runs everything once within seconds on data of its own.
 from ml_collections import ConfigDict
 
 from data.errors import UsageError
-from vae.training.config import default_config
+from vae.training.config import default_config, make_brief
 
 LATENT_CHANNELS = {"f8c4": 4, "f8c8": 8, "f8c16": 16, "f8c32": 32, "f8c48": 48}
 PRESETS = (*LATENT_CHANNELS, "demo", "smoke")
@@ -54,20 +54,11 @@ def _demo(config: ConfigDict) -> None:
 
 def _smoke(config: ConfigDict) -> None:
     """As small as it can be with every part taking part."""
-    config.data.source = "synthetic"
-    config.data.size = 64
+    make_brief(config)
     config.data.crop = 32
     config.data.scales = (1,)
-    config.batch_size = 8
     config.model.latent_channels = 8
     config.model.width = 16
     config.model.deep_width = 16
     config.model.encoder_depth = (1, 1)
     config.model.decoder_depth = (1, 1)
-    config.train.steps = 8
-    config.train.log_every = 2
-    config.train.checkpoint_every = 4
-    config.optimizer.warmup_steps = 2
-    config.eval.every = 4
-    config.eval.limit = 8
-    config.eval.batch_size = 8

@@ -10,7 +10,7 @@ once within seconds on data of its own.
 from ml_collections import ConfigDict
 
 from data.errors import UsageError
-from vae.training.config import PRIOR, default_config
+from vae.training.config import PRIOR, default_config, make_brief
 
 PRESETS = ("f8c4", "large", "smoke")
 
@@ -40,18 +40,9 @@ def get_config(preset: str = "f8c4") -> ConfigDict:
 
 def _smoke(config: ConfigDict) -> None:
     """As small as it can be with every part taking part."""
-    config.data.source = "synthetic"
-    config.data.size = 64
+    make_brief(config)
     config.data.crop = 64
-    config.batch_size = 8
     config.model.widths = (8, 16)
     config.model.depths = (1, 1)
     config.model.heads = 2
     config.prior.sample_steps = 4
-    config.train.steps = 8
-    config.train.log_every = 2
-    config.train.checkpoint_every = 4
-    config.optimizer.warmup_steps = 2
-    config.eval.every = 4
-    config.eval.limit = 8
-    config.eval.batch_size = 8

@@ -96,6 +96,20 @@ def default_config(architecture: str = AUTOENCODER_KL) -> ConfigDict:
     return config
 
 
+def make_brief(config: ConfigDict) -> None:
+    """A run of seconds, on tiles of its own making, in which all that a run does happens once."""
+    config.data.source = "synthetic"
+    config.data.size = 64
+    config.batch_size = 8
+    config.train.steps = 8
+    config.train.log_every = 2
+    config.train.checkpoint_every = 4
+    config.optimizer.warmup_steps = 2
+    config.eval.every = 4
+    config.eval.limit = 8
+    config.eval.batch_size = 8
+
+
 def from_dict(stored: dict[str, Any]) -> ConfigDict:
     """A config from what `to_dict` gave; settings that are newer than it have their defaults.
 
