@@ -20,8 +20,7 @@ from vae.training.state import make_model
 # The prior N(0, I), by name: the published model's, and a row to compare with.
 NORMAL = "normal"
 METHODS = ("euler", "heun")
-# How much closer steps are at the start: at equal steps a third to half of the error of even ones
-# (docs/sampling.md).
+# How much closer steps are at the start: about half the error of even ones (docs/sampling.md).
 SHIFT = 3.0
 # Tiles that are always computed together, filled up where there are fewer: a sum of floats depends
 # in its last digit on how many rows a matrix has, and a tile should not depend on its neighbours.
