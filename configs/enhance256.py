@@ -27,6 +27,7 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
     config.data.crop = 128
     config.data.scales = (1, 1, 2)
     config.batch_size = 256
+    config.model.filters = True
     config.optimizer.name = "muon"
     # Errors are large in some examples and small in others: each counts by its own scale, or the
     # first alone would be seen, and good photographs made a little worse.

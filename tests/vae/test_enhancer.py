@@ -127,7 +127,7 @@ def test_noise_is_a_sample_of_the_posterior(model, variables, inputs):
 
 def test_starts_from_an_autoencoder(config, model, fresh, inputs):
     settings = dict(config.model)
-    for key in ("architecture", "tone_width"):
+    for key in ("architecture", "tone_width", "filters"):
         del settings[key]
     autoencoder = AutoencoderKL(**settings)
     trained = autoencoder.init(jax.random.key(3), inputs[0])

@@ -8,10 +8,10 @@ from configs import enhance256
 from data import demo
 from data.errors import DataError
 from data.pipeline import open_dataset, train_batches
-from vae.training.saved import read_model
+from vae.training.saved import SavedModel, read_model
 from vae.training.sharding import make_mesh, put_batch, tree_sharding
 from vae.training.start import _start_from, start_state
-from vae.training.state import abstract_state
+from vae.training.state import abstract_state, initial_variables
 from vae.training.steps import make_train_step
 
 
@@ -87,3 +87,23 @@ def test_starts_from_the_weights_that_ship():
     np.testing.assert_array_equal(there, kernel)
     with pytest.raises(DataError, match="which an enhancer of"):
         _start_from(config, read_model("f8c16"))
+
+
+def test_an_enhancer_gets_filters(config, tmp_path):
+    config = config.copy_and_resolve_references()
+    had = config.copy_and_resolve_references()
+    had.model.filters = False
+    variables = jax.jit(lambda: initial_variables(had))()
+    leaf = variables["params"]["decoder"]["gate"]["kernel"]
+    variables["params"]["decoder"]["gate"]["kernel"] = leaf + 1
+    saved = SavedModel(tmp_path, had, 3, variables, np.zeros(8), np.ones(8), {})
+    made = _start_from(config, saved)
+    assert jax.tree.map(np.shape, made["params"]) == jax.tree.map(
+        np.shape, abstract_state(config).params
+    )
+    np.testing.assert_array_equal(made["params"]["decoder"]["gate"]["kernel"], leaf + 1)
+    assert not made["params"]["filter_bank"]["mixing"]["kernel"].any()
+    assert not saved.config.model.filters
+    config.model.width = 32
+    with pytest.raises(DataError, match="give the config it was made with"):
+        _start_from(config, saved)

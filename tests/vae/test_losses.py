@@ -1,5 +1,7 @@
 """Each term of the objective against a closed form."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +44,18 @@ def test_an_example_has_its_own_scale(pair):
     np.testing.assert_allclose(nll - halved, x[0].size * np.log(2), rtol=2e-3)
     same = negative_log_likelihood(x, x, jnp.float32(5), "own_gaussian")
     assert np.isfinite(same).all() and (same < halved).all()
+
+
+def test_details_count_though_the_colour_is_wrong(pair):
+    x, mean = pair
+    nll = functools.partial(negative_log_likelihood, log_scale=jnp.float32(5))
+    # Where no channel is wrong on average, both halves are the same.
+    even = mean + jnp.mean(x - mean, axis=(1, 2), keepdims=True)
+    expected = nll(x, even, likelihood="own_gaussian")
+    np.testing.assert_allclose(nll(x, even, likelihood="own_details"), expected, rtol=1e-5)
+    off = even + jnp.array([0.3, -0.2, 0.1])
+    half = (expected + nll(x, off, likelihood="own_gaussian")) / 2
+    np.testing.assert_allclose(nll(x, off, likelihood="own_details"), half, rtol=1e-4)
 
 
 def test_unknown_likelihood(pair):

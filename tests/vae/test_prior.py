@@ -18,7 +18,7 @@ from vae.training.flow import flow_loss, label_numbers, make_encoder
 from vae.training.prior import for_latents, read_autoencoder
 from vae.training.saved import read_model
 from vae.training.sharding import make_mesh, put_batch, tree_sharding
-from vae.training.start import start_state
+from vae.training.start import _start_from, start_state
 from vae.training.state import abstract_state
 from vae.training.steps import make_train_step
 from vae.training.train import train
@@ -134,6 +134,20 @@ def test_loss_is_the_same_however_rows_are_cut(flow):
 def test_label_numbers_count_from_one():
     found = label_numbers(np.array(["right", "left", "other"]), ("left", "right"))
     np.testing.assert_array_equal(found, [2, 1, 0])
+
+
+def test_starts_from_a_prior_of_other_labels():
+    config, saved = prior256.get_config(), read_model("prior")
+    config.model = saved.config.model.copy_and_resolve_references()
+    before = saved.variables["params"]["label"]["embedding"]
+    config.model.labels = ("hrf", "disc", "chase_db1")
+    after = _start_from(config, saved)["params"]["label"]["embedding"]
+    names = ("", *saved.config.model.labels)
+    for row, name in zip(after, ("", "hrf", "", "chase_db1"), strict=True):
+        np.testing.assert_array_equal(row, before[names.index(name)])
+    config.model.depths = (1, 1, 1, 1)
+    with pytest.raises(DataError, match="give the config it was made with"):
+        _start_from(config, saved)
 
 
 def test_config_is_filled_in(dataset):

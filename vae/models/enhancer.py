@@ -1,14 +1,15 @@
 """Enhancer: a degraded photograph made clear, in two stages.
 
     toned    = x, with its light, haze, colour and contrast undone     from the photograph's view
-    enhanced = toned + gate * (D * (sd z - A * toned) + gain * conv path(z, toned))
+    enhanced = toned + gate * (D * (sd z - A * toned) + gain * conv path(z, toned) + filters(toned))
 
 Light, haze and colour cannot be judged from a tile: the tone stage (`vae.models.tone`) sees the
 photograph reduced to `VIEW` pixels. What is left, blur, grain, blocks, is the detail stage's, of
 bounded reach: an `AutoencoderKL` whose decoder sees the image too, so that the latent need not
 carry what is good. D and A are its linear path (`vae.models.autoencoder`): only a *change* of the
-linear code changes the image, and a gate at each 4 x 4 patch can leave it as it is. All heads start
-at zero, so step 0 is the identity.
+linear code changes the image, and a gate at each 4 x 4 patch can leave it as it is. What is blurred
+is sharpened by filters, another mixture at each patch (`vae.models.filter_bank`). All heads
+start at zero, so step 0 is the identity.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from vae.models.autoencoder import STEM, AutoencoderKL
+from vae.models.filter_bank import REACH as FILTER_REACH
+from vae.models.filter_bank import FilterBank
 from vae.models.layers import depth_to_space
 from vae.models.posterior import Posterior
 from vae.models.tone import ToneField, apply_tone, evidence
@@ -35,12 +38,16 @@ class Enhancer(AutoencoderKL):
 
     Attributes:
       tone_width: Channels of the tone stage on the grid; twice as many on half of it.
+      filters: Whether there are filters, mixed from the decoder's last features.
     """
 
     tone_width: int = 48
+    filters: bool = False
 
     def setup(self):
         super().setup()
+        if self.filters:
+            self.filter_bank = FilterBank(self.dtype)
         self.tone_field = ToneField(self.tone_width, self.dtype, name=TONE)
 
     def tone(self, x: jax.Array, view: jax.Array, place: jax.Array) -> jax.Array:
@@ -95,8 +102,10 @@ class Enhancer(AutoencoderKL):
         z = draw(posterior)
         change = self.linear.decode_change(z * pca.sd - linear)
         change = depth_to_space(change, self.downsample)
-        correction, gate = self.decoder(z, seen)
+        correction, gate, features = self.decoder(z, seen)
         change += GAIN * pca.scale * correction
+        if self.filters:
+            change += self.filter_bank(toned, features)
         gate = jnp.repeat(jnp.repeat(gate, STEM, axis=1), STEM, axis=2)
         return toned + gate * change, posterior
 
@@ -110,7 +119,7 @@ class Enhancer(AutoencoderKL):
     @property
     def detail_halo(self) -> int:
         """Pixels around a pixel's own f x f patch that it depends on, given the toned image."""
-        return self.encoder_halo + self.downsample * self.decoder_halo
+        return max(self.encoder_halo + self.downsample * self.decoder_halo, FILTER_REACH)
 
 
 def with_wide_likelihood(variables: dict) -> dict:

@@ -158,6 +158,7 @@ def _enhancer() -> ConfigDict:
     model = _autoencoder_kl()
     model.architecture = ENHANCER
     model.tone_width = 48
+    model.filters = False  # mixed at each patch from a few learned kernels
     return model
 
 

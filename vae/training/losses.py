@@ -58,14 +58,21 @@ def negative_log_likelihood(
         (laplace).
       likelihood: "gaussian", "laplace", or "own_gaussian": each example has the scale that is
         best for it, not below that of 8-bit rounding, and `log_scale` is not used. Then a tenth
-        off its error counts the same in a good example and in a bad one, as PSNR counts it.
+        off its error counts the same in a good example and in a bad one, as PSNR counts it. Or
+        "own_details": the mean of that and of the same with each channel's mean error taken out,
+        so that the details of an example count though its colour is wrong.
 
     Returns:
       float32 [B], nats summed over an example's values.
     """
-    if likelihood == "own_gaussian":
-        variance = jnp.mean(jnp.square(x - mean), axis=(1, 2, 3)) + QUANTISATION_STD**2
-        return 0.5 * x[0].size * jnp.log(2 * np.pi * np.e * variance)
+    if likelihood in ("own_gaussian", "own_details"):
+        error = x - mean
+        variances = [jnp.mean(jnp.square(error), axis=(1, 2, 3))]
+        if likelihood == "own_details":
+            error -= jnp.mean(error, axis=(1, 2), keepdims=True)
+            variances.append(jnp.mean(jnp.square(error), axis=(1, 2, 3)))
+        nats = [jnp.log(2 * np.pi * np.e * (v + QUANTISATION_STD**2)) for v in variances]
+        return 0.5 * x[0].size * sum(nats) / len(nats)
     z = (x - mean) * jnp.exp(-log_scale)
     if likelihood == "gaussian":
         nats = 0.5 * jnp.square(z) + 0.5 * np.log(2 * np.pi)
@@ -73,7 +80,8 @@ def negative_log_likelihood(
         nats = jnp.abs(z) + np.log(2)
     else:
         raise ValueError(
-            f"likelihood {likelihood!r} is none of 'gaussian', 'laplace', 'own_gaussian'"
+            f"likelihood {likelihood!r} is none of 'gaussian', 'laplace', 'own_gaussian', "
+            "'own_details'"
         )
     return jnp.sum(nats + log_scale, axis=(1, 2, 3))
 

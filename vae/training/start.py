@@ -1,9 +1,11 @@
 """What a run starts from: its data, and the model of step 0."""
 
+import dataclasses
 import functools
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
@@ -11,7 +13,7 @@ from ml_collections import ConfigDict
 from data.errors import DataError, UsageError
 from data.pipeline import Dataset, first_tiles, open_dataset
 from vae.models import with_autoencoder, with_spectrum
-from vae.training.config import AUTOENCODER_KL, ENHANCER
+from vae.training.config import AUTOENCODER_KL, ENHANCER, PRIOR
 from vae.training.prior import fit_prior
 from vae.training.saved import SavedModel, read_model
 from vae.training.state import (
@@ -119,18 +121,51 @@ def start_state(
 
 
 def _start_from(config: ConfigDict, saved: SavedModel) -> dict[str, Any]:
-    """The saved variables; of an autoencoder with fresh ones around them where it is to enhance."""
+    """The saved variables, with fresh ones around them where the config's model has more than the
+    saved one: an autoencoder is to enhance, an enhancer to have filters, a prior to know labels."""
     name = f"init_from={config.init_from}"
-    if (config.model.architecture, saved.config.model.architecture) != (ENHANCER, AUTOENCODER_KL):
-        check_same_model(saved, config, name)
-        return saved.variables
-    shared = {key: value for key, value in plain(config.model).items() if key != "tone_width"}
-    if plain(saved.config.model) != shared | {"architecture": AUTOENCODER_KL}:
-        raise DataError(
-            f"{name} holds the autoencoder {plain(saved.config.model)}, which an enhancer of "
-            f"{shared} cannot start from; give one of its sizes, or set --config.model to the saved"
-        )
-    return with_autoencoder(jax.jit(lambda: initial_variables(config))(), saved.variables)
+    architecture, its = config.model.architecture, saved.config.model.architecture
+    if (architecture, its) == (ENHANCER, AUTOENCODER_KL):
+        extra = ("tone_width", "filters")
+        shared = {key: value for key, value in plain(config.model).items() if key not in extra}
+        if plain(saved.config.model) != shared | {"architecture": AUTOENCODER_KL}:
+            raise DataError(
+                f"{name} holds the autoencoder {plain(saved.config.model)}, which an enhancer of "
+                f"{shared} cannot start from; give one of its sizes, or set --config.model to the "
+                "saved"
+            )
+        return with_autoencoder(jax.jit(lambda: initial_variables(config))(), saved.variables)
+    if (architecture, its) == (ENHANCER, ENHANCER):
+        saved = _with_filters(saved, config)
+    elif (architecture, its) == (PRIOR, PRIOR):
+        saved = _with_labels(saved, config)
+    check_same_model(saved, config, name)
+    return saved.variables
+
+
+def _with_filters(saved: SavedModel, config: ConfigDict) -> SavedModel:
+    """An enhancer with those that it had not, where the config asks for them; they change nothing
+    yet."""
+    if not config.model.filters or saved.config.model.filters:
+        return saved
+    fresh = jax.jit(lambda: initial_variables(config))()
+    params = {**fresh["params"], **saved.variables["params"]}
+    return _changed(saved, {"filters": True}, {**saved.variables, "params": params})
+
+
+def _with_labels(saved: SavedModel, config: ConfigDict) -> SavedModel:
+    """A prior with the labels of the config; a new one is to it as none, at first."""
+    known, wanted = saved.config.model.labels, config.model.labels
+    rows = [0, *(1 + known.index(label) if label in known else 0 for label in wanted)]
+    params = dict(saved.variables["params"])
+    params["label"] = {"embedding": params["label"]["embedding"][np.array(rows)]}
+    return _changed(saved, {"labels": wanted}, {**saved.variables, "params": params})
+
+
+def _changed(saved: SavedModel, settings: dict[str, Any], variables: dict) -> SavedModel:
+    config = saved.config.copy_and_resolve_references()
+    config.model.update(settings)
+    return dataclasses.replace(saved, config=config, variables=variables)
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:

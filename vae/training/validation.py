@@ -13,7 +13,7 @@ from vae.training.config import (
     default_config,
 )
 
-LIKELIHOODS = ("gaussian", "laplace", "own_gaussian")
+LIKELIHOODS = ("gaussian", "laplace", "own_gaussian", "own_details")
 LOSS_UNITS = ("value", "tile")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 SCHEDULES = ("cosine", "constant")
@@ -164,7 +164,7 @@ def _check_values(config: ConfigDict, problems: _Problems) -> None:
     problems.choice("data.source", config.data.source, SOURCES)
     problems.require(0 <= config.seed < 2**32, f"seed={config.seed} must lie in [0, 2^32)")
     for key, value in config.model.items():
-        if isinstance(value, int):
+        if isinstance(value, int) and not isinstance(value, bool):
             problems.positive(config, f"model.{key}")
         elif key == "labels":
             problems.require(
