@@ -1,0 +1,82 @@
+"""More tiles around the optic discs: what the prior that ships has learned them from.
+
+    python benchmarks/disc_tiles.py --tiles tiles --discs docs/optic_discs.csv --out tiles_disc
+
+Adds to a copy of a tree that `fundus-vae make-tiles` made: tiles whose middle lies near the disc of
+a training photograph, some twenty each, under the label "optic_disc". Of a grid over photographs
+one tile in twenty shows any of it.
+"""
+
+import argparse
+import csv
+import dataclasses
+import os
+import shutil
+
+import numpy as np
+
+from data.images import read_image, write_image
+from data.manifest import MANIFEST, PHOTOGRAPHS, read_manifest, read_photographs, write_manifest
+
+LABEL = "optic_disc"
+TILE = 256
+DARK = 18  # grey level; a tile has at most a twentieth of it
+# Pixels: a disc's radius in each set of photographs, and between the middles of two tiles.
+SIZES = {"chase_db1": (78, 36), "fives": (120, 48), "hrf": (215, 96), "idrid": (230, 96)}
+
+
+def around(rng, disc, radius, stride):
+    """First rows and columns of tiles whose middle is on the disc or just beside it."""
+    reach = 0.75 * radius + 40
+    steps = int(reach // stride) + 1
+    for i in range(-steps, steps + 1):
+        for j in range(-steps, steps + 1):
+            jitter = rng.integers(-stride // 3, stride // 3 + 1, 2)
+            offset = stride * np.array([i, j]) + jitter
+            if np.hypot(*offset) <= reach:
+                yield (disc + offset - TILE // 2).astype(int)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("tiles", "discs", "out"):
+        parser.add_argument(f"--{name}", required=True)
+    arguments = parser.parse_args()
+    rows = read_manifest(os.path.join(arguments.tiles, MANIFEST))
+    photographs = {
+        row.photograph: row for row in read_photographs(os.path.join(arguments.tiles, PHOTOGRAPHS))
+    }
+    first = {row.photograph: row for row in reversed(rows)}
+    shutil.copytree(arguments.tiles, arguments.out)
+    rng, more = np.random.default_rng(0), []
+    taken = {row.tile for row in rows}
+    with open(arguments.discs, encoding="utf-8", newline="") as file:
+        discs = list(csv.DictReader(file))
+    for disc in discs:
+        row = first[disc["photograph"]]
+        if row.split != "train":
+            continue
+        image = read_image(photographs[row.photograph].path)
+        centre = np.array([float(disc["y"]), float(disc["x"])])
+        for y, x in around(rng, centre, *SIZES[row.photograph.split("/")[0]]):
+            tile = image[max(y, 0) : y + TILE, max(x, 0) : x + TILE]
+            if tile.shape[:2] != (TILE, TILE) or (tile.max(axis=-1) < DARK).mean() > 0.05:
+                continue
+            name = f"{row.photograph}/{row.photograph.split('/')[1]}_y{y}_x{x}.png"
+            if name not in taken:
+                taken.add(name)
+                write_image(os.path.join(arguments.out, name), tile)
+                more.append(
+                    dataclasses.replace(
+                        row, tile=name, label=LABEL, y=int(y), x=int(x), fov_share=1.0
+                    )
+                )
+    rows = sorted([*rows, *more], key=lambda row: row.tile)
+    write_manifest(os.path.join(arguments.out, MANIFEST), rows)
+    print(
+        f"{len(more)} tiles of {len(discs)} discs beside {len(rows) - len(more)}: {arguments.out}"
+    )
+
+
+if __name__ == "__main__":
+    main()
