@@ -17,6 +17,7 @@ from tests.data.test_images import swapped_profile
 from vae.cli import main
 from vae.inference import windows
 from vae.inference.enhance import EnhancementModel, load_enhancer
+from vae.models.tone import USUAL_ERROR
 from vae.training.exported import SavedModel, write_exported
 from vae.training.state import initial_variables
 
@@ -118,6 +119,17 @@ def test_uncertainty_is_of_the_photograph_not_of_its_windows(model, photograph, 
     assert np.abs(other - whole).max() > 0.1
     with pytest.raises(ValueError, match="at least 2"):
         model.uncertainty(photograph, FOV, samples=1)
+
+
+def test_uncertainty_knows_of_the_tone(model, config, fresh, photograph):
+    view = photograph_view(photograph, FOV)[None]
+    tile, place = photograph[None, :64, :64], place_of(FOV, *photograph.shape[:2])[None]
+    share = float(model._tone_share(view)[0])
+    assert 0 < share <= 1
+    assert model.tile_uncertainty(tile, view, place, samples=2).min() >= USUAL_ERROR * share
+    assert model.uncertainty(photograph, FOV, samples=2)[150, 170] >= USUAL_ERROR * share
+    # What leaves the tone as it is has no error of it.
+    assert not EnhancementModel(saved_model(config, fresh))._tone_share(view).any()
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ def add(commands) -> None:
         "  DIR/enhanced/      the result\n"
         "  DIR/comparisons/   before, after and what was changed side by side\n"
         "  DIR/changes/       what was changed and by how much, pixel for pixel\n"
-        "  DIR/uncertainty/   with --uncertainty: how much the result varies\n"
+        "  DIR/uncertainty/   with --uncertainty: how far off it may be\n"
         "  DIR/enhanced.csv   how much was changed\n\n" + NOT_FOR_DIAGNOSIS,
         epilog="examples:\n"
         "  fundus-vae enhance eye.jpg --out result\n"
@@ -40,7 +40,7 @@ def add(commands) -> None:
     add("--strength", type=float, default=1.0, metavar="S",
         help="from 0, nothing is changed, to 1 (1)")  # fmt: skip
     add("--uncertainty", action="store_true",
-        help="the standard deviation over 8 posterior samples, too: 9 times the work")  # fmt: skip
+        help="how far off it may be, by 8 posterior samples: 9 times the work")  # fmt: skip
     add("--format", dest="file_format", choices=("png", "jpg"), default="png",
         help="of the pictures; jpg is quality 95 (png)")  # fmt: skip
     add("--levels", type=float, default=50.0, metavar="N",

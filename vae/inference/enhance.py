@@ -20,6 +20,7 @@ from vae.inference.model import batch_size
 from vae.inference.windows import filter_windows
 from vae.metrics import to_float
 from vae.models.layers import depth_to_space, space_to_depth
+from vae.models.tone import USUAL_ERROR
 from vae.training.config import ENHANCER, PRIOR
 from vae.training.saved import SavedModel, read_model, variables_hash
 from vae.training.state import make_model
@@ -39,7 +40,7 @@ class EnhancementModel:
         self.saved = saved
         self._module = make_model(saved.config)
         variables = jax.device_put(saved.variables)
-        self._tone, self._detail, self._both = (
+        self._tone, self._tone_share, self._detail, self._both = (
             functools.partial(function, variables) for function in _stages(self._module)
         )
 
@@ -71,7 +72,8 @@ class EnhancementModel:
     def uncertainty(
         self, photograph: np.ndarray, fov: FieldOfView, *, samples: int = 8, seed: int = 0
     ) -> np.ndarray:
-        """How much the result varies over samples of the posterior.
+        """How far off the result may be: how much it varies over samples of the posterior, and
+        where the photograph's tone was changed, how far off that usually is.
 
         Args:
           photograph: uint8 [H, W, 3].
@@ -80,8 +82,9 @@ class EnhancementModel:
           seed: Of the samples. A latent has its own noise, whatever the windows.
 
         Returns:
-          float32 [H, W]: the standard deviation in grey levels, root mean square over R, G, B; 0
-          outside a known field of view.
+          float32 [H, W]: a standard deviation in grey levels, root mean square over R, G, B; 0
+          outside a known field of view. The samples' part is each pixel's, the tone's
+          (`vae.models.tone.USUAL_ERROR`) the whole photograph's.
 
         Raises:
           ValueError: Another shape or dtype, or fewer samples.
@@ -98,7 +101,8 @@ class EnhancementModel:
             mean += change / (number + 1)
             square += change * (made - mean)
         deviation = np.sqrt(square.mean(axis=-1) / (samples - 1))
-        return np.where(_inside(photograph, fov), deviation, np.float32(0))
+        tone = self._tone_error(photograph_view(photograph, fov)[None])[0]
+        return np.where(_inside(photograph, fov), np.hypot(deviation, tone), np.float32(0))
 
     def enhance_tiles(
         self,
@@ -154,7 +158,12 @@ class EnhancementModel:
                 made.append(self._detail(jnp.concatenate([toned, noise], axis=-1))[0] * 127.5)
             square = np.square(np.std(made, axis=0, ddof=1)).mean(axis=-1)
             found.append(np.sqrt(square).astype(np.float32))
-        return np.stack(found)
+        return np.hypot(np.stack(found), self._tone_error(views)[:, None, None])
+
+    def _tone_error(self, views: np.ndarray) -> np.ndarray:
+        """How far off the tone stage usually is, where it changes anything: float32 [N], levels."""
+        shares = [np.asarray(self._tone_share(view[None]))[0] for view in views]
+        return np.float32(USUAL_ERROR) * np.array(shares, np.float32)
 
     def _toned(self, photograph: np.ndarray, fov: FieldOfView) -> np.ndarray:
         """After the tone stage, float32 [H, W, 3] in about [-1, 1]; black outside."""
@@ -203,11 +212,15 @@ def load_enhancer(path: str | os.PathLike = weights.ENHANCE) -> EnhancementModel
 
 
 def _stages(module: nn.Module):
-    """The compiled functions: tone, detail, and both."""
+    """The compiled functions: tone, how much of it, detail, and both stages."""
 
     @jax.jit
     def tone(variables, images, views, places):
         return module.apply(variables, to_float(images), to_float(views), places, method="tone")
+
+    @jax.jit
+    def tone_share(variables, views):
+        return module.apply(variables, to_float(views), method="tone_share")
 
     @jax.jit
     def detail(variables, planes):
@@ -221,7 +234,7 @@ def _stages(module: nn.Module):
     def both(variables, images, views, places):
         return module.apply(variables, to_float(images), to_float(views), places)
 
-    return tone, detail, both
+    return tone, tone_share, detail, both
 
 
 def _noise_plane(

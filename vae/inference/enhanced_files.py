@@ -22,7 +22,7 @@ TABLE = "enhanced.csv"
 # A change of more grey levels than this counts in the table.
 CHANGED = 5
 # Grey levels at the top of the uncertainty's colour scale.
-UNCERTAINTY_LEVELS = 10.0
+UNCERTAINTY_LEVELS = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,7 @@ def write_enhancements(
         }
         if result.uncertainty is not None:
             scale = (
-                "standard deviation over posterior samples: black 0, pale yellow "
+                "standard deviation, of posterior samples and tone: black 0, pale yellow "
                 f"{UNCERTAINTY_LEVELS:g} grey levels"
             )
             picture = pictures.difference_map(result.uncertainty, UNCERTAINTY_LEVELS)

@@ -62,10 +62,13 @@ class Enhancer(AutoencoderKL):
         Returns:
           float32 [B, H, W, 3], not clipped.
         """
+        change = apply_tone(x, self.tone_field(view.astype(jnp.float32)), place) - x
+        return x + self.tone_share(view)[:, None, None, None] * change
+
+    def tone_share(self, view: jax.Array) -> jax.Array:
+        """How much of its change of tone is made to each photograph: float32 [B], 0 to 1."""
         view = view.astype(jnp.float32)
-        coefficients = self.tone_field(view)
-        change = apply_tone(x, coefficients, place) - x
-        return x + evidence(view, coefficients)[:, None, None, None] * change
+        return evidence(view, self.tone_field(view))
 
     def tone_in_training(self, x: jax.Array, view: jax.Array, place: jax.Array) -> jax.Array:
         """As `tone`, with changes of any size: what is not made learns nothing."""

@@ -35,6 +35,9 @@ WITHIN = np.hypot(_ACROSS[:, None], _ACROSS)[..., None] < 0.97
 # which on it is made whole. Smaller ones are mostly the network's own errors, or what cameras
 # differ by. Of 2.5, 6 and 10, alike on val's mixed tiles, the one that leaves most alone.
 LEAST = (10.0, 15.0)
+# Root mean square error, grey levels, of photographs whose tone was changed, whether by ten levels
+# or by sixty: 13.3 over 125 draws of the val patients' views, of the weights that ship.
+USUAL_ERROR = 13.0
 
 
 class ToneField(nn.Module):

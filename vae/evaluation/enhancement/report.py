@@ -281,16 +281,16 @@ def _uncertainty(found: dict[str, Any]) -> str:
     plot = plots.curve_plot(
         [ideal, plots.Series("model", points, "diamond")],
         title="Error against uncertainty",
-        x_label="deviation over posterior samples, grey levels",
+        x_label="uncertainty, grey levels",
         y_label="root mean square error, grey levels",
         x_format="{:.3g}".format,
         log=False,
     )
     note = (
-        "Each mark is a tenth of the pixels of tiles under several degradations at once, by the "
-        "deviation that posterior samples give them. On the dashed line it would be the error; "
-        f"all in all the error is {found['ratio']:.2f} times the deviation. The samples know "
-        "nothing of what the tone stage may get wrong."
+        "Each mark is a tenth of the pixels of tiles under several degradations at once, by their "
+        "uncertainty: the deviation over posterior samples and, where the tone was changed, how "
+        "far off that usually is. On the dashed line it would be the error; all in all the error is "
+        f"{found['ratio']:.2f} times the uncertainty."
     )
     return markup.section(
         "What the uncertainty says",
