@@ -289,8 +289,8 @@ def _uncertainty(found: dict[str, Any]) -> str:
     note = (
         "Each mark is a tenth of the pixels of tiles under several degradations at once, by their "
         "uncertainty: the deviation over posterior samples and, where the tone was changed, how "
-        "far off that usually is. On the dashed line it would be the error; all in all the error is "
-        f"{found['ratio']:.2f} times the uncertainty."
+        "far off that usually is. On the dashed line it would be the error; all in all the error "
+        f"is {found['ratio']:.2f} times the uncertainty."
     )
     return markup.section(
         "What the uncertainty says",
