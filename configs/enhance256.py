@@ -6,8 +6,9 @@ device.
 The dataset needs the photographs' views, which `fundus-vae make-tiles` and `build` store. Presets:
 `f8c32` (the default) has the sizes of that reconstruction model and can start from its weights
 (`--config.init_from=f8c32`); `tone` is the same model of which the tone stage alone learns, from
-views, to start `f8c32` from; `smoke` runs everything once within seconds on data of its own. What
-is degraded, how often and how much is `config.degrade`.
+views; `detail` likewise the detail stage, from tiles that are blurred, noisy or coded but neither
+dark nor hazy; `f8c32` starts from them. `smoke` runs everything once within seconds on data of its
+own. What is degraded, how often and how much is `config.degrade`.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +16,9 @@ from ml_collections import ConfigDict
 from data.errors import UsageError
 from vae.training.config import ENHANCER, default_config, make_brief
 
-PRESETS = ("f8c32", "tone", "smoke")
+PRESETS = ("f8c32", "tone", "detail", "smoke")
+# What the tone stage undoes.
+TONES = ("haze", "illumination", "colour_cast", "low_contrast")
 
 
 def get_config(preset: str = "f8c32") -> ConfigDict:
@@ -30,12 +33,20 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
     config.model.filters = True
     config.optimizer.name = "muon"
     # Errors are large in some examples and small in others: each counts by its own scale, or the
-    # first alone would be seen, and good photographs made a little worse.
-    config.loss.likelihood = "own_gaussian"
+    # first alone would be seen, and good photographs made a little worse; and its details by
+    # theirs, or those of dark and hazy ones would teach nothing.
+    config.loss.likelihood = "own_details"
     # The decoder sees the image: at full price the latent would be left empty.
     config.loss.beta = 0.1
+    if preset in ("tone", "detail"):
+        config.loss.likelihood = "own_gaussian"
     if preset == "tone":
         config.train.views = 8
+    if preset == "detail":
+        config.optimizer.tone_multiplier = 0.0
+        config.degrade.alone = 0.7
+        for name in TONES:
+            config.degrade[name] = 0.0
     if preset == "smoke":
         _smoke(config)
     return config
