@@ -1,6 +1,9 @@
-"""More tiles around the optic discs: what the prior that ships has learned them from.
+r"""More tiles around the optic discs: what the prior that ships has learned them from.
 
     python benchmarks/disc_tiles.py --tiles tiles --discs docs/optic_discs.csv --out tiles_disc
+    fundus-vae build --tiles tiles_disc --data_dir dataset_disc
+    python run_experiment.py --config=configs/prior256.py --config.data.dir=dataset_disc \
+      --config.model.labels='("chase_db1", "fives", "hrf", "idrid", "optic_disc")' --workdir=...
 
 Adds to a copy of a tree that `fundus-vae make-tiles` made: tiles whose middle lies near the disc of
 a training photograph, some twenty each, under the label "optic_disc". Of a grid over photographs
@@ -47,11 +50,18 @@ def main():
         row.photograph: row for row in read_photographs(os.path.join(arguments.tiles, PHOTOGRAPHS))
     }
     first = {row.photograph: row for row in reversed(rows)}
+    with open(arguments.discs, encoding="utf-8", newline="") as file:
+        discs = list(csv.DictReader(file))
+    for disc in discs:
+        name = disc["photograph"]
+        if name not in first or name.split("/")[0] not in SIZES:
+            raise SystemExit(
+                f"{arguments.discs}: {name!r} has no tiles in {arguments.tiles}, or is of none of "
+                f"{', '.join(SIZES)}, whose scale is known; take its row out, or add it to SIZES"
+            )
     shutil.copytree(arguments.tiles, arguments.out)
     rng, more = np.random.default_rng(0), []
     taken = {row.tile for row in rows}
-    with open(arguments.discs, encoding="utf-8", newline="") as file:
-        discs = list(csv.DictReader(file))
     for disc in discs:
         row = first[disc["photograph"]]
         if row.split != "train":

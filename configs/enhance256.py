@@ -5,10 +5,11 @@ device.
 
 The dataset needs the photographs' views, which `fundus-vae make-tiles` and `build` store. Presets:
 `f8c32` (the default) has the sizes of that reconstruction model and can start from its weights
-(`--config.init_from=f8c32`); `tone` is the same model of which the tone stage alone learns, from
-views; `detail` likewise the detail stage, from tiles that are blurred, noisy or coded but neither
-dark nor hazy; `f8c32` starts from them. `smoke` runs everything once within seconds on data of its
-own. What is degraded, how often and how much is `config.degrade`.
+(`--config.init_from=f8c32`). Of the same model, `tone` teaches the tone stage alone, from
+views, and `detail` the detail stage alone, from tiles that are blurred, spotted, noisy, reduced or
+coded but neither dark nor hazy: run `tone`, then `detail` with `--config.init_from` of that, then
+`f8c32` with that of `detail`. `smoke` runs everything once within seconds on data of its own. What
+is degraded, how often and how much is `config.degrade`.
 """
 
 from ml_collections import ConfigDict

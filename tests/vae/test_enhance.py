@@ -17,7 +17,6 @@ from tests.data.test_images import swapped_profile
 from vae.cli import main
 from vae.inference import windows
 from vae.inference.enhance import EnhancementModel, load_enhancer
-from vae.models.tone import USUAL_ERROR
 from vae.training.exported import SavedModel, write_exported
 from vae.training.state import initial_variables
 
@@ -110,13 +109,20 @@ def test_a_tile_is_enhanced_as_in_its_photograph(model, photograph):
 
 
 def test_uncertainty_is_of_the_photograph_not_of_its_windows(model, photograph, monkeypatch):
-    whole = model.uncertainty(photograph, FOV, samples=3)
+    tone = np.asarray(model._tone_error(photograph_view(photograph, FOV)[None]))[0]
+
     inside = FOV.mask(*photograph.shape[:2])
-    assert whole[inside].min() > 0 and not whole[~inside].any()
+
+    def of_samples(seed):
+        found = model.uncertainty(photograph, FOV, samples=3, seed=seed)[inside]
+        return np.sqrt(np.maximum(found**2 - tone**2, 0))
+
+    whole = of_samples(0)
+    assert whole.min() > 0
+    assert not model.uncertainty(photograph, FOV, samples=3)[~inside].any()
     monkeypatch.setattr(windows, "LARGEST", 128)
-    np.testing.assert_allclose(model.uncertainty(photograph, FOV, samples=3), whole, atol=2e-2)
-    other = model.uncertainty(photograph, FOV, samples=3, seed=1)
-    assert np.abs(other - whole).max() > 0.1
+    np.testing.assert_allclose(of_samples(0), whole, atol=2e-2)
+    assert np.abs(of_samples(1) - whole).max() > 0.1
     with pytest.raises(ValueError, match="at least 2"):
         model.uncertainty(photograph, FOV, samples=1)
 
@@ -124,12 +130,12 @@ def test_uncertainty_is_of_the_photograph_not_of_its_windows(model, photograph, 
 def test_uncertainty_knows_of_the_tone(model, config, fresh, photograph):
     view = photograph_view(photograph, FOV)[None]
     tile, place = photograph[None, :64, :64], place_of(FOV, *photograph.shape[:2])[None]
-    share = float(model._tone_share(view)[0])
-    assert 0 < share <= 1
-    assert model.tile_uncertainty(tile, view, place, samples=2).min() >= USUAL_ERROR * share
-    assert model.uncertainty(photograph, FOV, samples=2)[150, 170] >= USUAL_ERROR * share
+    tone = float(model._tone_error(view)[0])
+    assert tone > 1
+    assert model.tile_uncertainty(tile, view, place, samples=2).min() >= tone
+    assert model.uncertainty(photograph, FOV, samples=2)[150, 170] >= tone
     # What leaves the tone as it is has no error of it.
-    assert not EnhancementModel(saved_model(config, fresh))._tone_share(view).any()
+    assert not EnhancementModel(saved_model(config, fresh))._tone_error(view).any()
 
 
 @pytest.fixture(scope="module")

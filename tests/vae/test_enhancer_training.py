@@ -10,7 +10,7 @@ from data.errors import DataError
 from data.pipeline import open_dataset, train_batches
 from vae.training.saved import SavedModel, read_model
 from vae.training.sharding import make_mesh, put_batch, tree_sharding
-from vae.training.start import _start_from, start_state
+from vae.training.start import _start_from, check_same_run, plain, start_state
 from vae.training.state import abstract_state, initial_variables
 from vae.training.steps import make_train_step
 
@@ -107,3 +107,11 @@ def test_an_enhancer_gets_filters(config, tmp_path):
     config.model.width = 32
     with pytest.raises(DataError, match="give the config it was made with"):
         _start_from(config, saved)
+
+
+def test_a_checkpoint_from_before_a_setting_goes_on(config, tmp_path):
+    model = plain(config.model) | {"filters": False}
+    before = {key: value for key, value in model.items() if key != "filters"}
+    check_same_run({"model": before}, {"model": model}, tmp_path)
+    with pytest.raises(DataError, match="use another --workdir"):
+        check_same_run({"model": before}, {"model": model | {"filters": True}}, tmp_path)

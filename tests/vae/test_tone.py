@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from data.views import VIEW
-from vae.models.tone import COEFFICIENTS, GRID, apply_tone, evidence, from_light, to_light
+from vae.models.tone import (
+    COEFFICIENTS,
+    GRID,
+    USUAL_ERROR,
+    apply_tone,
+    change_size,
+    evidence,
+    from_light,
+    to_light,
+    usual_error,
+)
 from vae.training.degradations import GAMMA, Place, degrade
 
 PLACE = np.array([[31.5, 31.5, 40.0]], np.float32)
@@ -72,7 +82,15 @@ def test_undoes_an_even_veil(image):
 def test_small_changes_are_not_made():
     view = jnp.zeros((1, VIEW, VIEW, 3))
     shares = [
-        float(evidence(view, even(0, 0, gain, gain, gain))[0]) for gain in (0.0, 0.15, 0.21, 0.5)
+        float(evidence(change_size(view, even(0, 0, gain, gain, gain)))[0])
+        for gain in (0.0, 0.15, 0.21, 0.5)
     ]
     # Half of white in light to the power of 1 / 2.2: a gain of 0.15 is 9 grey levels, of 0.21 13.
     assert shares[:2] == [0, 0] and 0 < shares[2] < 1 and shares[3] == 1
+
+
+def test_what_is_not_made_is_off_by_itself():
+    low, high = (usual_error(jnp.float32(size)) for size in (7.0, 40.0))
+    assert (float(low), float(high)) == (7.0, USUAL_ERROR)
+    between = float(usual_error(jnp.float32(12.5)))
+    assert between == pytest.approx(np.hypot(USUAL_ERROR, 12.5) / 2)

@@ -40,7 +40,7 @@ def add(commands) -> None:
     add("--strength", type=float, default=1.0, metavar="S",
         help="from 0, nothing is changed, to 1 (1)")  # fmt: skip
     add("--uncertainty", action="store_true",
-        help="how far off it may be, by 8 posterior samples: 9 times the work")  # fmt: skip
+        help="how far off it may be, at strength 1, by 8 samples: 9 times the work")  # fmt: skip
     add("--format", dest="file_format", choices=("png", "jpg"), default="png",
         help="of the pictures; jpg is quality 95 (png)")  # fmt: skip
     add("--levels", type=float, default=50.0, metavar="N",

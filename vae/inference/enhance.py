@@ -20,7 +20,6 @@ from vae.inference.model import batch_size
 from vae.inference.windows import filter_windows
 from vae.metrics import to_float
 from vae.models.layers import depth_to_space, space_to_depth
-from vae.models.tone import USUAL_ERROR
 from vae.training.config import ENHANCER, PRIOR
 from vae.training.saved import SavedModel, read_model, variables_hash
 from vae.training.state import make_model
@@ -40,7 +39,7 @@ class EnhancementModel:
         self.saved = saved
         self._module = make_model(saved.config)
         variables = jax.device_put(saved.variables)
-        self._tone, self._tone_share, self._detail, self._both = (
+        self._tone, self._tone_error, self._detail, self._both = (
             functools.partial(function, variables) for function in _stages(self._module)
         )
 
@@ -72,8 +71,8 @@ class EnhancementModel:
     def uncertainty(
         self, photograph: np.ndarray, fov: FieldOfView, *, samples: int = 8, seed: int = 0
     ) -> np.ndarray:
-        """How far off the result may be: how much it varies over samples of the posterior, and
-        where the photograph's tone was changed, how far off that usually is.
+        """How far off the result at strength 1 may be: how much it varies over samples of the
+        posterior, and how far off the tone usually is.
 
         Args:
           photograph: uint8 [H, W, 3].
@@ -84,7 +83,7 @@ class EnhancementModel:
         Returns:
           float32 [H, W]: a standard deviation in grey levels, root mean square over R, G, B; 0
           outside a known field of view. The samples' part is each pixel's, the tone's
-          (`vae.models.tone.USUAL_ERROR`) the whole photograph's.
+          (`vae.models.tone.usual_error`, of the weights that ship) the whole photograph's.
 
         Raises:
           ValueError: Another shape or dtype, or fewer samples.
@@ -101,7 +100,7 @@ class EnhancementModel:
             mean += change / (number + 1)
             square += change * (made - mean)
         deviation = np.sqrt(square.mean(axis=-1) / (samples - 1))
-        tone = self._tone_error(photograph_view(photograph, fov)[None])[0]
+        tone = np.asarray(self._tone_error(photograph_view(photograph, fov)[None]))[0]
         return np.where(_inside(photograph, fov), np.hypot(deviation, tone), np.float32(0))
 
     def enhance_tiles(
@@ -158,12 +157,8 @@ class EnhancementModel:
                 made.append(self._detail(jnp.concatenate([toned, noise], axis=-1))[0] * 127.5)
             square = np.square(np.std(made, axis=0, ddof=1)).mean(axis=-1)
             found.append(np.sqrt(square).astype(np.float32))
-        return np.hypot(np.stack(found), self._tone_error(views)[:, None, None])
-
-    def _tone_error(self, views: np.ndarray) -> np.ndarray:
-        """How far off the tone stage usually is, where it changes anything: float32 [N], levels."""
-        shares = [np.asarray(self._tone_share(view[None]))[0] for view in views]
-        return np.float32(USUAL_ERROR) * np.array(shares, np.float32)
+        tones = [np.asarray(self._tone_error(view[None])) for view in views]
+        return np.hypot(np.stack(found), np.stack(tones)[:, :, None])
 
     def _toned(self, photograph: np.ndarray, fov: FieldOfView) -> np.ndarray:
         """After the tone stage, float32 [H, W, 3] in about [-1, 1]; black outside."""
@@ -212,15 +207,15 @@ def load_enhancer(path: str | os.PathLike = weights.ENHANCE) -> EnhancementModel
 
 
 def _stages(module: nn.Module):
-    """The compiled functions: tone, how much of it, detail, and both stages."""
+    """The compiled functions: tone, how far off it is, detail, and both stages."""
 
     @jax.jit
     def tone(variables, images, views, places):
         return module.apply(variables, to_float(images), to_float(views), places, method="tone")
 
     @jax.jit
-    def tone_share(variables, views):
-        return module.apply(variables, to_float(views), method="tone_share")
+    def tone_error(variables, views):
+        return module.apply(variables, to_float(views), method="tone_error")
 
     @jax.jit
     def detail(variables, planes):
@@ -234,7 +229,7 @@ def _stages(module: nn.Module):
     def both(variables, images, views, places):
         return module.apply(variables, to_float(images), to_float(views), places)
 
-    return tone, tone_share, detail, both
+    return tone, tone_error, detail, both
 
 
 def _noise_plane(

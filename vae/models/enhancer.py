@@ -22,7 +22,7 @@ from vae.models.filter_bank import REACH as FILTER_REACH
 from vae.models.filter_bank import FilterBank
 from vae.models.layers import depth_to_space
 from vae.models.posterior import Posterior
-from vae.models.tone import ToneField, apply_tone, evidence
+from vae.models.tone import ToneField, apply_tone, change_size, evidence, usual_error
 
 # What is wrong with a bad photograph is larger than what a codec leaves by this much.
 GAIN = 8.0
@@ -62,13 +62,15 @@ class Enhancer(AutoencoderKL):
         Returns:
           float32 [B, H, W, 3], not clipped.
         """
-        change = apply_tone(x, self.tone_field(view.astype(jnp.float32)), place) - x
-        return x + self.tone_share(view)[:, None, None, None] * change
-
-    def tone_share(self, view: jax.Array) -> jax.Array:
-        """How much of its change of tone is made to each photograph: float32 [B], 0 to 1."""
         view = view.astype(jnp.float32)
-        return evidence(view, self.tone_field(view))
+        coefficients = self.tone_field(view)
+        share = evidence(change_size(view, coefficients))
+        return x + share[:, None, None, None] * (apply_tone(x, coefficients, place) - x)
+
+    def tone_error(self, view: jax.Array) -> jax.Array:
+        """How far off `tone` usually is on photographs like these, grey levels: float32 [B]."""
+        view = view.astype(jnp.float32)
+        return usual_error(change_size(view, self.tone_field(view)))
 
     def tone_in_training(self, x: jax.Array, view: jax.Array, place: jax.Array) -> jax.Array:
         """As `tone`, with changes of any size: what is not made learns nothing."""

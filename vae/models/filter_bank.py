@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vae.models.pca import HIGHEST
+
 # Pixels that a kernel reaches to each side.
 REACH = 6
 # The start: differences from blurs of these deviations, round and along lines at ANGLES angles.
@@ -62,11 +64,16 @@ class FilterBank(nn.Module):
         planes = planes.reshape(batch * channels, *planes.shape[2:], 1)
         numbers = ("NHWC", "HWIO", "NHWC")
         made = jax.lax.conv_general_dilated(
-            planes, kernels[:, :, None], (1, 1), "VALID", dimension_numbers=numbers
+            planes,
+            kernels[:, :, None],
+            (1, 1),
+            "VALID",
+            dimension_numbers=numbers,
+            precision=HIGHEST,
         )
         patch = height // rows
         made = made.reshape(batch, channels, rows, patch, columns, patch, KERNELS)
-        mixed = jnp.einsum("bcypxqk,byxck->bypxqc", made, weights)
+        mixed = jnp.einsum("bcypxqk,byxck->bypxqc", made, weights, precision=HIGHEST)
         return mixed.reshape(x.shape)
 
 

@@ -89,22 +89,32 @@ def apply_tone(x: jax.Array, coefficients: jax.Array, place: jax.Array) -> jax.A
     return x + 2 * (from_light(light) - from_light(to_light(values)))
 
 
-def evidence(view: jax.Array, coefficients: jax.Array) -> jax.Array:
-    """How much of the change is to be made, 0 to 1, by its size over the photograph: `LEAST`.
+def change_size(view: jax.Array, coefficients: jax.Array) -> jax.Array:
+    """Root mean square of a photograph's whole change of tone, grey levels: float32 [B].
 
     Args:
       view: float32 [B, VIEW, VIEW, 3] in [-1, 1].
       coefficients: Of `ToneField`, for this view.
-
-    Returns:
-      float32 [B].
     """
     place = jnp.broadcast_to(jnp.array(VIEW_PLACE), (len(view), 3))
     change = jnp.where(WITHIN, 127.5 * (apply_tone(view, coefficients, place) - view), 0)
-    size = jnp.sqrt(jnp.square(change).sum(axis=(1, 2, 3)) / (3 * WITHIN.sum()))
+    return jnp.sqrt(jnp.square(change).sum(axis=(1, 2, 3)) / (3 * WITHIN.sum()))
+
+
+def evidence(size: jax.Array) -> jax.Array:
+    """How much of a change of this size is to be made, 0 to 1: `LEAST`."""
     low, high = LEAST
     rise = jnp.clip((size - low) / (high - low), 0, 1)
     return rise**2 * (3 - 2 * rise)
+
+
+def usual_error(size: jax.Array) -> jax.Array:
+    """How far off the tone is when a change of this size was found, grey levels.
+
+    Of the share that is made, `USUAL_ERROR`; of the rest, all that was not made.
+    """
+    share = evidence(size)
+    return jnp.hypot(share * USUAL_ERROR, (1 - share) * size)
 
 
 def to_light(values: jax.Array) -> jax.Array:

@@ -60,7 +60,8 @@ def negative_log_likelihood(
         best for it, not below that of 8-bit rounding, and `log_scale` is not used. Then a tenth
         off its error counts the same in a good example and in a bad one, as PSNR counts it. Or
         "own_details": the mean of that and of the same with each channel's mean error taken out,
-        so that the details of an example count though its colour is wrong.
+        so that the details of an example count though its colour is wrong: no density, so what
+        is logged with it is no ELBO.
 
     Returns:
       float32 [B], nats summed over an example's values.
@@ -69,8 +70,8 @@ def negative_log_likelihood(
         error = x - mean
         variances = [jnp.mean(jnp.square(error), axis=(1, 2, 3))]
         if likelihood == "own_details":
-            error -= jnp.mean(error, axis=(1, 2), keepdims=True)
-            variances.append(jnp.mean(jnp.square(error), axis=(1, 2, 3)))
+            details = error - jnp.mean(error, axis=(1, 2), keepdims=True)
+            variances.append(jnp.mean(jnp.square(details), axis=(1, 2, 3)))
         nats = [jnp.log(2 * np.pi * np.e * (v + QUANTISATION_STD**2)) for v in variances]
         return 0.5 * x[0].size * sum(nats) / len(nats)
     z = (x - mean) * jnp.exp(-log_scale)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from data.errors import DataError, UsageError
 from data.pipeline import Dataset, first_tiles, open_dataset
 from vae.models import with_autoencoder, with_spectrum
-from vae.training.config import AUTOENCODER_KL, ENHANCER, PRIOR
+from vae.training.config import AUTOENCODER_KL, ENHANCER, PRIOR, default_config
 from vae.training.prior import fit_prior
 from vae.training.saved import SavedModel, read_model
 from vae.training.state import (
@@ -67,6 +67,10 @@ def check_same_model(saved: SavedModel, config: ConfigDict, name: str) -> None:
 
 def check_same_run(saved: dict, now: dict, workdir: epath.Path) -> None:
     """Refuses to continue with another model or other data than the checkpoint's."""
+    if "architecture" in saved.get("model", {}):
+        # A setting that is newer than the checkpoint has its default there.
+        defaults = plain(default_config(saved["model"]["architecture"]).model)
+        saved = {**saved, "model": {**defaults, **saved["model"]}}
     for key, what in (
         ("model", "model"),
         ("fingerprint", "dataset fingerprint"),

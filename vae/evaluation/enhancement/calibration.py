@@ -11,7 +11,7 @@ BINS = 10
 def calibration(
     clean: np.ndarray, made: np.ndarray, deviations: np.ndarray, fov: np.ndarray
 ) -> dict[str, Any]:
-    """The deviation that a model gives its pixels beside their errors.
+    """The uncertainty that a model gives its pixels, as a deviation, beside their errors.
 
     Args:
       clean: uint8 [N, S, S, 3].
@@ -47,7 +47,7 @@ def calibration(
 def format_calibration(found: dict[str, Any]) -> str:
     """The figures as a line."""
     if found["ratio"] is None:
-        return "uncertainty: none, every sample is the same"
+        return "uncertainty: 0 everywhere"
     ends = found["bins"][0], found["bins"][-1]
     low, high = (f"{one['deviation']:.2f} said, {one['error']:.2f} off" for one in ends)
     return (
