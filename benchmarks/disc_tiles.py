@@ -1,4 +1,4 @@
-r"""More tiles around the optic discs: what the prior that ships has learned them from.
+r"""More tiles around the optic discs, for a prior that is to draw them; tried in docs/sampling.md.
 
     python benchmarks/disc_tiles.py --tiles tiles --discs docs/optic_discs.csv --out tiles_disc
     fundus-vae build --tiles tiles_disc --data_dir dataset_disc
