@@ -88,7 +88,7 @@ def reference(single, config, batches):
     return single["run"]
 
 
-@pytest.mark.parametrize("shape", [(8, 1), (4, 2), (1, 8)])
+@pytest.mark.parametrize("shape", [(8, 1), (4, 2), pytest.param((1, 8), marks=pytest.mark.soak)])
 def test_same_losses_on_every_mesh(config, batches, single, shape):
     losses, state, _ = run(config, batches, shape)
     expected, expected_state, _ = reference(single, config, batches)
