@@ -15,8 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae.models.lapped import Lapped, from_pca
-from vae.models.layers import ResidualBlock, RMSNorm, Stage, depth_to_space, space_to_depth
-from vae.models.pca import HIGHEST, PCA, QUANTISATION_STD
+from vae.models.layers import (
+    ResidualBlock,
+    RMSNorm,
+    Stage,
+    convolve,
+    depth_to_space,
+    space_to_depth,
+)
+from vae.models.pca import PCA, QUANTISATION_STD
 from vae.models.posterior import Posterior
 
 # The conv paths start here: a 4 x 4 patch is a pixel with 48 channels.
@@ -156,7 +163,7 @@ class LinearPath(nn.Module):
 
     def encode(self, patches: jax.Array) -> jax.Array:
         """[B, h, w, f*f*3] -> [B, h, w, C]."""
-        return self._convolve(patches - self.mean, self.analysis)
+        return convolve(patches - self.mean, self.analysis)
 
     def decode(self, latents: jax.Array) -> jax.Array:
         """[B, h, w, C] -> [B, h, w, f*f*3]."""
@@ -164,15 +171,7 @@ class LinearPath(nn.Module):
 
     def decode_change(self, latents: jax.Array) -> jax.Array:
         """What a change of the latents changes: as `decode`, without the mean."""
-        return self._convolve(latents, self.synthesis)
-
-    def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        reach = self.kernel // 2
-        x = jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="edge")
-        numbers = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), "VALID", dimension_numbers=numbers, precision=HIGHEST
-        )
+        return convolve(latents, self.synthesis)
 
 
 class ConvEncoder(nn.Module):

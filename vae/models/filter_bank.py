@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vae.models.layers import convolve
 from vae.models.pca import HIGHEST
 
 # Pixels that a kernel reaches to each side.
@@ -47,7 +48,7 @@ class FilterBank(nn.Module):
         Returns:
           float32 [B, H, W, C].
         """
-        batch, height, _, channels = x.shape
+        batch, height, width, channels = x.shape
         rows, columns = features.shape[1:3]
         mixing = nn.Dense(
             channels * KERNELS,
@@ -59,18 +60,8 @@ class FilterBank(nn.Module):
         weights = weights.reshape(batch, rows, columns, channels, KERNELS)
         kernels = self.param("kernels", lambda _: jnp.asarray(_differences()))
         kernels -= jnp.mean(kernels, axis=(0, 1))
-        around = ((0, 0), (REACH, REACH), (REACH, REACH), (0, 0))
-        planes = jnp.pad(x, around, mode="edge").transpose(0, 3, 1, 2)
-        planes = planes.reshape(batch * channels, *planes.shape[2:], 1)
-        numbers = ("NHWC", "HWIO", "NHWC")
-        made = jax.lax.conv_general_dilated(
-            planes,
-            kernels[:, :, None],
-            (1, 1),
-            "VALID",
-            dimension_numbers=numbers,
-            precision=HIGHEST,
-        )
+        planes = x.transpose(0, 3, 1, 2).reshape(batch * channels, height, width, 1)
+        made = convolve(planes, kernels[:, :, None])
         patch = height // rows
         made = made.reshape(batch, channels, rows, patch, columns, patch, KERNELS)
         mixed = jnp.einsum("bcypxqk,byxck->bypxqc", made, weights, precision=HIGHEST)

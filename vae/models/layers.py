@@ -27,6 +27,19 @@ def depth_to_space(x: jax.Array, block: int) -> jax.Array:
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * block, w * block, c // (block * block))
 
 
+def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolution of [B, H, W, C] with [K, K, C, D], K odd, to [B, H, W, D], at full precision.
+
+    Beyond the border the outermost values repeat.
+    """
+    reach = kernel.shape[0] // 2
+    x = jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="edge")
+    numbers, exact = ("NHWC", "HWIO", "NHWC"), jax.lax.Precision.HIGHEST
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "VALID", dimension_numbers=numbers, precision=exact
+    )
+
+
 class RMSNorm(nn.Module):
     """Divides each pixel by the root mean square of its channels (Zhang and Sennrich, 2019)."""
 
