@@ -6,10 +6,11 @@ device.
 The dataset needs the photographs' views, which `fundus-vae make-tiles` and `build` store. Presets:
 `f8c32` (the default) has the sizes of that reconstruction model and can start from its weights
 (`--config.init_from=f8c32`). Of the same model, `tone` teaches the tone stage alone, from
-views, and `detail` the detail stage alone, from tiles that are blurred, spotted, noisy, reduced or
-coded but neither dark nor hazy: run `tone`, then `detail` with `--config.init_from` of that, then
-`f8c32` with that of `detail`. `smoke` runs everything once within seconds on data of its own. What
-is degraded, how often and how much is `config.degrade`.
+views, `sharpening` what undoes blur, and `detail` the detail stage alone, the latter two from tiles
+that are blurred, spotted, noisy, reduced or coded but neither dark nor hazy: run `tone`, then
+`sharpening` with `--config.init_from` of that, and so on to `detail` and `f8c32`. `smoke` runs
+everything once within seconds on data of its own. What is degraded, how often and how much is
+`config.degrade`.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 from data.errors import UsageError
 from vae.training.config import ENHANCER, default_config, make_brief
 
-PRESETS = ("f8c32", "tone", "detail", "smoke")
+PRESETS = ("f8c32", "tone", "sharpening", "detail", "smoke")
 # What the tone stage undoes.
 TONES = ("haze", "illumination", "colour_cast", "low_contrast")
 
@@ -31,7 +32,7 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
     config.data.crop = 128
     config.data.scales = (1, 1, 2)
     config.batch_size = 256
-    config.model.filters = True
+    config.model.filters = config.model.sharpening = True
     config.optimizer.name = "muon"
     # Errors are large in some examples and small in others: each counts by its own scale, or the
     # first alone would be seen, and good photographs made a little worse; and its details by
@@ -39,11 +40,20 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
     config.loss.likelihood = "own_details"
     # The decoder sees the image: at full price the latent would be left empty.
     config.loss.beta = 0.1
-    if preset in ("tone", "detail"):
+    if preset in ("tone", "sharpening", "detail"):
         config.loss.likelihood = "own_gaussian"
     if preset == "tone":
         config.train.views = 8
+    if preset == "sharpening":
+        # The more of a photograph, the clearer is its spectrum; there is little to compute.
+        config.data.crop = 160
+        config.data.scales = (1,)
+        config.train.sharpening = True
+        config.optimizer.name = "adam"
+        config.optimizer.learning_rate = 1e-3
     if preset == "detail":
+        config.optimizer.sharpening_multiplier = 0.0
+    if preset in ("sharpening", "detail"):
         config.optimizer.tone_multiplier = 0.0
         config.degrade.alone = 0.7
         for name in TONES:

@@ -1,6 +1,7 @@
 """An enhancer on photographs: no seam, any strength, its uncertainty, its command."""
 
 import csv
+import math
 import resource
 
 import jax
@@ -15,7 +16,7 @@ from data.fov import UNKNOWN, FieldOfView
 from data.views import photograph_view, place_of
 from tests.data.test_images import swapped_profile
 from vae.cli import main
-from vae.inference import windows
+from vae.inference import enhance, windows
 from vae.inference.enhance import EnhancementModel, load_enhancer
 from vae.training.exported import SavedModel, write_exported
 from vae.training.state import initial_variables
@@ -95,7 +96,12 @@ def test_a_model_that_learned_nothing_changes_nothing(config, fresh, photograph)
     np.testing.assert_array_equal(model.enhance(photograph, UNKNOWN), photograph)
 
 
-def test_a_tile_is_enhanced_as_in_its_photograph(model, photograph):
+def test_a_tile_is_enhanced_as_in_its_photograph(config, moved, photograph):
+    # But for its blur, of which it knows less: kernels of zeros.
+    params = dict(moved["params"])
+    head = jax.tree.map(np.zeros_like, params["sharpening"]["head"])
+    params["sharpening"] = {**params["sharpening"], "head": head}
+    model = EnhancementModel(saved_model(config, {**moved, "params": params}))
     y, x, side, halo = 40, 48, 240, model._module.detail_halo
     inside = np.where(FOV.mask(*photograph.shape[:2])[..., None], photograph, np.uint8(0))
     tile = inside[y : y + side, x : x + side]
@@ -108,8 +114,21 @@ def test_a_tile_is_enhanced_as_in_its_photograph(model, photograph):
     assert difference.size > 1000 and difference.max() <= 1
 
 
+def test_a_photograph_is_sharpened_by_all_of_it(model, photograph, monkeypatch):
+    """In strips and by OpenCV as the module does it at once, where the disc is not cut flat."""
+    round_fov = FieldOfView(FOV.x, FOV.y, 120.0, -math.inf, math.inf)
+    monkeypatch.setattr(enhance, "STRIP", 64)
+    toned = model._toned(photograph, round_fov)
+    place = place_of(round_fov, *photograph.shape[:2])
+    whole = np.asarray(model._stages.sharpen(toned[None], place[None]))[0]
+    made = model._sharp(photograph, round_fov)
+    # Sums of 289 products of float32, and FFTs.
+    np.testing.assert_allclose(made, whole, atol=1e-4)
+    assert np.abs(made - toned).mean() > 1e-3
+
+
 def test_uncertainty_is_of_the_photograph_not_of_its_windows(model, photograph, monkeypatch):
-    tone = np.asarray(model._tone_error(photograph_view(photograph, FOV)[None]))[0]
+    tone = np.asarray(model._stages.tone_error(photograph_view(photograph, FOV)[None]))[0]
 
     inside = FOV.mask(*photograph.shape[:2])
 
@@ -130,12 +149,12 @@ def test_uncertainty_is_of_the_photograph_not_of_its_windows(model, photograph, 
 def test_uncertainty_knows_of_the_tone(model, config, fresh, photograph):
     view = photograph_view(photograph, FOV)[None]
     tile, place = photograph[None, :64, :64], place_of(FOV, *photograph.shape[:2])[None]
-    tone = float(model._tone_error(view)[0])
+    tone = float(model._stages.tone_error(view)[0])
     assert tone > 1
     assert model.tile_uncertainty(tile, view, place, samples=2).min() >= tone
     assert model.uncertainty(photograph, FOV, samples=2)[150, 170] >= tone
     # What leaves the tone as it is has no error of it.
-    assert not EnhancementModel(saved_model(config, fresh))._tone_error(view).any()
+    assert not EnhancementModel(saved_model(config, fresh))._stages.tone_error(view).any()
 
 
 @pytest.fixture(scope="module")

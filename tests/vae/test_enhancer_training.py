@@ -48,7 +48,7 @@ def test_every_part_learns(config, dataset):
     before, after, metrics = run(config, dataset, 2, make_mesh(8, 1))
     assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
     # The heads leave zero, and then everything behind them moves.
-    for name in ("tone", "decoder", "encoder", "linear"):
+    for name in ("tone", "sharpening", "decoder", "encoder", "linear"):
         moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before[name], after[name])
         assert max(jax.tree.leaves(moved)) > 0, name
 
@@ -61,6 +61,17 @@ def test_the_tone_stage_learns_alone_from_views(config, dataset):
     for name in before:
         moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before[name], after[name])
         assert (max(jax.tree.leaves(moved)) > 0) == (name == "tone"), name
+
+
+def test_sharpening_learns_alone(config, dataset):
+    config = config.copy_and_resolve_references()
+    config.train.sharpening, config.optimizer.weight_decay = True, 0.0
+    config.data.crop, config.data.scales, config.degrade.clean = 64, (1,), 0.0
+    before, after, metrics = run(config, dataset, 2, make_mesh(8, 1))
+    assert np.isfinite(metrics["loss"]) and metrics["kl"] == 0
+    for name in before:
+        moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before[name], after[name])
+        assert (max(jax.tree.leaves(moved)) > 0) == (name == "sharpening"), name
 
 
 @pytest.mark.soak
@@ -89,10 +100,10 @@ def test_starts_from_the_weights_that_ship():
         _start_from(config, read_model("f8c16"))
 
 
-def test_an_enhancer_gets_filters(config, tmp_path):
+def test_an_enhancer_gets_what_it_lacked(config, tmp_path):
     config = config.copy_and_resolve_references()
     had = config.copy_and_resolve_references()
-    had.model.filters = False
+    had.model.filters = had.model.sharpening = False
     variables = jax.jit(lambda: initial_variables(had))()
     leaf = variables["params"]["decoder"]["gate"]["kernel"]
     variables["params"]["decoder"]["gate"]["kernel"] = leaf + 1
@@ -103,6 +114,7 @@ def test_an_enhancer_gets_filters(config, tmp_path):
     )
     np.testing.assert_array_equal(made["params"]["decoder"]["gate"]["kernel"], leaf + 1)
     assert not made["params"]["filter_bank"]["mixing"]["kernel"].any()
+    assert not made["params"]["sharpening"]["head"]["kernel"].any()
     assert not saved.config.model.filters
     config.model.width = 32
     with pytest.raises(DataError, match="give the config it was made with"):

@@ -120,6 +120,23 @@ def test_a_pair_is_a_function_of_key_and_row(config):
     assert np.abs(other.clean - whole.clean).max() > 0.1
 
 
+@pytest.mark.parametrize("name", ["noise", "defocus"])
+def test_targets_of_sharpening_lack_the_blur_alone(config, name):
+    config = config.copy_and_resolve_references()
+    config.degrade.update(dict.fromkeys(DEGRADATIONS, 0.0), clean=0.0, alone=0.0, probability=1.0)
+    config.degrade[name] = 1.0
+    tile = np.random.default_rng(6).integers(90, 160, (2, SIZE, SIZE, 3), np.uint8)
+    view, place = np.zeros((2, VIEW, VIEW, 3), np.uint8), np.float32([[40, 50, 200]] * 2)
+    arguments = tile, view, place, jax.random.key(5), jnp.arange(2)
+    plain = make_pairs(*arguments, config)
+    config.train.sharpening = True
+    pairs = make_pairs(*arguments, config)
+    np.testing.assert_array_equal(pairs.seen, plain.seen)
+    assert np.abs(pairs.seen - plain.clean).mean() > 0.02
+    target = plain.clean if name == "defocus" else pairs.seen
+    np.testing.assert_allclose(pairs.clean, target, atol=1e-6)
+
+
 def test_turns_are_those_of_a_cut():
     picture = np.random.default_rng(3).integers(0, 256, (12, 12, 3), np.uint8)
     zero = jnp.zeros(3, jnp.int32)

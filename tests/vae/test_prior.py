@@ -131,6 +131,25 @@ def test_loss_is_the_same_however_rows_are_cut(flow):
     assert metrics["loss_octave"].shape == (len(model.widths) + 1,)
 
 
+def test_labels_that_are_never_dropped(flow):
+    """Where every label is dropped, but for those of `named_only`."""
+    model, variables = flow
+    fixed, params = {"spectrum": variables["spectrum"]}, perturbed(variables)["params"]
+    config = prior256.get_config("smoke")
+    latents = {"mean": normal(1, SIDE, SIDE, CHANNELS), "log_var": np.zeros((1, *[SIDE] * 2, 4))}
+
+    def loss(label, dropout):
+        config.prior.update(label_dropout=dropout, named_only=("right",))
+        example = latents | {"label": np.array([label], np.int32)}
+        return float(
+            flow_loss(config, model)(params, fixed, {}, example, np.arange(1), jax.random.key(5))[0]
+        )
+
+    nameless, left, right = (loss(label, 0.0) for label in (0, 1, 2))
+    assert len({nameless, left, right}) == 3
+    assert [loss(label, 1.0) for label in (1, 2)] == [nameless, right]
+
+
 def test_label_numbers_count_from_one():
     found = label_numbers(np.array(["right", "left", "other"]), ("left", "right"))
     np.testing.assert_array_equal(found, [2, 1, 0])
@@ -165,6 +184,7 @@ def test_config_is_filled_in(dataset):
         ({"data.crop": 60}, "multiple of 2"),
         ({"model.labels": ("a",), "prior.conditional": False}, "drop one"),
         ({"model.labels": tuple(map(str, range(1001)))}, "1001 labels"),
+        ({"prior.named_only": ("disc",)}, "named_only.* 'disc'"),
     ],
 )
 def test_refuses_what_cannot_work(dataset, change, message):

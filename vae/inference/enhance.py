@@ -1,12 +1,16 @@
 """Degraded photographs made clear: a model from a path, for photographs and tiles as uint8 arrays.
 
-The tone stage is a function of each pixel, its place and the photograph's view; the detail stage
-has a bounded reach. So photographs of any size go through in windows, with no seam.
+The tone stage is a function of each pixel, its place and the photograph's view; sharpening is one
+filter for the photograph; the detail stage has a bounded reach. So photographs of any size go
+through in strips and windows, with no seam.
 """
 
 import functools
 import os
+from collections.abc import Callable
+from typing import NamedTuple
 
+import cv2
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -20,11 +24,12 @@ from vae.inference.model import batch_size
 from vae.inference.windows import filter_windows
 from vae.metrics import to_float
 from vae.models.layers import depth_to_space, space_to_depth
+from vae.models.periodogram import HOP, SIDE, window_powers
 from vae.training.config import ENHANCER, PRIOR
 from vae.training.saved import SavedModel, read_model, variables_hash
 from vae.training.state import make_model
 
-# Rows of a photograph whose tone is made at once.
+# Rows of a photograph whose tone is made at once; a multiple of HOP.
 STRIP = 256
 
 
@@ -39,8 +44,8 @@ class EnhancementModel:
         self.saved = saved
         self._module = make_model(saved.config)
         variables = jax.device_put(saved.variables)
-        self._tone, self._tone_error, self._detail, self._both = (
-            functools.partial(function, variables) for function in _stages(self._module)
+        self._stages = _Stages(
+            *(functools.partial(function, variables) for function in _compiled(self._module))
         )
 
     @functools.cached_property
@@ -65,7 +70,7 @@ class EnhancementModel:
           ValueError: Another shape or dtype, or a strength outside [0, 1].
         """
         _check_strength(strength)
-        made = self._windows(self._toned(photograph, fov))
+        made = self._windows(self._sharp(photograph, fov))
         return _mixed(photograph, made, _inside(photograph, fov), strength)
 
     def uncertainty(
@@ -90,17 +95,17 @@ class EnhancementModel:
         """
         if samples < 2:
             raise ValueError(f"samples {samples}: expected at least 2")
-        toned = self._toned(photograph, fov)
-        mean = np.zeros_like(toned)
-        square = np.zeros_like(toned)
+        sharp = self._sharp(photograph, fov)
+        mean = np.zeros_like(sharp)
+        square = np.zeros_like(sharp)
         for number in range(samples):
-            made = self._windows(toned, np.random.default_rng([seed, number])) * 127.5
+            made = self._windows(sharp, np.random.default_rng([seed, number])) * 127.5
             # Welford (1962): no difference of large sums.
             change = made - mean
             mean += change / (number + 1)
             square += change * (made - mean)
         deviation = np.sqrt(square.mean(axis=-1) / (samples - 1))
-        tone = np.asarray(self._tone_error(photograph_view(photograph, fov)[None]))[0]
+        tone = np.asarray(self._stages.tone_error(photograph_view(photograph, fov)[None]))[0]
         return np.where(_inside(photograph, fov), np.hypot(deviation, tone), np.float32(0))
 
     def enhance_tiles(
@@ -110,7 +115,8 @@ class EnhancementModel:
         places: np.ndarray,
         strength: float = 1.0,
     ) -> np.ndarray:
-        """Tiles made clear, each by itself: near its border a tile knows less than its photograph.
+        """Tiles made clear, each by itself: of blur, and near its border, it knows less than its
+        photograph.
 
         Args:
           images: uint8 [N, S, S, 3], sides divisible by 8.
@@ -129,7 +135,7 @@ class EnhancementModel:
             part = [array[rows] for array in (images, views, places)]
             lacking = min(largest, len(images)) - len(part[0])
             part = [np.concatenate([a, np.repeat(a[-1:], lacking, axis=0)]) for a in part]
-            made[rows] = np.asarray(self._both(*part))[: len(images[rows])]
+            made[rows] = np.asarray(self._stages.all(*part))[: len(images[rows])]
         return _mixed(images, made, np.ones(images.shape[:-1], bool), strength)
 
     def tile_uncertainty(
@@ -150,14 +156,16 @@ class EnhancementModel:
         rng = np.random.default_rng(seed)
         found = []
         for image, view, place in zip(images, views, places, strict=True):
-            toned = self._tone(image[None], view[None], place[None])
+            toned = self._stages.tone(image[None], view[None], place[None])
+            sharp = self._stages.sharpen(toned, place[None])
             made = []
             for _ in range(samples):
                 noise = _noise_plane(rng, image.shape, f, channels)[None]
-                made.append(self._detail(jnp.concatenate([toned, noise], axis=-1))[0] * 127.5)
+                planes = jnp.concatenate([sharp, noise], axis=-1)
+                made.append(self._stages.detail(planes)[0] * 127.5)
             square = np.square(np.std(made, axis=0, ddof=1)).mean(axis=-1)
             found.append(np.sqrt(square).astype(np.float32))
-        tones = [np.asarray(self._tone_error(view[None])) for view in views]
+        tones = [np.asarray(self._stages.tone_error(view[None])) for view in views]
         return np.hypot(np.stack(found), np.stack(tones)[:, :, None])
 
     def _toned(self, photograph: np.ndarray, fov: FieldOfView) -> np.ndarray:
@@ -172,17 +180,41 @@ class EnhancementModel:
             # One shape for all strips.
             strip = np.pad(strip, ((0, STRIP - len(strip)), (0, 0), (0, 0)))
             place = place_of(fov, height, width, y=top)[None]
-            made = np.asarray(self._tone(strip[None], view, place))[0]
+            made = np.asarray(self._stages.tone(strip[None], view, place))[0]
             toned[top : top + STRIP] = made[: height - top]
         return toned
 
-    def _windows(self, toned: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+    def _sharp(self, photograph: np.ndarray, fov: FieldOfView) -> np.ndarray:
+        """After sharpening, float32 [H, W, 3]."""
+        toned = self._toned(photograph, fov)
+        if not self._module.sharpening:
+            return toned
+        inside = _inside(photograph, fov)
+        total, count = np.zeros(()), np.zeros(())
+        for top in range(0, len(toned), STRIP):
+            rows = slice(top, top + STRIP + SIDE - HOP)
+            # One shape for all strips.
+            lacking = ((0, STRIP + SIDE - HOP - len(toned[rows])), (0, 0))
+            strip = np.pad(toned[rows], (*lacking, (0, 0)))[None]
+            found = self._stages.powers(strip, np.pad(inside[rows], lacking)[None])
+            total, count = (
+                a + np.asarray(b, np.float64) for a, b in zip((total, count), found, strict=True)
+            )
+        kernels = np.asarray(
+            self._stages.kernels(total.astype(np.float32), count.astype(np.float32))
+        )[0]
+        for channel, kernel in enumerate(kernels):
+            plane = np.ascontiguousarray(toned[..., channel])
+            toned[..., channel] += cv2.filter2D(plane, -1, kernel, borderType=cv2.BORDER_REPLICATE)
+        return toned
+
+    def _windows(self, sharp: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """After the detail stage; with noise from `rng` of a sample of the posterior."""
         f = self._module.downsample
         if rng is not None:
-            noise = _noise_plane(rng, toned.shape, f, self._module.latent_channels)
-            toned = np.concatenate([toned, noise], axis=-1)
-        return filter_windows(self._detail, toned, factor=f, halo=self._module.detail_halo)
+            noise = _noise_plane(rng, sharp.shape, f, self._module.latent_channels)
+            sharp = np.concatenate([sharp, noise], axis=-1)
+        return filter_windows(self._stages.detail, sharp, factor=f, halo=self._module.detail_halo)
 
 
 def load_enhancer(path: str | os.PathLike = weights.ENHANCE) -> EnhancementModel:
@@ -206,8 +238,20 @@ def load_enhancer(path: str | os.PathLike = weights.ENHANCE) -> EnhancementModel
     return EnhancementModel(saved)
 
 
-def _stages(module: nn.Module):
-    """The compiled functions: tone, how far off it is, detail, and both stages."""
+class _Stages(NamedTuple):
+    """The compiled functions, given the variables."""
+
+    tone: Callable  # (images, views, places)
+    tone_error: Callable  # (views)
+    powers: Callable  # (toned, inside)
+    kernels: Callable  # (powers, count)
+    sharpen: Callable  # (toned, places)
+    detail: Callable  # (planes), of what is sharpened and of noise
+    all: Callable  # (images, views, places)
+
+
+def _compiled(module: nn.Module) -> _Stages:
+    """Likewise, with the variables as their first argument."""
 
     @jax.jit
     def tone(variables, images, views, places):
@@ -218,18 +262,31 @@ def _stages(module: nn.Module):
         return module.apply(variables, to_float(views), method="tone_error")
 
     @jax.jit
+    def powers(variables, toned, inside):
+        del variables
+        return window_powers(toned, inside)
+
+    @jax.jit
+    def kernels(variables, powers, count):
+        return module.apply(variables, powers, count, method="kernels")
+
+    @jax.jit
+    def sharpen(variables, toned, places):
+        return module.apply(variables, toned, places, method="sharpen")
+
+    @jax.jit
     def detail(variables, planes):
-        toned, noise = planes[..., :3], None
+        sharp, noise = planes[..., :3], None
         if planes.shape[-1] > 3:
             noise = space_to_depth(planes[..., 3:], module.downsample)
             noise = noise[..., : module.latent_channels]
-        return module.apply(variables, toned, noise, method="detail")
+        return module.apply(variables, sharp, noise, method="detail")
 
     @jax.jit
-    def both(variables, images, views, places):
+    def everything(variables, images, views, places):
         return module.apply(variables, to_float(images), to_float(views), places)
 
-    return tone, tone_error, detail, both
+    return _Stages(tone, tone_error, powers, kernels, sharpen, detail, everything)
 
 
 def _noise_plane(

@@ -1,15 +1,17 @@
-"""Enhancer: a degraded photograph made clear, in two stages.
+"""Enhancer: a degraded photograph made clear, in three stages.
 
     toned    = x, with its light, haze, colour and contrast undone     from the photograph's view
-    enhanced = toned + gate * (D * (sd z - A * toned) + gain * conv path(z, toned) + filters(toned))
+    sharp    = toned, with its blur undone                             from its periodogram
+    enhanced = sharp + gate * (D * (sd z - A * sharp) + gain * conv path(z, sharp) + filters(sharp))
 
 Light, haze and colour cannot be judged from a tile: the tone stage (`vae.models.tone`) sees the
-photograph reduced to `VIEW` pixels. What is left, blur, grain, blocks, is the detail stage's, of
-bounded reach: an `AutoencoderKL` whose decoder sees the image too, so that the latent need not
-carry what is good. D and A are its linear path (`vae.models.autoencoder`): only a *change* of the
-linear code changes the image, and a gate at each 4 x 4 patch can leave it as it is. What is blurred
-is sharpened by filters, another mixture at each patch (`vae.models.filter_bank`). All heads
-start at zero, so step 0 is the identity.
+photograph reduced to `VIEW` pixels. Nor can its blur: sharpening (`vae.models.sharpening`) sees its
+averaged spectrum. What is left, grain and blocks, is the detail stage's, of bounded reach: an
+`AutoencoderKL` whose decoder sees the image too, so that the latent need not carry what is good. D
+and A are its linear path (`vae.models.autoencoder`): only a *change* of the linear code changes the
+image, and a gate at each 4 x 4 patch can leave it as it is. Filters, another mixture at each patch
+(`vae.models.filter_bank`), sharpen and smooth where it is seen from near that it is needed. All
+heads start at zero, so step 0 is the identity.
 """
 
 from collections.abc import Callable
@@ -21,12 +23,14 @@ from vae.models.autoencoder import STEM, AutoencoderKL
 from vae.models.filter_bank import REACH as FILTER_REACH
 from vae.models.filter_bank import FilterBank
 from vae.models.layers import depth_to_space
+from vae.models.periodogram import window_powers
 from vae.models.posterior import Posterior
+from vae.models.sharpening import Sharpening, correlate_each
 from vae.models.tone import ToneField, apply_tone, change_size, evidence, usual_error
 
 # What is wrong with a bad photograph is larger than what a codec leaves by this much.
 GAIN = 8.0
-TONE = "tone"
+TONE, SHARPENING = "tone", "sharpening"
 # The likelihood's scale at the start, logarithm: some six grey levels are usually wrong.
 LOG_SCALE = -3.0
 
@@ -39,15 +43,19 @@ class Enhancer(AutoencoderKL):
     Attributes:
       tone_width: Channels of the tone stage on the grid; twice as many on half of it.
       filters: Whether there are filters, mixed from the decoder's last features.
+      sharpening: Whether blur is undone by one filter for the whole photograph before.
     """
 
     tone_width: int = 48
     filters: bool = False
+    sharpening: bool = False
 
     def setup(self):
         super().setup()
         if self.filters:
             self.filter_bank = FilterBank(self.dtype)
+        if self.sharpening:
+            self.sharpening_kernels = Sharpening(name=SHARPENING)
         self.tone_field = ToneField(self.tone_width, self.dtype, name=TONE)
 
     def tone(self, x: jax.Array, view: jax.Array, place: jax.Array) -> jax.Array:
@@ -76,11 +84,37 @@ class Enhancer(AutoencoderKL):
         """As `tone`, with changes of any size: what is not made learns nothing."""
         return apply_tone(x, self.tone_field(view.astype(jnp.float32)), place)
 
+    def kernels(self, powers: jax.Array, count: jax.Array) -> jax.Array:
+        """The filters that sharpen photographs: float32 [B, 3, K, K], to be added to the identity.
+
+        Args:
+          powers: float32 [B, 3, ...], of the toned photograph (`periodogram.window_powers`).
+          count: float32 [B], windows that they are of.
+        """
+        return self.sharpening_kernels(powers, count)
+
+    def sharpen(self, toned: jax.Array, place: jax.Array) -> jax.Array:
+        """Tiles sharpened by what their own periodograms tell: [B, H, W, 3] -> the same.
+
+        A photograph's is of more windows: its tiles are to be sharpened by that.
+
+        Args:
+          toned: Of `tone`.
+          place: float32 [B, 3], see `tone`.
+        """
+        if not self.sharpening:
+            return toned
+        y, x, radius = place.T[:, :, None]
+        rows, columns = (jnp.arange(side) for side in toned.shape[1:3])
+        away = jnp.square(rows - y)[:, :, None] + jnp.square(columns - x)[:, None]
+        inside = away <= jnp.square(radius)[..., None]
+        return toned + correlate_each(toned, self.kernels(*window_powers(toned, inside)))
+
     def detail(self, toned: jax.Array, noise: jax.Array | None = None) -> jax.Array:
         """What has to be seen from near: [B, H, W, 3] -> the same, sides divisible by f.
 
         Args:
-          toned: Of `tone`.
+          toned: Of `tone`, and sharpened.
           noise: float32 [B, H/f, W/f, C], standard normal: a sample of the posterior; None for its
             mean.
         """
@@ -98,8 +132,8 @@ class Enhancer(AutoencoderKL):
         place: jax.Array,
         draw: Callable[[Posterior], jax.Array],
     ) -> tuple[jax.Array, Posterior]:
-        """Both stages in training, with the latent that `draw` takes from the posterior, and it."""
-        return self._restore(self.tone_in_training(x, view, place), draw)
+        """All stages in training, with the latent that `draw` takes from the posterior, and it."""
+        return self._restore(self.sharpen(self.tone_in_training(x, view, place), place), draw)
 
     def _restore(self, toned, draw):
         pca = self.pca.value
@@ -119,11 +153,11 @@ class Enhancer(AutoencoderKL):
     ) -> jax.Array:
         """The enhanced image [B, H, W, 3], not clipped; uses every parameter."""
         self.log_scale()
-        return self.detail(self.tone(x, view, place), noise)
+        return self.detail(self.sharpen(self.tone(x, view, place), place), noise)
 
     @property
     def detail_halo(self) -> int:
-        """Pixels around a pixel's own f x f patch that it depends on, given the toned image."""
+        """Pixels around a pixel's own f x f patch that it depends on, given the sharpened image."""
         return max(self.encoder_halo + self.downsample * self.decoder_halo, FILTER_REACH)
 
 

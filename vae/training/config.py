@@ -57,6 +57,7 @@ def default_config(architecture: str = AUTOENCODER_KL) -> ConfigDict:
     config.optimizer.learning_rate = 3e-3
     config.optimizer.linear_multiplier = 0.01  # of the linear path; 0 freezes it
     config.optimizer.tone_multiplier = 1.0  # of an enhancer's tone stage; 0 freezes it
+    config.optimizer.sharpening_multiplier = 1.0  # of its sharpening, likewise
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100
     config.optimizer.b1 = 0.9
@@ -73,6 +74,8 @@ def default_config(architecture: str = AUTOENCODER_KL) -> ConfigDict:
     config.train.ema_decay = 0.999  # 0: no average, and no memory for one
     # So many draws of each photograph's view, and an enhancer's tone stage alone learns; 0: tiles.
     config.train.views = 0
+    # An enhancer's sharpening alone learns, to undo what blurs and to leave all else.
+    config.train.sharpening = False
     config.train.mask = ""  # what the encoder does not see: "" nothing, "squares", "tiles"
     # Bitwise repeatable on GPUs too, slower; run_experiment.py passes it to XLA at the start.
     config.train.deterministic = False
@@ -159,6 +162,7 @@ def _enhancer() -> ConfigDict:
     model.architecture = ENHANCER
     model.tone_width = 48
     model.filters = False  # mixed at each patch from a few learned kernels
+    model.sharpening = False  # one filter for the whole photograph, judged by its spectrum
     return model
 
 
@@ -201,6 +205,8 @@ def _prior_settings() -> ConfigDict:
     prior.autoencoder = "f8c4"  # whose latents: what every --model can be
     prior.conditional = True  # on the label, where the dataset knows of labels
     prior.label_dropout = 0.2  # share of examples that are shown without theirs
+    # Labels that always are shown: what is drawn without a label is not of them.
+    prior.named_only = ()
     prior.draws = 4  # noises and times for each tile: encoding is the dearer part
     prior.sample_steps = 16  # of Heun's method, where --steps says nothing
     return prior

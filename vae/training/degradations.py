@@ -22,7 +22,7 @@ from jax.extend.random import threefry_2x32
 
 from vae.training.filters import REACH, along_axes, convolve, disc, gaussian, line
 
-__all__ = ["DEGRADATIONS", "GAMMA", "REACH", "WHOLE", "Place", "degrade"]
+__all__ = ["BLURS", "DEGRADATIONS", "GAMMA", "REACH", "WHOLE", "Place", "degrade"]
 
 GAMMA = 2.2
 SPOTS = 6
@@ -235,6 +235,8 @@ DEGRADATIONS: dict[str, Degradation] = {
 }
 # What happens to the light, before it is coded as values.
 LIGHT = ("haze", "illumination", "colour_cast", "defocus", "motion", "spots")
+# What a filter can undo.
+BLURS = ("defocus", "motion", "downsampling")
 # What shows in a photograph reduced to a thumbnail.
 WHOLE = ("haze", "illumination", "colour_cast", "spots", "low_contrast")
 

@@ -54,6 +54,7 @@ def flow_loss(
     middle = jax.nn.sigmoid(
         T_MEAN + T_SPREAD * jax.scipy.special.ndtri((np.arange(256) + 0.5) / 256)
     )
+    always = label_numbers(np.array(settings.named_only), model.labels)
     usual = (octave * _undecided(middle, model.latent_side)).mean()
 
     def draw(key: jax.Array, row: jax.Array) -> dict[str, jax.Array]:
@@ -70,12 +71,13 @@ def flow_loss(
         example, rows = jax.tree.map(lambda a: jnp.repeat(a, settings.draws, 0), (example, rows))
         copies = jnp.arange(len(rows)) % settings.draws
         drawn = jax.vmap(draw, (None, 0))(key, rows * settings.draws + copies)
+        nameless = drawn["nameless"] & ~jnp.isin(example["label"], always)
         errors, seen = model.apply(
             join_variables(params, fixed, batch_stats),
             example["mean"] + jnp.exp(0.5 * example["log_var"]) * drawn["spread"],
             drawn["noise"],
             drawn["t"],
-            jnp.where(drawn["nameless"], 0, example["label"]),
+            jnp.where(nameless, 0, example["label"]),
             method="errors",
         )
         power = jnp.einsum("luv,buvc->bl", levels, jnp.square(seen)) / (sizes * shape[-1])

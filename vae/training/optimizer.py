@@ -8,7 +8,7 @@ import optax.contrib
 from ml_collections import ConfigDict
 
 from vae.models.autoencoder import LINEAR
-from vae.models.enhancer import TONE
+from vae.models.enhancer import SHARPENING, TONE
 
 # Root mean square of Muon's updates: that of Adam's, so that both take the same learning rate (Liu
 # et al., 2025, "Muon is scalable for LLM training").
@@ -50,6 +50,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         optax.add_decayed_weights(c.weight_decay, mask=_decayed),
         optax.masked(optax.scale(c.linear_multiplier), _of(LINEAR)),
         optax.masked(optax.scale(c.tone_multiplier), _of(TONE)),
+        optax.masked(optax.scale(c.sharpening_multiplier), _of(SHARPENING)),
         optax.scale_by_learning_rate(learning_rate_schedule(config)),
     )
 

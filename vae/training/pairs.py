@@ -1,5 +1,7 @@
 """Training pairs of enhancement, made on the device: what a camera saw, and what it should have."""
 
+import functools
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ from ml_collections import ConfigDict
 from vae.metrics import to_float
 from vae.models.tone import VIEW_PLACE, WITHIN
 from vae.training.augment import Cut, augment_placed
-from vae.training.degradations import DEGRADATIONS, REACH, WHOLE, Place, degrade
+from vae.training.degradations import BLURS, DEGRADATIONS, REACH, WHOLE, Place, degrade
 
 
 @flax.struct.dataclass
@@ -143,7 +145,8 @@ def make_pairs(
       places: float32 [B, 3], see `Pairs`, in pixels of the tiles.
       key: The step's key for this duty.
       rows: int32 [B], the place of each tile in the global batch.
-      config: A run's: `data.crop`, `data.augment`, `data.scales` and `degrade`.
+      config: A run's: `data.crop`, `data.augment`, `data.scales`, `degrade`, and
+        `train.sharpening`: then the targets are as grainy and blocky as what is seen.
     """
     data = config.data
     cut_key, degrade_key = jax.random.split(key)
@@ -164,9 +167,15 @@ def make_pairs(
             cut = _drawn(cut, turn_key)
         place = cut.place(place, side)
         image, view = _turn(cut, image), _turn(cut, view)
-        seen, view = degrade_tile(image, view, place, severities, photograph_key, origin)
+        bad = functools.partial(degrade_tile, image, view, place)
+        seen, view = bad(severities, photograph_key, origin)
+        clean = to_float(image)
+        if config.train.sharpening:
+            # With all that is wrong with it but its blur: as grainy, as blocky.
+            blurs = {name: severities[name] for name in BLURS if name in severities}
+            clean += 2 * (seen - bad(blurs, photograph_key, origin)[0])
+        clean = clean[inside, inside]
         place -= border * jnp.array([1.0, 1.0, 0.0])
-        clean = to_float(image[inside, inside])
         return Pairs(clean, 2 * seen[inside, inside] - 1, 2 * view - 1, place)
 
     return jax.vmap(one)(images, cuts, views, places, rows)

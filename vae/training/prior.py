@@ -76,6 +76,10 @@ def for_latents(config: ConfigDict, autoencoder: SavedModel, dataset: Dataset) -
         raise UsageError(
             f"model.labels={tuple(model.labels)} beside prior.conditional=False; drop one of them"
         )
+    if unknown := set(config.prior.named_only) - set(model.labels):
+        raise UsageError(
+            f"prior.named_only has {sorted(unknown)}, expected labels of {tuple(model.labels)}"
+        )
     return config
 
 

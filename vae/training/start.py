@@ -130,7 +130,7 @@ def _start_from(config: ConfigDict, saved: SavedModel) -> dict[str, Any]:
     name = f"init_from={config.init_from}"
     architecture, its = config.model.architecture, saved.config.model.architecture
     if (architecture, its) == (ENHANCER, AUTOENCODER_KL):
-        extra = ("tone_width", "filters")
+        extra = ("tone_width", *_PARTS)
         shared = {key: value for key, value in plain(config.model).items() if key not in extra}
         if plain(saved.config.model) != shared | {"architecture": AUTOENCODER_KL}:
             raise DataError(
@@ -140,21 +140,26 @@ def _start_from(config: ConfigDict, saved: SavedModel) -> dict[str, Any]:
             )
         return with_autoencoder(jax.jit(lambda: initial_variables(config))(), saved.variables)
     if (architecture, its) == (ENHANCER, ENHANCER):
-        saved = _with_filters(saved, config)
+        saved = _with_parts(saved, config)
     elif (architecture, its) == (PRIOR, PRIOR):
         saved = _with_labels(saved, config)
     check_same_model(saved, config, name)
     return saved.variables
 
 
-def _with_filters(saved: SavedModel, config: ConfigDict) -> SavedModel:
-    """An enhancer with those that it had not, where the config asks for them; they change nothing
-    yet."""
-    if not config.model.filters or saved.config.model.filters:
+# What an enhancer may have or lack.
+_PARTS = ("filters", "sharpening")
+
+
+def _with_parts(saved: SavedModel, config: ConfigDict) -> SavedModel:
+    """An enhancer with those parts that it had not, where the config asks for them; they change
+    nothing yet."""
+    wanted = {part: True for part in _PARTS if config.model[part] and not saved.config.model[part]}
+    if not wanted:
         return saved
     fresh = jax.jit(lambda: initial_variables(config))()
     params = {**fresh["params"], **saved.variables["params"]}
-    return _changed(saved, {"filters": True}, {**saved.variables, "params": params})
+    return _changed(saved, wanted, {**saved.variables, "params": params})
 
 
 def _with_labels(saved: SavedModel, config: ConfigDict) -> SavedModel:

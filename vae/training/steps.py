@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vae.metrics import to_float
-from vae.models.enhancer import TONE
+from vae.models.enhancer import SHARPENING, TONE
 from vae.models.posterior import Posterior
 from vae.models.tone import WITHIN
 from vae.training.augment import augment, mask_squares
@@ -50,6 +50,10 @@ def make_train_step(
     schedule = learning_rate_schedule(config)
     beta, ssim_weight = config.loss.beta, config.loss.ssim_weight
     data = config.data
+    rates = {
+        TONE: config.optimizer.tone_multiplier,
+        SHARPENING: config.optimizer.sharpening_multiplier,
+    }
 
     def reconstruct(variables, seen, draw):
         # Statistics over a batch that is sharded are those of the whole batch: XLA adds them up.
@@ -60,20 +64,28 @@ def make_train_step(
         return image, posterior, updated.get("batch_stats", {})
 
     def enhance(variables, seen, draw):
-        if config.optimizer.tone_multiplier == 0:
-            params = variables["params"]
-            fixed = jax.lax.stop_gradient(params[TONE])
-            variables = {**variables, "params": {**params, TONE: fixed}}
+        params = dict(variables["params"])
+        for stage, rate in rates.items():
+            if rate == 0 and stage in params:
+                params[stage] = jax.lax.stop_gradient(params[stage])
+        variables = {**variables, "params": params}
         return *model.apply(variables, *seen, draw, method="restore"), {}
 
     def tone(variables, seen, draw):
-        # No latent takes part: that of nobody.
-        blank = jnp.zeros((seen[0].shape[0], 1, 1, config.model.latent_channels))
         toned = model.apply(variables, *seen, method="tone_in_training")
-        return jnp.where(WITHIN, toned, seen[0]), Posterior(blank, blank), {}
+        return jnp.where(WITHIN, toned, seen[0]), nobody(seen), {}
+
+    def sharpen(variables, seen, draw):
+        image, _, place = seen
+        return model.apply(variables, image, place, method="sharpen"), nobody(seen), {}
+
+    def nobody(seen):
+        # No latent takes part.
+        blank = jnp.zeros((seen[0].shape[0], 1, 1, config.model.latent_channels))
+        return Posterior(blank, blank)
 
     forward = enhance if architecture == ENHANCER else reconstruct
-    forward = tone if config.train.views else forward
+    forward = tone if config.train.views else sharpen if config.train.sharpening else forward
 
     def elbo_loss(params, fixed, batch_stats, example, rows, key):
         seen, x = example

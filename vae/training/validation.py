@@ -144,6 +144,7 @@ def _check_values(config: ConfigDict, problems: _Problems) -> None:
         "loss.ssim_weight",
         "optimizer.linear_multiplier",
         "optimizer.tone_multiplier",
+        "optimizer.sharpening_multiplier",
         "optimizer.weight_decay",
         "optimizer.clip_norm",
         "optimizer.warmup_steps",
