@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -192,6 +193,19 @@ def test_info_of_a_model_of_vectors(vector_model, capsys):
 
 
 # --- export --------------------------------------------------------------------------------------
+
+
+def test_export_the_mean_of_two_checkpoints(finished, vector_model, tmp_path, capsys):
+    ends = [finished[1] / "checkpoints" / step for step in ("0", "8")]
+    command = ["export", str(ends[1]), "--average", str(ends[0]), "--out"]
+    assert main([*command, str(tmp_path / "mean.safetensors")]) == 0
+    mean, *two = (read_model(path).variables for path in (tmp_path / "mean.safetensors", *ends))
+    for a, b, c in zip(*map(jax.tree.leaves, (mean, *two)), strict=True):
+        np.testing.assert_allclose(a, (np.float64(b) + c) / 2, rtol=1e-6, atol=1e-9)
+    command[3] = str(vector_model)
+    assert main([*command, str(tmp_path / "none.safetensors")]) == 1
+    assert "models of one size have a mean" in capsys.readouterr().err
+    assert not (tmp_path / "none.safetensors").exists()
 
 
 def test_export_in_half_the_bytes(finished, exported, tmp_path, capsys):

@@ -63,6 +63,7 @@ def _add_export(commands) -> None:
         "weights inside, which run without this package.",
         epilog="examples:\n"
         "  fundus-vae export runs/mine --out model.safetensors --dtype float16\n"
+        "  fundus-vae export runs/first --average runs/second --out mean.safetensors\n"
         "  fundus-vae export runs/mine --stablehlo programs",
     )
     add = parser.add_argument
@@ -70,6 +71,8 @@ def _add_export(commands) -> None:
     add("--out", metavar="FILE", help="a new .safetensors file")
     add("--dtype", choices=("float32", "float16"), default="float32",
         help="of the large kernels in it (float32)")  # fmt: skip
+    add("--average", metavar="M", nargs="+", default=(),
+        help="the mean of its weights and theirs: of runs that went on from the same one")  # fmt: skip
     add("--stablehlo", metavar="DIR", help="a new folder for encode.stablehlo, decode.stablehlo")
     parser.set_defaults(run=_export)
 
@@ -125,7 +128,9 @@ def _info(model: str, as_json: bool) -> int:
     return 0
 
 
-def _export(model: str, out: str | None, dtype: str, stablehlo: str | None) -> int:
+def _export(
+    model: str, out: str | None, dtype: str, average: Sequence[str], stablehlo: str | None
+) -> int:
     if not (out or stablehlo):
         raise UsageError("nothing to write: give --out FILE.safetensors, --stablehlo DIR, or both")
     if dtype != "float32" and not out:
@@ -139,9 +144,9 @@ def _export(model: str, out: str | None, dtype: str, stablehlo: str | None) -> i
         check_new_folder(Path(stablehlo))
 
     from vae.training.config import ENHANCER, PRIOR
-    from vae.training.saved import read_model
+    from vae.training.saved import averaged, read_model
 
-    saved = read_model(model)
+    saved = averaged(read_model(model), [read_model(other) for other in average])
     kind = saved.config.model.architecture
     if stablehlo and kind in (ENHANCER, PRIOR):
         raise UsageError(

@@ -1,8 +1,10 @@
 """A trained model on disk: a run's workdir, one checkpoint of it, or an exported file."""
 
+import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -110,6 +112,39 @@ def read_model(path: str | os.PathLike) -> SavedModel:
         latent_mean=fields["latent_mean"],
         latent_var=fields["latent_var"],
         about=about,
+    )
+
+
+def averaged(saved: SavedModel, others: Sequence[SavedModel]) -> SavedModel:
+    """A model with the mean of several models' variables, of runs that went on from the same one.
+
+    Between such runs the loss is often lowest in the middle: Wortsman et al., "Model soups" (2022).
+
+    Args:
+      saved: The first, whose path, step and description the result has.
+      others: More; with none of them the first itself.
+
+    Raises:
+      DataError: They are of different sizes.
+    """
+    model = saved.config.model.to_dict()
+    for other in others:
+        if other.config.model.to_dict() != model:
+            raise DataError(
+                f"{other.path} holds the model {other.config.model.to_dict()}, and {saved.path} "
+                f"{model}; models of one size have a mean"
+            )
+
+    def mean(*leaves):
+        return np.mean(leaves, axis=0, dtype=np.float64).astype(np.asarray(leaves[0]).dtype)
+
+    if not others:
+        return saved
+    return dataclasses.replace(
+        saved,
+        variables=jax.tree.map(mean, saved.variables, *(other.variables for other in others)),
+        latent_mean=mean(saved.latent_mean, *(other.latent_mean for other in others)),
+        latent_var=mean(saved.latent_var, *(other.latent_var for other in others)),
     )
 
 
