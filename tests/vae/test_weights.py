@@ -65,6 +65,8 @@ def test_figures_beside_the_weights_are_theirs():
     for name in weights.NAMES:
         content = json.loads((weights.FOLDER / f"{name}.json").read_text())
         assert content["model"] == vae.load_model(name).hash
+    content = json.loads((weights.FOLDER / "enhance.json").read_text())
+    assert content["model"] == vae.load_enhancer().hash
     content = json.loads((weights.FOLDER / "prior.json").read_text())
     sampler = vae.load_sampler()
     assert (content["prior"], content["autoencoder"]) == (sampler.hash, sampler.model.hash)

@@ -72,7 +72,7 @@ def _add_export(commands) -> None:
     add("--dtype", choices=("float32", "float16"), default="float32",
         help="of the large kernels in it (float32)")  # fmt: skip
     add("--average", metavar="M", nargs="+", default=(),
-        help="the mean of its weights and theirs: of runs that went on from the same one")  # fmt: skip
+        help="the mean of its weights and theirs, runs that began alike")  # fmt: skip
     add("--stablehlo", metavar="DIR", help="a new folder for encode.stablehlo, decode.stablehlo")
     parser.set_defaults(run=_export)
 
