@@ -32,6 +32,8 @@ from vae.training.state import make_model
 # Rows of a photograph whose tone is made at once; a multiple of HOP.
 STRIP = 256
 
+_window_powers = jax.jit(window_powers)
+
 
 class EnhancementModel:
     """A trained enhancer.
@@ -196,7 +198,7 @@ class EnhancementModel:
             # One shape for all strips.
             lacking = ((0, STRIP + SIDE - HOP - len(toned[rows])), (0, 0))
             strip = np.pad(toned[rows], (*lacking, (0, 0)))[None]
-            found = self._stages.powers(strip, np.pad(inside[rows], lacking)[None])
+            found = _window_powers(strip, np.pad(inside[rows], lacking)[None])
             total, count = (
                 a + np.asarray(b, np.float64) for a, b in zip((total, count), found, strict=True)
             )
@@ -243,7 +245,6 @@ class _Stages(NamedTuple):
 
     tone: Callable  # (images, views, places)
     tone_error: Callable  # (views)
-    powers: Callable  # (toned, inside)
     kernels: Callable  # (powers, count)
     sharpen: Callable  # (toned, places)
     detail: Callable  # (planes), of what is sharpened and of noise
@@ -260,11 +261,6 @@ def _compiled(module: nn.Module) -> _Stages:
     @jax.jit
     def tone_error(variables, views):
         return module.apply(variables, to_float(views), method="tone_error")
-
-    @jax.jit
-    def powers(variables, toned, inside):
-        del variables
-        return window_powers(toned, inside)
 
     @jax.jit
     def kernels(variables, powers, count):
@@ -286,7 +282,7 @@ def _compiled(module: nn.Module) -> _Stages:
     def everything(variables, images, views, places):
         return module.apply(variables, to_float(images), to_float(views), places)
 
-    return _Stages(tone, tone_error, powers, kernels, sharpen, detail, everything)
+    return _Stages(tone, tone_error, kernels, sharpen, detail, everything)
 
 
 def _noise_plane(
