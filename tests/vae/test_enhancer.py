@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from configs import enhance256
+from data.errors import UsageError
 from data.views import MARGIN, VIEW
 from vae.models import AutoencoderKL, with_autoencoder
 from vae.models.tone import GRID, _weights
@@ -53,6 +54,21 @@ def test_presets_are_valid(preset):
     config = enhance256.get_config(preset)
     config.data.dir = "" if config.data.source else "somewhere"
     validate(config, 8)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model.sharpening": False}, "set model.sharpening=True"),
+        ({"train.views": 4}, "each teach one part alone"),
+    ],
+)
+def test_one_part_alone_must_be_there(change, message):
+    config = enhance256.get_config("sharpening")
+    config.data.dir = "somewhere"
+    config.update_from_flattened_dict(change)
+    with pytest.raises(UsageError, match=message):
+        validate(config, 8)
 
 
 def test_starts_as_the_identity(model, fresh, inputs):

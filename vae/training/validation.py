@@ -219,6 +219,14 @@ def _check_combinations(config: ConfigDict, device_count: int, problems: _Proble
         not train.mask or config.model.architecture not in (ENHANCER, PRIOR),
         f"train.mask={train.mask!r} is for learning to reconstruct",
     )
+    problems.require(
+        not train.sharpening or config.model.get("sharpening", False),
+        "train.sharpening=True teaches a part that the model has not; set model.sharpening=True",
+    )
+    problems.require(
+        not (train.sharpening and train.views),
+        f"train.sharpening=True and train.views={train.views} each teach one part alone; drop one",
+    )
     reach = data.crop * max(data.scales)
     problems.require(
         reach <= data.size,
