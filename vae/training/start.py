@@ -120,8 +120,32 @@ def start_state(
         fit = fit_linear(config, tiles) if starts_linear(config) else None
         fresh = functools.partial(initial_variables, config)
         variables = jax.jit(fresh, out_shardings=where)(fit)
-    start = functools.partial(initial_state, config)
-    return jax.jit(start, out_shardings=sharding, donate_argnums=0)(variables)
+    return state_of(config, variables, sharding)
+
+
+def state_of(config: ConfigDict, variables: dict[str, Any], sharding: TrainState) -> TrainState:
+    """Step 0 from placed variables, whose buffers it takes: they are not twice in memory.
+
+    Each goes on in the buffer that it came in. XLA gives what is donated to the first output of its
+    shape: where that was another leaf's copy, on a GPU (jaxlib 0.11.2) the copy was written before
+    the leaf was saved, and PCA's scale was the likelihood's.
+
+    Args:
+      config: The run's.
+      variables: On the devices, as `sharding` has them; donated.
+      sharding: Of every leaf.
+    """
+    inside = dict.fromkeys(("params", "fixed", "batch_stats"))
+
+    def begin(variables):
+        return variables, initial_state(config, variables).replace(**inside)
+
+    where = sharding.variables, sharding.replace(**inside)
+    variables, rest = jax.jit(begin, out_shardings=where, donate_argnums=0)(variables)
+    whole = dict(variables)
+    return rest.replace(
+        params=whole.pop("params"), batch_stats=whole.pop("batch_stats", {}), fixed=whole
+    )
 
 
 def _start_from(config: ConfigDict, saved: SavedModel) -> dict[str, Any]:

@@ -1,0 +1,52 @@
+"""Step 0: what a run's state is made from, and where it lies."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from configs import enhance256, fundus256, prior256
+from vae.training.sharding import make_mesh, tree_sharding
+from vae.training.start import state_of
+from vae.training.state import abstract_state, initial_state
+
+CONFIGS = {"autoencoder": fundus256, "enhancer": enhance256, "prior": prior256}
+
+
+def places(tree):
+    """Where the first device's part of every leaf lies."""
+    names = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {
+        jax.tree_util.keystr(path): leaf.addressable_shards[0].data.unsafe_buffer_pointer()
+        for path, leaf in names
+    }
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_leaf_goes_on_in_its_own_buffer(name):
+    """A GPU gave PCA's scale the value of the likelihood's: their buffers were exchanged."""
+    config = CONFIGS[name].get_config("smoke")
+    abstract = abstract_state(config)
+    sharding = tree_sharding(abstract, make_mesh(), config.mesh.fsdp_min_size)
+    draw = np.random.default_rng(0)
+    drawn = jax.tree.map(
+        lambda leaf: draw.standard_normal(leaf.shape).astype(leaf.dtype), abstract.variables
+    )
+    # A copy, on the devices: what NumPy owns cannot be donated.
+    variables = jax.jit(
+        functools.partial(jax.tree.map, jax.numpy.copy), out_shardings=sharding.variables
+    )(drawn)
+    before = places(variables)
+    state = state_of(config, variables, sharding)
+    whole = {"params": state.params, **state.fixed}
+    assert places(whole) == before
+    jax.tree.map(np.testing.assert_array_equal, whole, drawn)
+    jax.tree.map(np.testing.assert_array_equal, state.ema_params, drawn["params"])
+    assert set(places(state.ema_params).values()).isdisjoint(before.values())
+    expected = jax.eval_shape(functools.partial(initial_state, config), drawn)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), expected
+    )
+    same = jax.tree.map(lambda a, s: a.sharding.is_equivalent_to(s, a.ndim), state, sharding)
+    assert all(jax.tree.leaves(same))
