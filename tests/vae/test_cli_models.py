@@ -57,6 +57,13 @@ def test_a_command_keeps_the_names_of_its_files(finished):
     assert portable(saved).about["command"] == command.replace("/home/me/", "")
 
 
+def test_what_is_given_away_computes_in_float32(finished):
+    """Trained in bfloat16 on an accelerator, it is as exact as any on a laptop."""
+    saved = read_model(finished[1])
+    saved.config.train.compute_dtype = "bfloat16"
+    assert portable(saved).config.train.compute_dtype == "float32"
+
+
 def test_evaluating_an_exported_file_is_evaluating_the_run(
     finished, exported, tiny_data, tmp_path, capsys
 ):

@@ -182,6 +182,8 @@ def test_config_is_filled_in(dataset):
     "change, message",
     [
         ({"data.crop": 60}, "multiple of 2"),
+        # Its coarsest level had no wave, and the loss was NaN.
+        ({"data.crop": 16}, "latents of 2 positions .* at least 4"),
         ({"model.labels": ("a",), "prior.conditional": False}, "drop one"),
         ({"model.labels": tuple(map(str, range(1001)))}, "1001 labels"),
         ({"prior.named_only": ("disc",)}, r"named_only has \['disc'\]"),

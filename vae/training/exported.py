@@ -56,6 +56,8 @@ def portable(saved: SavedModel) -> SavedModel:
     for key in ("dir", "masked_dir", "cache_dir"):
         config.data[key] = epath.Path(config.data[key]).name
     config.init_from = epath.Path(config.init_from).name
+    # Bfloat16 is for training on an accelerator: half the digits, and slow on a CPU.
+    config.train.compute_dtype = "float32"
     if "prior" in config:
         config.prior.autoencoder = epath.Path(config.prior.autoencoder).name
     about = dict(saved.about)

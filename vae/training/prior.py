@@ -49,17 +49,20 @@ def for_latents(config: ConfigDict, autoencoder: SavedModel, dataset: Dataset) -
       `model.labels`.
 
     Raises:
-      UsageError: The latents of `data.crop` cannot be halved as often as the model does.
+      UsageError: The latents of `data.crop` cannot be halved as often as the model does, to two
+        positions a side at least.
     """
     config, its = config.copy_and_resolve_references(), autoencoder.config.model
     model = config.model
     side, rest = divmod(config.data.crop, its.downsample)
     smallest = 2 ** (len(model.widths) - 1)
-    if rest or side % smallest or not side:
+    # One position has a mean and no waves: the coarsest level would be of nothing.
+    if rest or side % smallest or side < 2 * smallest:
         raise UsageError(
             f"data.crop={config.data.crop} has latents of {config.data.crop / its.downsample:g} "
-            f"positions a side with {config.prior.autoencoder}, expected a multiple of {smallest} "
-            f"for the {len(model.widths)} levels of model.widths={tuple(model.widths)}"
+            f"positions a side with {config.prior.autoencoder}, expected a multiple of {smallest}, "
+            f"at least {2 * smallest}, for the {len(model.widths)} levels of "
+            f"model.widths={tuple(model.widths)}"
         )
     model.latent_channels, model.latent_side = its.latent_channels, side
     if config.prior.conditional and not model.labels:
