@@ -103,6 +103,12 @@ def test_severities_follow_the_config(config):
     drawn = jax.vmap(lambda key: draw_severities(key, settings))(keys)
     count = sum(np.asarray(values) > 0 for values in drawn.values())
     assert (count == 1).mean() == pytest.approx(0.4 + 0.6 * 10 * 0.3 * 0.7**9, abs=0.032)
+    # What is left out is not what an example has alone.
+    settings.update(dict.fromkeys(DEGRADATIONS, 0.0), noise=1.0, motion=1.0, alone=1.0)
+    drawn = jax.vmap(lambda key: draw_severities(key, settings))(keys)
+    assert sorted(drawn) == ["motion", "noise"]
+    assert np.mean(drawn["motion"] > 0) == pytest.approx(0.5, abs=0.032)
+    np.testing.assert_array_equal(drawn["motion"] > 0, drawn["noise"] == 0)
 
 
 def test_a_pair_is_a_function_of_key_and_row(config):

@@ -4,18 +4,22 @@
 
 Which blur it was cannot be told from a patch, where a vessel's edge may be soft of itself; over a
 photograph its spectrum tells (`vae.models.periodogram`). What undoes it as well as grain allows is
-a filter (Wiener, 1949), here of what a small network has learned.
+a filter (Wiener, 1949), here of what a small network has learned. A photograph that is turned is
+sharpened by the filter turned: the network sees the periodogram from all sides, and its filters,
+turned back, are averaged.
 """
+
+import itertools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vae.models.periodogram import signature
+from vae.models.periodogram import signature, turned
 
 # Pixels that the filter reaches to each side.
 REACH = 8
-WIDTH = 128
+WIDTH = 144
 # Of the kernel's values: the network's are of unit size.
 UNIT = 0.1
 
@@ -35,12 +39,19 @@ class Sharpening(nn.Module):
           float32 [B, C, 2 * REACH + 1, 2 * REACH + 1]; each adds up to zero: an even brightness
           stays one.
         """
-        h = nn.silu(nn.Dense(WIDTH, name="near")(signature(powers, count)))
-        h = nn.silu(nn.Dense(WIDTH, name="far")(h))
         side, channels = 2 * REACH + 1, powers.shape[1]
         zeros = nn.initializers.zeros
-        made = nn.Dense(channels * side**2, kernel_init=zeros, name="head")(h)
-        made = UNIT * made.reshape(-1, channels, side, side)
+        near, far = (nn.Dense(WIDTH, name=name) for name in ("near", "far"))
+        head = nn.Dense(channels * side**2, kernel_init=zeros, name="head")
+        kernels = []
+        for flip, transpose in itertools.product((False, True), repeat=2):
+            seen = signature(turned(powers, flip, transpose), count)
+            kernel = head(nn.silu(far(nn.silu(near(seen))))).reshape(-1, channels, side, side)
+            # Back, in the reverse order.
+            kernel = kernel.swapaxes(-1, -2) if transpose else kernel
+            kernels.append(kernel[..., ::-1, :] if flip else kernel)
+        made = UNIT * sum(kernels) / len(kernels)
+        made = (made + made[..., ::-1, ::-1]) / 2
         made -= made.mean(axis=(-2, -1), keepdims=True)
         return jnp.where(count[:, None, None, None] > 0, made, 0)
 

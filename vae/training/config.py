@@ -171,7 +171,8 @@ def _degrade() -> ConfigDict:
     degrade = ConfigDict()
     degrade.clean = 0.15  # share of tiles that stay clean
     degrade.probability = 0.3  # of each degradation in the others
-    # Share of the others that have one degradation alone, any: blur cannot be learned under noise.
+    # Share of the others that have one degradation alone, any that is not left out: blur cannot be
+    # learned under noise.
     degrade.alone = 0.5
     # Severities are drawn from 0 to this, at most 1; 0 leaves a degradation out.
     degrade.haze = 1.0

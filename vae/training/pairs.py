@@ -40,17 +40,14 @@ def draw_severities(key: jax.Array, settings: ConfigDict) -> dict[str, jax.Array
     """
     clean_key, which_key, how_key = jax.random.split(key, 3)
     alone_key, one_key = jax.random.split(jax.random.fold_in(key, 1))
+    names = [name for name in DEGRADATIONS if settings[name] > 0]
     spared = jax.random.bernoulli(clean_key, settings.clean)
-    present = jax.random.bernoulli(which_key, settings.probability, (len(DEGRADATIONS),))
+    present = jax.random.bernoulli(which_key, settings.probability, (len(names),))
     alone = jax.random.bernoulli(alone_key, settings.alone)
-    one = jax.random.randint(one_key, (), 0, len(DEGRADATIONS)) == jnp.arange(len(DEGRADATIONS))
+    one = jax.random.randint(one_key, (), 0, max(len(names), 1)) == jnp.arange(len(names))
     present = jnp.where(alone, one, present)
     severities = jnp.where(present & ~spared, jax.random.uniform(how_key, present.shape), 0.0)
-    return {
-        name: settings[name] * severities[i]
-        for i, name in enumerate(DEGRADATIONS)
-        if settings[name] > 0
-    }
+    return {name: settings[name] * severities[i] for i, name in enumerate(names)}
 
 
 def degrade_tile(
