@@ -46,7 +46,7 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
         config.train.views = 8
     if preset == "sharpening":
         # The more of a photograph, the clearer is its spectrum; there is little to compute.
-        config.data.crop = 160
+        config.data.crop = 224
         config.data.scales = (1,)
         config.train.sharpening = True
         config.optimizer.name = "adam"
@@ -55,7 +55,7 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
         config.optimizer.sharpening_multiplier = 0.0
     if preset in ("sharpening", "detail"):
         config.optimizer.tone_multiplier = 0.0
-        config.degrade.alone = 0.7
+        config.degrade.alone = 0.8 if preset == "sharpening" else 0.7
         for name in TONES:
             config.degrade[name] = 0.0
     if preset == "smoke":
