@@ -17,10 +17,11 @@ import vae
 from data.images import read_image, write_image
 from data.manifest import MANIFEST, read_manifest
 from vae.evaluation.samples.measures import nearest
+from vae.evaluation.samples.summary import shrunk
 
 LABEL = "optic_disc"
 COLUMNS, SIDE, GAP = 12, 112, 8
-COMPARED, SMALL = 48, 32  # tiles, and what they are reduced to, pixels
+COMPARED = 48  # tiles
 
 
 def row(tiles) -> np.ndarray:
@@ -28,18 +29,12 @@ def row(tiles) -> np.ndarray:
     return np.concatenate(small, axis=1)
 
 
-def small(tiles) -> np.ndarray:
-    size = (SMALL, SMALL)
-    return np.stack([cv2.resize(tile, size, interpolation=cv2.INTER_AREA) for tile in tiles])
-
-
 def print_distances(drawn, training, photographs) -> None:
     """Of drawn tiles, and of real ones to other photographs' tiles; root mean squares, levels."""
-    shrunk = small(training)
-    real = []
+    training, real = shrunk(training), []
     for i in np.random.default_rng(1).choice(len(training), COMPARED, replace=False):
-        real.append(nearest(shrunk[[i]], shrunk[photographs != photographs[i]])[0])
-    for name, found in (("drawn", nearest(small(drawn), shrunk)), ("real", np.array(real))):
+        real.append(nearest(training[[i]], training[photographs != photographs[i]])[0])
+    for name, found in (("drawn", nearest(shrunk(drawn), training)), ("real", np.array(real))):
         print(
             f"{name}: the nearest training tile is {np.median(found):.1f} grey levels away "
             f"(median of {len(found)}; {found.min():.1f} to {found.max():.1f})"
@@ -51,14 +46,14 @@ def main() -> None:
     discs = [tile for tile in read_manifest(folder / MANIFEST) if tile.label == LABEL]
     chosen = np.random.default_rng(0).choice(len(discs), COLUMNS, replace=False)
     sampler = vae.load_sampler()
-    rows = [row([read_image(folder / discs[i].tile) for i in chosen])]
+    training = np.stack([read_image(folder / disc.tile) for disc in discs])
+    rows = [row(training[chosen])]
     drawn = sampler.sample(range(COMPARED), seed=0, label=LABEL)
     guided = sampler.sample(range(COLUMNS), seed=0, label=LABEL, guidance=2.0)
     rows += [row(drawn[:COLUMNS]), row(guided)]
     gap = np.full((GAP, rows[0].shape[1], 3), 255, np.uint8)
     write_image(out, np.concatenate([rows[0], gap, rows[1], gap, rows[2]]), quality=88)
     print(f"{out}: {out.stat().st_size:,} bytes")
-    training = [read_image(folder / disc.tile) for disc in discs]
     print_distances(drawn, training, np.array([disc.photograph for disc in discs]))
 
 
