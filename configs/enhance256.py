@@ -56,6 +56,7 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
     if preset in ("sharpening", "detail"):
         config.optimizer.tone_multiplier = 0.0
         config.degrade.alone = 0.8 if preset == "sharpening" else 0.7
+    if preset == "detail":
         for name in TONES:
             config.degrade[name] = 0.0
     if preset == "smoke":

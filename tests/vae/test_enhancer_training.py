@@ -29,9 +29,12 @@ def config():
     return config
 
 
-def run(config, dataset, steps, mesh):
+def run(config, dataset, steps, mesh, tone=0.0):
+    """Parameters before and after, and the last metrics; `tone`: what the tone stage starts at."""
     sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)
     state = start_state(config, dataset, sharding)
+    bias = state.params["tone"]["whole_head"]["bias"]
+    state.params["tone"]["whole_head"]["bias"] = jax.device_put(bias + tone, bias.sharding)
     before = jax.device_get(state.params)
     step = make_train_step(config, mesh, sharding)
     batches = train_batches(
@@ -72,6 +75,20 @@ def test_sharpening_learns_alone(config, dataset):
     for name in before:
         moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before[name], after[name])
         assert (max(jax.tree.leaves(moved)) > 0) == (name == "sharpening"), name
+
+
+def test_sharpening_sees_what_was_toned_and_is_spared_its_errors(config, dataset):
+    config = config.copy_and_resolve_references()
+    config.train.sharpening, config.optimizer.weight_decay = True, 0.0
+    config.data.crop, config.data.scales, config.degrade.clean = 64, (1,), 0.0
+    _, plain_after, _ = run(config, dataset, 2, make_mesh(8, 1))
+    before, after, _ = run(config, dataset, 2, make_mesh(8, 1), tone=0.3)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), plain_after, after)
+    assert max(jax.tree.leaves(moved["sharpening"])) > 1e-5
+    jax.tree.map(np.testing.assert_array_equal, before["tone"], after["tone"])
+    # Nothing is blurred: there is nothing to add, however wrong the light was made.
+    config.degrade.clean = 1.0
+    assert run(config, dataset, 1, make_mesh(8, 1), tone=0.3)[2]["psnr"] > 120
 
 
 @pytest.mark.soak

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from configs import enhance256, fundus256, prior256
+from data.errors import DataError
+from vae.training.saved import SavedModel
 from vae.training.sharding import make_mesh, tree_sharding
-from vae.training.start import state_of
-from vae.training.state import abstract_state, initial_state
+from vae.training.start import _start_from, state_of
+from vae.training.state import abstract_state, initial_state, initial_variables, make_model
 
 CONFIGS = {"autoencoder": fundus256, "enhancer": enhance256, "prior": prior256}
 
@@ -50,3 +52,31 @@ def test_every_leaf_goes_on_in_its_own_buffer(name):
     )
     same = jax.tree.map(lambda a, s: a.sharding.is_equivalent_to(s, a.ndim), state, sharding)
     assert all(jax.tree.leaves(same))
+
+
+def test_a_deeper_autoencoder_starts_as_the_one_it_is_made_from(tmp_path):
+    had = fundus256.get_config("smoke")
+    draw = np.random.default_rng(0)
+    variables = jax.device_get(jax.jit(lambda: initial_variables(had))())
+    for part in ("encoder", "decoder"):  # as if they had learned something
+        head = variables["params"][part]["head"]
+        head["kernel"] = head["kernel"] + np.float32(0.1)
+    saved = SavedModel(tmp_path, had, 3, variables, np.zeros(8), np.ones(8), {})
+    config = had.copy_and_resolve_references()
+    config.model.encoder_depth, config.model.decoder_depth = (1, 3), (2, 1)
+    made = _start_from(config, saved)
+    assert jax.tree.map(np.shape, made["params"]) == jax.tree.map(
+        np.shape, abstract_state(config).params
+    )
+    x = draw.uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
+    expected = jax.jit(make_model(had).apply)(variables, x)
+    assert np.ptp(expected) > 0.1
+    # Exact but for what XLA computes in another order.
+    np.testing.assert_allclose(jax.jit(make_model(config).apply)(made, x), expected, atol=1e-5)
+    for stage, block in (("encoder", "stage1"), ("decoder", "stage0")):
+        added = made["params"][stage][block]["block1"]
+        assert added["conv1"]["kernel"].std() > 0 and not added["conv2"]["kernel"].any()
+    assert saved.config.model.encoder_depth == (1, 1)
+    config.model.encoder_depth = (0, 3)
+    with pytest.raises(DataError, match="give the config it was made with"):
+        _start_from(config, saved)

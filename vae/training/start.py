@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from data.errors import DataError, UsageError
 from data.pipeline import Dataset, first_tiles, open_dataset
-from vae.models import with_autoencoder, with_spectrum
+from vae.models import with_autoencoder, with_quiet_blocks, with_spectrum
 from vae.training.config import AUTOENCODER_KL, ENHANCER, PRIOR, default_config
 from vae.training.prior import fit_prior
 from vae.training.saved import SavedModel, read_model
@@ -150,7 +150,8 @@ def state_of(config: ConfigDict, variables: dict[str, Any], sharding: TrainState
 
 def _start_from(config: ConfigDict, saved: SavedModel) -> dict[str, Any]:
     """The saved variables, with fresh ones around them where the config's model has more than the
-    saved one: an autoencoder is to enhance, an enhancer to have filters, a prior to know labels."""
+    saved one: an autoencoder is to enhance or to be deeper, an enhancer to have filters, a prior to
+    know labels."""
     name = f"init_from={config.init_from}"
     architecture, its = config.model.architecture, saved.config.model.architecture
     if (architecture, its) == (ENHANCER, AUTOENCODER_KL):
@@ -163,12 +164,36 @@ def _start_from(config: ConfigDict, saved: SavedModel) -> dict[str, Any]:
                 "saved"
             )
         return with_autoencoder(jax.jit(lambda: initial_variables(config))(), saved.variables)
-    if (architecture, its) == (ENHANCER, ENHANCER):
+    if (architecture, its) == (AUTOENCODER_KL, AUTOENCODER_KL):
+        saved = _with_blocks(saved, config)
+    elif (architecture, its) == (ENHANCER, ENHANCER):
         saved = _with_parts(saved, config)
     elif (architecture, its) == (PRIOR, PRIOR):
         saved = _with_labels(saved, config)
     check_same_model(saved, config, name)
     return saved.variables
+
+
+# Of an autoencoder: residual blocks at each resolution.
+_DEPTHS = ("encoder_depth", "decoder_depth")
+
+
+def _with_blocks(saved: SavedModel, config: ConfigDict) -> SavedModel:
+    """An autoencoder with those residual blocks that it had not, where the config asks for a
+    deeper one; they come last at their resolution, and change nothing yet."""
+    its, wanted = ({key: tuple(c.model[key]) for key in _DEPTHS} for c in (saved.config, config))
+    if its == wanted or any(
+        len(wanted[key]) != len(its[key]) or any(np.less(wanted[key], its[key])) for key in _DEPTHS
+    ):
+        return saved
+    larger = saved.config.copy_and_resolve_references()
+    larger.model.update(wanted)
+    larger.seed = config.seed
+    fresh = jax.jit(lambda: initial_variables(larger))()
+    params = with_quiet_blocks(fresh["params"], saved.variables["params"])
+    return dataclasses.replace(
+        saved, config=larger, variables={**saved.variables, "params": params}
+    )
 
 
 # What an enhancer may have or lack.

@@ -76,8 +76,11 @@ def make_train_step(
         return jnp.where(WITHIN, toned, seen[0]), nobody(seen), {}
 
     def sharpen(variables, seen, draw):
-        image, _, place = seen
-        return model.apply(variables, image, place, method="sharpen"), nobody(seen), {}
+        # What comes to it has been toned; what it should add to that is what blur has taken, and
+        # what the tone stage has got wrong is not its to mend.
+        toned = jax.lax.stop_gradient(model.apply(variables, *seen, method="tone"))
+        sharp = model.apply(variables, toned, seen[-1], method="sharpen")
+        return seen[0] + (sharp - toned), nobody(seen), {}
 
     def nobody(seen):
         # No latent takes part.
