@@ -5,12 +5,12 @@ device.
 
 The dataset needs the photographs' views, which `fundus-vae make-tiles` and `build` store. Presets:
 `f8c32` (the default) has the sizes of that reconstruction model and can start from its weights
-(`--config.init_from=f8c32`). Of the same model, `tone` teaches the tone stage alone, from
-views, `sharpening` what undoes blur, and `detail` the detail stage alone, the latter two from tiles
-that are blurred, spotted, noisy, reduced or coded but neither dark nor hazy: run `tone`, then
-`sharpening` with `--config.init_from` of that, and so on to `detail` and `f8c32`. `smoke` runs
-everything once within seconds on data of its own. What is degraded, how often and how much is
-`config.degrade`.
+(`--config.init_from=f8c32`). Of the same model, `tone` teaches the tone stage alone, from views,
+`sharpening` what undoes blur, from what the tone stage makes of tiles, and `detail` the detail
+stage alone, from tiles that are blurred, spotted, noisy, reduced or coded but neither dark nor
+hazy: run `tone`, then `sharpening` with `--config.init_from` of that, and so on to `detail` and
+`f8c32`. `smoke` runs everything once within seconds on data of its own. What is degraded, how
+often and how much is `config.degrade`.
 """
 
 from ml_collections import ConfigDict
@@ -44,19 +44,20 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
         config.loss.likelihood = "own_gaussian"
     if preset == "tone":
         config.train.views = 8
+    if preset in ("sharpening", "detail"):
+        config.optimizer.tone_multiplier = 0.0
     if preset == "sharpening":
         # The more of a photograph, the clearer is its spectrum; there is little to compute.
         config.data.crop = 224
         config.data.scales = (1,)
+        config.degrade.alone = 0.8
         config.train.sharpening = True
         config.optimizer.name = "adam"
         config.optimizer.learning_rate = 1e-3
+        config.optimizer.weight_decay = 0.0  # the other stages stay as they are
     if preset == "detail":
         config.optimizer.sharpening_multiplier = 0.0
-    if preset in ("sharpening", "detail"):
-        config.optimizer.tone_multiplier = 0.0
-        config.degrade.alone = 0.8 if preset == "sharpening" else 0.7
-    if preset == "detail":
+        config.degrade.alone = 0.7
         for name in TONES:
             config.degrade[name] = 0.0
     if preset == "smoke":
