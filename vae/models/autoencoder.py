@@ -6,7 +6,9 @@
 A and D are convolutions over K x K patches, probabilistic PCA with overlap (`vae.models.lapped`);
 K = 1 is PCA itself. The conv paths end in zero-initialised layers, so step 0 *is* the linear codec.
 They compute at a quarter of the resolution and below, and their reach is bounded (see
-`vae.models.layers`).
+`vae.models.layers`). With `jpeg_grid`, photographs that were JPEG files are coded by other linear
+codecs, which know where in JPEG's blocks a patch begins (`vae.models.grid`); the conv paths get a
+last layer of their own for those, which starts at zero too.
 """
 
 import flax.linen as nn
@@ -14,21 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vae.models import grid
+from vae.models.conv_paths import STEM, ConvDecoder, ConvEncoder
 from vae.models.lapped import Lapped, from_pca
-from vae.models.layers import (
-    ResidualBlock,
-    RMSNorm,
-    Stage,
-    convolve,
-    depth_to_space,
-    space_to_depth,
-)
+from vae.models.layers import ResidualBlock, convolve, depth_to_space, space_to_depth
 from vae.models.pca import PCA, QUANTISATION_STD
 from vae.models.posterior import Posterior
 
-# The conv paths start here: a 4 x 4 patch is a pixel with 48 channels.
-STEM = 4
 LINEAR = "linear"
+GRID = "grid"
 
 
 class AutoencoderKL(nn.Module):
@@ -41,6 +37,7 @@ class AutoencoderKL(nn.Module):
       latent_channels: C, values per latent position.
       downsample: f, pixels per latent position and axis; 4 times a power of two.
       linear_kernel: K, patches a side that the linear path's kernels reach over; odd.
+      jpeg_grid: Whether patches of JPEG files have linear codecs of their own; f is 8 then.
       width: Channels of the conv paths at 1/4 resolution; at 1/8 and below, `deep_width`.
       deep_width: Channels of the conv paths below 1/4 resolution.
       encoder_depth: Residual blocks at 1/4 and at each resolution below, from fine to coarse.
@@ -51,6 +48,7 @@ class AutoencoderKL(nn.Module):
     latent_channels: int = 32
     downsample: int = 8
     linear_kernel: int = 3
+    jpeg_grid: bool = False
     width: int = 64
     deep_width: int = 128
     encoder_depth: tuple[int, ...] = (1, 2)
@@ -67,10 +65,17 @@ class AutoencoderKL(nn.Module):
             )
         if self.linear_kernel % 2 == 0:
             raise ValueError(f"linear_kernel={self.linear_kernel} must be odd")
+        if self.jpeg_grid and (self.downsample != grid.BLOCK or self.latent_channels < grid.SHOWN):
+            raise ValueError(
+                f"jpeg_grid=True needs downsample={grid.BLOCK} and latent_channels of at least "
+                f"{grid.SHOWN}, got {self.downsample} and {self.latent_channels}"
+            )
         patch = self.downsample**2 * 3
         widths = [self.width] + [self.deep_width] * (levels - 1)
         self.linear = LinearPath(patch, self.latent_channels, self.linear_kernel, name=LINEAR)
         self.pca = self.variable("pca", "fit", _blank_pca, patch, self.latent_channels)
+        if self.jpeg_grid:
+            self.grid = self.variable("pca", GRID, _blank_grid, patch, self.latent_channels)
         self.encoder = ConvEncoder(self.latent_channels, widths, self.encoder_depth, self.dtype)
         self.decoder = ConvDecoder(widths, self.decoder_depth, self.dtype)
         self.raw_log_scale = self.param("log_scale", nn.initializers.constant(-4.0), ())
@@ -85,25 +90,50 @@ class AutoencoderKL(nn.Module):
     def _analyse(self, x: jax.Array) -> tuple[Posterior, jax.Array, tuple[jax.Array, jax.Array]]:
         """The posterior, what the linear path alone makes of x, and what the encoder saw of it:
         PCA's residual [B, H, W, 3] and its own last features [B, H/f, W/f, D]."""
-        pca = self.pca.value
+        pca, phase = self.pca.value, None
         x = x.astype(jnp.float32)
         linear = self.linear.encode(space_to_depth(x, self.downsample))
         whitened = pca.encode(x).mean
-        residual = (x - pca.decode(whitened)) / pca.scale
-        deltas, features = self.encoder(residual, whitened)
+        kept = pca.decode(whitened)
+        if self.jpeg_grid:
+            patches, components = space_to_depth(x, self.downsample) - pca.mean, self._components
+            coded = grid.project(patches, components)
+            phase = grid.choose(patches, coded, whitened * pca.sd)
+            there, code = phase[..., None] > 0, grid.pick(coded, phase)
+            linear = jnp.where(there, code, linear)
+            whitened = jnp.where(there, code / pca.sd, whitened)
+            own = pca.mean + grid.synthesise(code, phase, components)
+            own = jnp.where(there, own, space_to_depth(kept, self.downsample))
+            kept = depth_to_space(own, self.downsample)
+        residual = (x - kept) / pca.scale
+        deltas, features = self.encoder(residual, whitened, phase)
         delta_mean, delta_log_var = jnp.split(deltas, 2, axis=-1)
         # A unit of the conv path is one standard deviation of the starting posterior: the size of
         # a correction that the noise of z does not drown.
         mean = linear / pca.sd + jnp.exp(0.5 * pca.log_var()) * delta_mean
+        if phase is not None:
+            mean += grid.shown(phase, self.latent_channels)
         posterior = Posterior(mean, self.linear.log_var + delta_log_var)
         return posterior, linear, (residual, features)
 
     def decode(self, z: jax.Array) -> jax.Array:
         """Latents [B, h, w, C] -> mean image float32 [B, h*f, w*f, 3], not clipped to [-1, 1]."""
-        pca = self.pca.value
+        pca, phase = self.pca.value, None
         z = z.astype(jnp.float32)
-        linear = depth_to_space(self.linear.decode(z * pca.sd), self.downsample)
-        return linear + pca.scale * self.decoder(z)
+        if self.jpeg_grid:
+            phase = grid.read(z)
+            z -= grid.shown(phase, self.latent_channels)
+        linear = self.linear.decode(z * pca.sd)
+        if phase is not None:
+            own = pca.mean + grid.synthesise(z * pca.sd, phase, self._components)
+            linear = jnp.where(phase[..., None] > 0, own, linear)
+        linear = depth_to_space(linear, self.downsample)
+        return linear + pca.scale * self.decoder(z, phase=phase)
+
+    @property
+    def _components(self) -> jax.Array:
+        """Of each phase: float32 [PHASES, f*f*3, C]."""
+        return self.grid.value["kernel"]
 
     def log_scale(self) -> jax.Array:
         """Log standard deviation of the Gaussian likelihood, learned: float32 [].
@@ -130,7 +160,8 @@ class AutoencoderKL(nn.Module):
             ResidualBlock.REACH * depth * STEM * 2**level
             for level, depth in enumerate(self.encoder_depth)
         )
-        return max(conv_path, self.linear_kernel // 2 * self.downsample)
+        halo = max(conv_path, self.linear_kernel // 2 * self.downsample)
+        return halo + grid.REACH * grid.BLOCK if self.jpeg_grid else halo
 
     @property
     def decoder_halo(self) -> int:
@@ -139,7 +170,8 @@ class AutoencoderKL(nn.Module):
             ResidualBlock.REACH * depth * STEM * 2**level
             for level, depth in enumerate(self.decoder_depth)
         )
-        return max(-(-pixels // self.downsample), self.linear_kernel // 2)
+        halo = max(-(-pixels // self.downsample), self.linear_kernel // 2)
+        return halo + grid.REACH if self.jpeg_grid else halo
 
 
 class LinearPath(nn.Module):
@@ -174,89 +206,6 @@ class LinearPath(nn.Module):
         return convolve(latents, self.synthesis)
 
 
-class ConvEncoder(nn.Module):
-    """What PCA leaves of an image, and what it keeps -> corrections [B, H/f, W/f, 2C], float32,
-    and the features that they are made from.
-
-    In units of their deviations: in the image itself the details that matter here are a hundredth
-    of the brightness, and a network sees little of them.
-    """
-
-    latent_channels: int
-    widths: list[int]
-    depth: tuple[int, ...]
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, residual: jax.Array, whitened: jax.Array) -> tuple[jax.Array, jax.Array]:
-        h = space_to_depth(residual, STEM)
-        for level, (width, depth) in enumerate(zip(self.widths, self.depth, strict=True)):
-            if level:
-                h = space_to_depth(h, 2)
-            h = nn.Dense(width, dtype=self.dtype, name=f"down{level}")(h)
-            if level == len(self.widths) - 1:
-                h += nn.Dense(width, dtype=self.dtype, use_bias=False, name="whitened")(whitened)
-            h = Stage(depth, self.dtype, name=f"stage{level}")(h)
-        return _zero_head(h, 2 * self.latent_channels, self.dtype), h
-
-
-class ConvDecoder(nn.Module):
-    """Latents -> correction of the image, float32 [B, H, W, 3], in units of PCA's residual.
-
-    The finest level sees the latents themselves as well: what is left to correct lies mostly next
-    to what is already there. Where the image that was encoded is at hand at decoding, its residual
-    and the encoder's features can go in too (`seen`); then a gate float32 [B, H/4, W/4, 1] comes
-    out as well, between 0 and 2 and 1 at the start, how much of the change is to be made, and the
-    features that it is made from.
-    """
-
-    widths: list[int]
-    depth: tuple[int, ...]
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(
-        self, z: jax.Array, seen: tuple[jax.Array, jax.Array] | None = None
-    ) -> jax.Array | tuple[jax.Array, jax.Array, jax.Array]:
-        def skip_in(h, x, name):
-            # Zero at the start: an autoencoder that becomes an enhancer goes on as it was.
-            zeros = nn.initializers.zeros
-            return h + nn.Dense(
-                h.shape[-1], dtype=self.dtype, use_bias=False, kernel_init=zeros, name=name
-            )(x)
-
-        coarsest = len(self.widths) - 1
-        h = z
-        for level in reversed(range(coarsest + 1)):
-            width = self.widths[level]
-            if level == coarsest:
-                h = nn.Dense(width, dtype=self.dtype, name=f"up{level}")(h)
-            else:
-                h = depth_to_space(nn.Dense(4 * width, dtype=self.dtype, name=f"up{level}")(h), 2)
-            if level == 0 and coarsest:
-                block = 2**coarsest
-                skip = nn.Dense(block**2 * width, dtype=self.dtype, use_bias=False, name="skip")(z)
-                h += depth_to_space(skip, block)
-            if seen is not None and level == coarsest:
-                h = skip_in(h, seen[1], "seen_features")
-            if seen is not None and level == 0:
-                h = skip_in(h, space_to_depth(seen[0], STEM), "seen_residual")
-            h = Stage(self.depth[level], self.dtype, name=f"stage{level}")(h)
-        correction = depth_to_space(_zero_head(h, STEM**2 * 3, self.dtype), STEM)
-        if seen is None:
-            return correction
-        gate = nn.Dense(1, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="gate")
-        h = RMSNorm(name="gate_norm")(h)
-        return correction, 2 * nn.sigmoid(gate(h).astype(jnp.float32)), h
-
-
-def _zero_head(h: jax.Array, features: int, dtype: jnp.dtype) -> jax.Array:
-    """The last layer of a conv path: zero at the start, float32 out."""
-    h = RMSNorm(name="norm")(h)
-    zeros = nn.initializers.zeros
-    return nn.Dense(features, dtype=dtype, kernel_init=zeros, name="head")(h).astype(jnp.float32)
-
-
 def _blank_pca(patch: int, latent_channels: int) -> PCA:
     """Unit scales, so that a model without a fit still computes."""
     return PCA(
@@ -267,13 +216,21 @@ def _blank_pca(patch: int, latent_channels: int) -> PCA:
     )
 
 
-def with_start(variables: dict, pca: PCA, lapped: Lapped | None = None) -> dict:
+def _blank_grid(patch: int, latent_channels: int) -> dict[str, jax.Array]:
+    """Every phase as `_blank_pca`: none is better than that."""
+    return {"kernel": jnp.tile(jnp.eye(patch, latent_channels), (grid.PHASES, 1, 1))}
+
+
+def with_start(
+    variables: dict, pca: PCA, lapped: Lapped | None = None, components: jax.Array | None = None
+) -> dict:
     """Fresh variables of an `AutoencoderKL`, moved to its linear start.
 
     Args:
       variables: What `AutoencoderKL.init` returned, or its abstract shapes' values.
       pca: The fit, of the model's latent size and patch side.
       lapped: The fit with overlap, of the model's kernel or a smaller one; None for PCA itself.
+      components: Of `vae.models.grid.fit_grid`, for a model with `jpeg_grid`.
 
     Returns:
       New variables: mean reconstruction, posterior and likelihood are the fit's.
@@ -291,5 +248,7 @@ def with_start(variables: dict, pca: PCA, lapped: Lapped | None = None) -> dict:
         "log_var": jnp.asarray(lapped.log_var),
     }
     params["log_scale"] = (0.5 * jnp.log(excess)).astype(jnp.float32)
-    fit = jax.tree.map(jnp.asarray, pca)
-    return {**variables, "params": params, "pca": {"fit": fit}}
+    fixed = {"fit": jax.tree.map(jnp.asarray, pca)}
+    if components is not None:
+        fixed[GRID] = {"kernel": jnp.asarray(components)}
+    return {**variables, "params": params, "pca": {**variables["pca"], **fixed}}

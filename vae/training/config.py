@@ -138,6 +138,8 @@ def _autoencoder_kl() -> ConfigDict:
     model.latent_channels = 32
     model.downsample = 8
     model.linear_kernel = 3  # patches a side that the linear path reaches over; 1 is PCA
+    # Photographs that were JPEG files have linear codecs of their own, by where blocks begin.
+    model.jpeg_grid = False
     model.width = 64
     model.deep_width = 128
     model.encoder_depth = (1, 2)
@@ -159,6 +161,7 @@ def _fundus_vae() -> ConfigDict:
 
 def _enhancer() -> ConfigDict:
     model = _autoencoder_kl()
+    del model.jpeg_grid  # what it adds to an image is no codec's
     model.architecture = ENHANCER
     model.tone_width = 48
     model.filters = False  # mixed at each patch from a few learned kernels

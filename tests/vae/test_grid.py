@@ -1,0 +1,163 @@
+"""JPEG's grid: found, fitted, chosen, shown in latents, read again, and what it gains."""
+
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.synthetic import fundus_photograph
+from vae.metrics import to_float
+from vae.models import AutoencoderKL, fit_pca, grid, with_start
+from vae.models.layers import space_to_depth
+
+MODEL = AutoencoderKL(
+    latent_channels=40, jpeg_grid=True, width=8, deep_width=8,
+    encoder_depth=(1, 1), decoder_depth=(1, 1),
+)  # fmt: skip
+PLAIN = MODEL.clone(jpeg_grid=False)
+FIRST = (5, 2)  # where blocks begin in the tiles
+
+
+def tiles(seed, jpeg, count=6, size=128):
+    """Parts of a photograph that was a JPEG file, or was not, all of one phase."""
+    photograph = fundus_photograph(seed, 480)
+    grain = np.random.default_rng(seed).normal(0, 8, photograph.shape)
+    photograph = np.clip(photograph + grain, 0, 255).astype(np.uint8)
+    if jpeg:
+        file = io.BytesIO()
+        Image.fromarray(photograph).save(file, "jpeg", quality=50, subsampling=2)
+        photograph = np.asarray(Image.open(file))
+    origins = 96 + 8 * np.random.default_rng(seed).integers(0, 16, (count, 2)) - FIRST
+    return np.stack([photograph[y : y + size, x : x + size] for y, x in origins])
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    images = np.concatenate([tiles(0, True), tiles(1, False)])
+    pca = fit_pca([images], 40, 8)
+    components = grid.fit_grid([images[:5], images[5:]], pca)
+    blank = jax.jit(MODEL.init)(jax.random.key(0), to_float(images[:1]))
+    return pca, components, with_start(blank, pca, components=components)
+
+
+def test_the_grid_is_found_where_there_is_one():
+    for image in tiles(2, True):
+        first, strength = grid.find_grid(image)
+        assert first == FIRST and strength > grid.STRONG
+    for image in tiles(2, False):
+        assert grid.find_grid(image)[1] < grid.STRONG
+    assert grid.find_grid(np.full((64, 64, 3), 7, np.uint8))[1] == 0
+
+
+def test_components_are_those_of_their_phase(fitted):
+    pca, components, _ = fitted
+    gram = np.einsum("kpc,kpd->kcd", components, components)
+    np.testing.assert_allclose(gram, np.broadcast_to(np.eye(40), gram.shape), atol=1e-5)
+    # Turned towards PCA's: leading channels mean nearly the same.
+    assert np.einsum("kpc,pc->kc", components, pca.components)[:, 0].min() > 0.9
+    patches = space_to_depth(to_float(tiles(3, True)), 8) - pca.mean
+    coded = grid.project(patches, components)
+    kept = np.asarray(jnp.square(coded).sum(axis=(0, 1, 2, 4)))
+    # Patches begin at row 0 of tiles, blocks at FIRST: so many rows into a block.
+    assert kept.argmax() == 8 * (-FIRST[0] % 8) + -FIRST[1] % 8
+
+
+def test_without_a_grid_components_are_those_of_pca():
+    images = tiles(4, False)
+    pca = fit_pca([images], 40, 8)
+    components = grid.fit_grid([images], pca)
+    own = np.broadcast_to(pca.components, components.shape)
+    np.testing.assert_allclose(components, own, atol=1e-6)
+
+
+def test_latents_show_their_phase(fitted):
+    _, _, variables = fitted
+    phase = 1 + 8 * (-FIRST[0] % 8) + -FIRST[1] % 8
+    for jpeg, expected in ((True, phase), (False, 0)):
+        posterior = MODEL.apply(variables, to_float(tiles(5, jpeg)), method="encode")
+        half = posterior.mean.astype(jnp.float16)
+        for z in (posterior.mean, half, posterior.sample(jax.random.key(0))):
+            read = grid.read(z.astype(jnp.float32))
+            assert (read == expected).mean() > 0.98
+
+
+def test_codes_lie_apart():
+    codes = grid.codes()
+    assert codes.shape == (65, grid.SHOWN) and not codes[0].any()
+    away = np.linalg.norm(codes[:, None] - codes, axis=-1) + 9 * np.eye(65)
+    assert away.min() == pytest.approx(4 * grid.STEP, rel=1e-6)
+
+
+@pytest.mark.parametrize("phase", [0, 1, 64])
+def test_every_phase_is_read_from_noise(phase):
+    z = jax.random.normal(jax.random.key(phase), (4, 32, 32, 40))
+    z += grid.shown(jnp.full((4, 32, 32), phase), 40)
+    inside = grid.read(z)[:, 6:-6, 6:-6]
+    assert (inside == phase).all()
+
+
+def test_jpeg_files_are_kept_better_and_others_as_before(fitted):
+    pca, _, variables = fitted
+    plain = {**variables, "pca": {"fit": variables["pca"]["fit"]}}
+    plain["params"] = jax.tree.map(lambda leaf: leaf, variables["params"])
+    for path in ("encoder", "decoder"):
+        plain["params"][path] = {
+            name: leaf
+            for name, leaf in variables["params"][path].items()
+            if name not in ("phase", "head_grid")
+        }
+    x = to_float(tiles(6, True))
+    error, before = (
+        jnp.square(model.apply(its, x) - x).mean(axis=(1, 2, 3))
+        for model, its in ((MODEL, variables), (PLAIN, plain))
+    )
+    assert (10 * jnp.log10(before / error)).min() > 2.0
+    x = to_float(tiles(6, False))
+    np.testing.assert_allclose(MODEL.apply(variables, x), PLAIN.apply(plain, x), atol=1e-5)
+    np.testing.assert_allclose(MODEL.apply(variables, x), pca.decode(pca.encode(x).mean), atol=1e-5)
+
+
+def test_gradients_reach_both_last_layers(fitted):
+    _, _, variables = fitted
+    x = to_float(np.concatenate([tiles(7, True, 2), tiles(7, False, 2)]))
+
+    def error(params):
+        return jnp.square(MODEL.apply({**variables, "params": params}, x) - x).mean()
+
+    moved = jax.jit(jax.grad(error))(variables["params"])
+    for path in ("encoder", "decoder"):
+        for head in ("head", "head_grid"):
+            assert np.abs(moved[path][head]["kernel"]).max() > 0, (path, head)
+
+
+def test_nothing_beyond_the_halo_counts(fitted):
+    """A window computes what the whole does, though a JPEG file lies beside another."""
+    _, _, variables = fitted
+    variables = jax.tree.map(lambda leaf: leaf, variables)
+    for path in ("encoder", "decoder"):
+        for head in ("head", "head_grid"):
+            kernel = variables["params"][path][head]["kernel"]
+            draw = jax.random.normal(jax.random.key(1), kernel.shape)
+            variables["params"][path][head]["kernel"] = 0.05 * draw
+    x = to_float(np.concatenate([tiles(8, True, 1, 240), tiles(8, False, 1, 240)], axis=2))
+    encode = jax.jit(lambda x: MODEL.apply(variables, x, method="encode").mean)
+    decode = jax.jit(lambda z: MODEL.apply(variables, z, method="decode"))
+    whole, at = encode(x), 240 // 8
+    reach = -(-MODEL.encoder_halo // 8)
+    part = encode(x[:, :, 8 * (at - 20) :])
+    np.testing.assert_allclose(part[:, :, reach:], whole[:, :, at - 20 + reach :], atol=1e-4)
+    image, reach = decode(whole), MODEL.decoder_halo
+    part = decode(whole[:, :, at - 20 :])
+    np.testing.assert_allclose(
+        part[:, :, 8 * reach :], image[:, :, 8 * (at - 20 + reach) :], atol=1e-4
+    )
+
+
+def test_what_it_needs_is_said():
+    for settings in ({"latent_channels": 8}, {"downsample": 16, "encoder_depth": (1, 1, 1),
+                     "decoder_depth": (1, 1, 1)}):  # fmt: skip
+        with pytest.raises(ValueError, match="jpeg_grid=True needs downsample=8"):
+            MODEL.clone(**settings).init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))

@@ -1,0 +1,121 @@
+"""The conv paths of an autoencoder: what its linear codec leaves to be corrected."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vae.models.grid import PHASES
+from vae.models.layers import RMSNorm, Stage, depth_to_space, space_to_depth
+
+# They start here: a 4 x 4 patch is a pixel with 48 channels.
+STEM = 4
+
+
+class ConvEncoder(nn.Module):
+    """What PCA leaves of an image, and what it keeps -> corrections [B, H/f, W/f, 2C], float32,
+    and the features that they are made from.
+
+    In units of their deviations: in the image itself the details that matter here are a hundredth
+    of the brightness, and a network sees little of them.
+    """
+
+    latent_channels: int
+    widths: list[int]
+    depth: tuple[int, ...]
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, residual: jax.Array, whitened: jax.Array, phase: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        h = space_to_depth(residual, STEM)
+        for level, (width, depth) in enumerate(zip(self.widths, self.depth, strict=True)):
+            if level:
+                h = space_to_depth(h, 2)
+            h = nn.Dense(width, dtype=self.dtype, name=f"down{level}")(h)
+            if level == len(self.widths) - 1:
+                h += nn.Dense(width, dtype=self.dtype, use_bias=False, name="whitened")(whitened)
+                h += _told(phase, width, self.dtype)
+            h = Stage(depth, self.dtype, name=f"stage{level}")(h)
+        return _zero_head(h, 2 * self.latent_channels, self.dtype, phase), h
+
+
+class ConvDecoder(nn.Module):
+    """Latents -> correction of the image, float32 [B, H, W, 3], in units of PCA's residual.
+
+    The finest level sees the latents themselves as well: what is left to correct lies mostly next
+    to what is already there. Where the image that was encoded is at hand at decoding, its residual
+    and the encoder's features can go in too (`seen`); then a gate float32 [B, H/4, W/4, 1] comes
+    out as well, between 0 and 2 and 1 at the start, how much of the change is to be made, and the
+    features that it is made from.
+    """
+
+    widths: list[int]
+    depth: tuple[int, ...]
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        z: jax.Array,
+        seen: tuple[jax.Array, jax.Array] | None = None,
+        phase: jax.Array | None = None,
+    ) -> jax.Array | tuple[jax.Array, jax.Array, jax.Array]:
+        def skip_in(h, x, name):
+            # Zero at the start: an autoencoder that becomes an enhancer goes on as it was.
+            zeros = nn.initializers.zeros
+            return h + nn.Dense(
+                h.shape[-1], dtype=self.dtype, use_bias=False, kernel_init=zeros, name=name
+            )(x)
+
+        coarsest = len(self.widths) - 1
+        h = z
+        for level in reversed(range(coarsest + 1)):
+            width = self.widths[level]
+            if level == coarsest:
+                h = nn.Dense(width, dtype=self.dtype, name=f"up{level}")(h)
+                h += _told(phase, width, self.dtype)
+            else:
+                h = depth_to_space(nn.Dense(4 * width, dtype=self.dtype, name=f"up{level}")(h), 2)
+            if level == 0 and coarsest:
+                block = 2**coarsest
+                skip = nn.Dense(block**2 * width, dtype=self.dtype, use_bias=False, name="skip")(z)
+                h += depth_to_space(skip, block)
+            if seen is not None and level == coarsest:
+                h = skip_in(h, seen[1], "seen_features")
+            if seen is not None and level == 0:
+                h = skip_in(h, space_to_depth(seen[0], STEM), "seen_residual")
+            h = Stage(self.depth[level], self.dtype, name=f"stage{level}")(h)
+        if phase is not None:
+            phase = phase.repeat(2**coarsest, axis=1).repeat(2**coarsest, axis=2)
+        correction = depth_to_space(_zero_head(h, STEM**2 * 3, self.dtype, phase), STEM)
+        if seen is None:
+            return correction
+        gate = nn.Dense(1, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="gate")
+        h = RMSNorm(name="gate_norm")(h)
+        return correction, 2 * nn.sigmoid(gate(h).astype(jnp.float32)), h
+
+
+def _told(phase: jax.Array | None, width: int, dtype: jnp.dtype) -> jax.Array | float:
+    """What is added to features [B, h, w, width] for their phase on JPEG's grid; 0 at the start."""
+    if phase is None:
+        return 0.0
+    table = nn.Embed(
+        1 + PHASES, width, embedding_init=nn.initializers.zeros, dtype=dtype, name="phase"
+    )
+    return table(phase)
+
+
+def _zero_head(
+    h: jax.Array, features: int, dtype: jnp.dtype, phase: jax.Array | None = None
+) -> jax.Array:
+    """The last layer of a conv path: zero at the start, float32 out. Where the linear codec is
+    that of a phase, so is the layer."""
+    h = RMSNorm(name="norm")(h)
+
+    def head(name):
+        zeros = nn.initializers.zeros
+        return nn.Dense(features, dtype=dtype, kernel_init=zeros, name=name)(h).astype(jnp.float32)
+
+    made = head("head")
+    return made if phase is None else jnp.where(phase[..., None] > 0, head("head_grid"), made)
