@@ -40,6 +40,7 @@ CASES = [
     ("data.size", 8, 1, r"data.size=8 must be .* at least 11"),
     ("model.downsample", 16, 1, r"model.downsample=16 needs one depth .* encoder_depth=\(1, 2\)"),
     ("model.latent_channels", 200, 1, r"latent_channels=200 is more than the 192 values"),
+    ("model.latent_channels", 16, 1, r"jpeg_grid=True needs .* got 8 and 16"),
     ("model.linear_kernel", 2, 1, r"model.linear_kernel=2 must be odd"),
     ("model.linear_kernel", 33, 1, r"fit into data.size=256"),
     ("model.linear_kernel", 7, 1, r"over 9408 values, and the fit takes at most 5000"),

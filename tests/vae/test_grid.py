@@ -157,7 +157,7 @@ def test_nothing_beyond_the_halo_counts(fitted):
 
 
 def test_what_it_needs_is_said():
-    for settings in ({"latent_channels": 8}, {"downsample": 16, "encoder_depth": (1, 1, 1),
+    for settings in ({"latent_channels": 16}, {"downsample": 16, "encoder_depth": (1, 1, 1),
                      "decoder_depth": (1, 1, 1)}):  # fmt: skip
         with pytest.raises(ValueError, match="jpeg_grid=True needs downsample=8"):
             MODEL.clone(**settings).init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))

@@ -84,9 +84,9 @@ def test_a_deeper_autoencoder_starts_as_the_one_it_is_made_from(tmp_path):
 
 def test_an_autoencoder_learns_of_the_grid_and_an_enhancer_has_no_use_for_it(tmp_path):
     had = fundus256.get_config("smoke")
-    had.model.latent_channels = 16
+    had.model.latent_channels = 32
     variables = jax.device_get(jax.jit(lambda: initial_variables(had))())
-    saved = SavedModel(tmp_path, had, 3, variables, np.zeros(16), np.ones(16), {})
+    saved = SavedModel(tmp_path, had, 3, variables, np.zeros(32), np.ones(32), {})
     config = had.copy_and_resolve_references()
     config.model.jpeg_grid = True
     config.model.decoder_depth = (1, 2)
@@ -103,8 +103,8 @@ def test_an_autoencoder_learns_of_the_grid_and_an_enhancer_has_no_use_for_it(tmp
     np.testing.assert_allclose(jax.jit(make_model(config).apply)(made, x), expected, atol=1e-5)
     # On the way back: what it does to a photograph that has no grid.
     enhance = enhance256.get_config("smoke")
-    enhance.model.latent_channels, enhance.model.decoder_depth = 16, (1, 2)
-    grown = SavedModel(tmp_path, config, 3, made, np.zeros(16), np.ones(16), {})
+    enhance.model.latent_channels, enhance.model.decoder_depth = 32, (1, 2)
+    grown = SavedModel(tmp_path, config, 3, made, np.zeros(32), np.ones(32), {})
     enhancer = _start_from(enhance, grown)
     assert jax.tree.map(np.shape, enhancer) == jax.tree.map(
         np.shape, abstract_state(enhance).variables

@@ -37,7 +37,8 @@ class AutoencoderKL(nn.Module):
       latent_channels: C, values per latent position.
       downsample: f, pixels per latent position and axis; 4 times a power of two.
       linear_kernel: K, patches a side that the linear path's kernels reach over; odd.
-      jpeg_grid: Whether patches of JPEG files have linear codecs of their own; f is 8 then.
+      jpeg_grid: Whether patches of JPEG files have linear codecs of their own; then f is 8, and C
+        at least 32.
       width: Channels of the conv paths at 1/4 resolution; at 1/8 and below, `deep_width`.
       deep_width: Channels of the conv paths below 1/4 resolution.
       encoder_depth: Residual blocks at 1/4 and at each resolution below, from fine to coarse.
@@ -65,10 +66,11 @@ class AutoencoderKL(nn.Module):
             )
         if self.linear_kernel % 2 == 0:
             raise ValueError(f"linear_kernel={self.linear_kernel} must be odd")
-        if self.jpeg_grid and (self.downsample != grid.BLOCK or self.latent_channels < grid.SHOWN):
+        fits = self.downsample == grid.BLOCK and self.latent_channels >= grid.LEAST
+        if self.jpeg_grid and not fits:
             raise ValueError(
                 f"jpeg_grid=True needs downsample={grid.BLOCK} and latent_channels of at least "
-                f"{grid.SHOWN}, got {self.downsample} and {self.latent_channels}"
+                f"{grid.LEAST}, got {self.downsample} and {self.latent_channels}"
             )
         patch = self.downsample**2 * 3
         widths = [self.width] + [self.deep_width] * (levels - 1)

@@ -29,6 +29,8 @@ SHARE = 10**-0.1
 # Latent channels, the last ones, that show the phase, and by how much, in deviations: the mean of
 # 169 latents is 0.14 off in CHASE_DB1, and codes differ by 1.8 or more.
 SHOWN, STEP = 16, 0.45
+# Latent channels that there must be: the first, brightness and slopes, have means of their own.
+LEAST = 32
 # How much steps across the grid stand out in a photograph that has one: CHASE_DB1 and IDRiD have 4
 # and more deviations of the other steps, FIVES, which has none, up to 2.6.
 STRONG = 3.5

@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from data.errors import UsageError
 from vae.metrics import SSIM_WINDOW
+from vae.models.grid import BLOCK, LEAST
 from vae.training.config import (
     ARCHITECTURES,
     AUTOENCODER_KL,
@@ -297,6 +298,13 @@ def _check_autoencoder(config: ConfigDict, problems: _Problems) -> None:
         f"model.linear_kernel={model.linear_kernel} at model.downsample={model.downsample} reaches "
         f"over {values} values, and the fit takes at most {MAX_FIT_VALUES}; set "
         "model.linear_kernel=1",
+    )
+    fits = model.downsample == BLOCK and model.latent_channels >= LEAST
+    problems.require(
+        fits or not model.get("jpeg_grid", False),
+        f"model.jpeg_grid=True needs model.downsample={BLOCK} and at least {LEAST} "
+        f"model.latent_channels, got {model.downsample} and {model.latent_channels}; set "
+        "model.jpeg_grid=False",
     )
     for path in ("data.size", "data.crop"):
         problems.require(
