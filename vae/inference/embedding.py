@@ -10,6 +10,7 @@ import numpy as np
 from data.errors import DataError
 from data.files import write_beside
 from vae.inference.latent_store import LatentStore, Row
+from vae.models.grid import SHOWN
 
 TABLE = "embedding.csv"
 VECTORS = "vectors.npz"
@@ -50,7 +51,6 @@ def pooled_features(store: LatentStore) -> tuple[np.ndarray, list[Row]]:
 
     Of latents [h, w, C] the mean over all positions, and the logarithm of the standard deviation:
     what is in the image, and how much of it. Vectors [L] are taken as they are.
-
     Returns:
       float32 [N, 2 C] or [N, L], and what is known of each image, in the order of the inputs.
 
@@ -62,20 +62,27 @@ def pooled_features(store: LatentStore) -> tuple[np.ndarray, list[Row]]:
             f"{store.path}: {len(store)} images; clusters and a map need {SMALLEST} at least"
         )
     features, rows = [], []
+    jpeg_grid = store.about["model_config"].get("jpeg_grid", False)
     for group in store.groups:
         for start, stop in group.pieces():
-            features.append(pool(group.latents(start, stop)))
+            features.append(pool(group.latents(start, stop), jpeg_grid))
             rows.extend(group.rows(start, stop))
     order = sorted(range(len(rows)), key=lambda i: rows[i].number)
     return np.concatenate(features)[order], [rows[i] for i in order]
 
 
-def pool(latents: np.ndarray) -> np.ndarray:
+def pool(latents: np.ndarray, jpeg_grid: bool = False) -> np.ndarray:
     """Latents [N, h, w, C] -> [N, 2 C]: mean, and logarithm of the standard deviation; [N, L] as
-    they are."""
+    they are.
+
+    With `jpeg_grid`, the model's, the mean of those channels that show where JPEG's blocks begin
+    says nothing else, and is zero.
+    """
     if latents.ndim == 2:
         return latents
     mean = latents.mean(axis=(1, 2))
+    if jpeg_grid:
+        mean[:, -SHOWN:] = 0
     # An image of one colour has no deviation; it gets that of a thousandth.
     return np.concatenate([mean, np.log(latents.std(axis=(1, 2)) + 1e-3)], axis=1)
 
