@@ -84,6 +84,21 @@ def test_latents_show_their_phase(fitted):
             assert (read == expected).mean() > 0.98
 
 
+def test_components_of_16_bits_choose_alike(fitted):
+    """Not quite orthonormal, they took photographs without a grid for JPEG files."""
+    _, components, variables = fitted
+    short = components.astype(np.float16).astype(np.float32)
+    np.testing.assert_allclose(grid.orthonormal(short), components, atol=3e-4)
+    gram = np.einsum("kpc,kpd->kcd", *[np.asarray(grid.orthonormal(short))] * 2)
+    np.testing.assert_allclose(gram, np.broadcast_to(np.eye(40), gram.shape), atol=2e-6)
+    x = to_float(np.concatenate([tiles(9, True, 2), tiles(9, False, 2)]))
+    whole, rounded = (
+        MODEL.apply({**variables, "pca": {**variables["pca"], "grid": {"kernel": kernel}}}, x)
+        for kernel in (components, short)
+    )
+    np.testing.assert_allclose(rounded, whole, atol=2e-3)
+
+
 def test_codes_lie_apart():
     codes = grid.codes()
     assert codes.shape == (65, grid.SHOWN) and not codes[0].any()

@@ -135,7 +135,7 @@ class AutoencoderKL(nn.Module):
     @property
     def _components(self) -> jax.Array:
         """Of each phase: float32 [PHASES, f*f*3, C]."""
-        return self.grid.value["kernel"]
+        return grid.orthonormal(self.grid.value["kernel"])
 
     def log_scale(self) -> jax.Array:
         """Log standard deviation of the Gaussian likelihood, learned: float32 [].
