@@ -12,16 +12,18 @@ import jax
 import numpy as np
 from recipe import score, val_tiles
 
-from configs.fundus256 import JPEG_GRID, LATENT_CHANNELS
+from configs.fundus256 import LATENT_CHANNELS
 from data.pipeline import first_tiles, open_dataset
 from vae.models import AutoencoderKL, fit_pca, grid, with_start
+
+PRESETS = ("f8c32", "f8c48")
 
 
 def main() -> None:
     """Fits, and prints a line for each preset and label."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", required=True)
-    parser.add_argument("--preset", nargs="+", default=JPEG_GRID, choices=JPEG_GRID)
+    parser.add_argument("--preset", nargs="+", default=PRESETS, choices=PRESETS)
     options = parser.parse_args()
     dataset = open_dataset(options.data_dir)
 

@@ -12,8 +12,6 @@ from ml_collections import ConfigDict
 from data.errors import UsageError
 from vae.training.config import default_config, make_brief
 
-# The latents that keep enough of a photograph for JPEG's blocks to matter.
-JPEG_GRID = ("f8c32", "f8c48")
 LATENT_CHANNELS = {"f8c4": 4, "f8c8": 8, "f8c16": 16, "f8c32": 32, "f8c48": 48}
 PRESETS = (*LATENT_CHANNELS, "demo", "smoke")
 
@@ -25,9 +23,6 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
     config = default_config()
     config.name = f"fundus256_{preset}"
     config.model.latent_channels = LATENT_CHANNELS.get(preset, 32)
-    config.model.jpeg_grid = preset in JPEG_GRID
-    if preset == "f8c48":
-        config.model.decoder_depth = (3, 3)
     config.data.crop = 128
     config.data.scales = (1, 1, 2)
     config.batch_size = 256

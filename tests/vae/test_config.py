@@ -21,6 +21,13 @@ def test_presets_validate_and_shape_evaluate(preset):
     )
 
 
+def test_the_grid_needs_latents_to_show_it():
+    config = get_config("f8c16")
+    config.model.jpeg_grid = True
+    with pytest.raises(UsageError, match="jpeg_grid=True needs .* got 8 and 16"):
+        validate(config, 1)
+
+
 def test_default_preset_is_f8c32():
     assert get_config().model.latent_channels == 32
 
@@ -40,7 +47,6 @@ CASES = [
     ("data.size", 8, 1, r"data.size=8 must be .* at least 11"),
     ("model.downsample", 16, 1, r"model.downsample=16 needs one depth .* encoder_depth=\(1, 2\)"),
     ("model.latent_channels", 200, 1, r"latent_channels=200 is more than the 192 values"),
-    ("model.latent_channels", 16, 1, r"jpeg_grid=True needs .* got 8 and 16"),
     ("model.linear_kernel", 2, 1, r"model.linear_kernel=2 must be odd"),
     ("model.linear_kernel", 33, 1, r"fit into data.size=256"),
     ("model.linear_kernel", 7, 1, r"over 9408 values, and the fit takes at most 5000"),

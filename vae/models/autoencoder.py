@@ -20,7 +20,7 @@ from vae.models import grid
 from vae.models.conv_paths import STEM, ConvDecoder, ConvEncoder
 from vae.models.lapped import Lapped, from_pca
 from vae.models.layers import ResidualBlock, convolve, depth_to_space, space_to_depth
-from vae.models.pca import PCA, QUANTISATION_STD
+from vae.models.pca import HIGHEST, PCA, QUANTISATION_STD
 from vae.models.posterior import Posterior
 
 LINEAR = "linear"
@@ -100,7 +100,10 @@ class AutoencoderKL(nn.Module):
         if self.jpeg_grid:
             patches, components = space_to_depth(x, self.downsample) - pca.mean, self._components
             coded = grid.project(patches, components)
-            phase = grid.choose(patches, coded, whitened * pca.sd)
+            phase = grid.choose(patches, coded, self.linear.decode(linear) - pca.mean)
+            # What is decoded must be able to tell: no place is smaller than what it looks at.
+            for _ in range(grid.ROUNDS):
+                phase = grid.read(grid.shown(phase, self.latent_channels))
             there, code = phase[..., None] > 0, grid.pick(coded, phase)
             linear = jnp.where(there, code, linear)
             whitened = jnp.where(there, code / pca.sd, whitened)
@@ -125,10 +128,14 @@ class AutoencoderKL(nn.Module):
         if self.jpeg_grid:
             phase = grid.read(z)
             z -= grid.shown(phase, self.latent_channels)
-        linear = self.linear.decode(z * pca.sd)
-        if phase is not None:
-            own = pca.mean + grid.synthesise(z * pca.sd, phase, self._components)
-            linear = jnp.where(phase[..., None] > 0, own, linear)
+        code = z * pca.sd
+        if phase is None:
+            linear = self.linear.decode(code)
+        else:
+            there, own = phase[..., None] > 0, grid.synthesise(code, phase, self._components)
+            # Kernels reach over to patches of other phases: they get those as PCA would code them.
+            alike = jnp.where(there, jnp.matmul(own, pca.components, precision=HIGHEST), code)
+            linear = jnp.where(there, own + pca.mean, self.linear.decode(alike))
         linear = depth_to_space(linear, self.downsample)
         return linear + pca.scale * self.decoder(z, phase=phase)
 
@@ -163,7 +170,7 @@ class AutoencoderKL(nn.Module):
             for level, depth in enumerate(self.encoder_depth)
         )
         halo = max(conv_path, self.linear_kernel // 2 * self.downsample)
-        return halo + grid.REACH * grid.BLOCK if self.jpeg_grid else halo
+        return halo + grid.ENCODER_REACH * grid.BLOCK if self.jpeg_grid else halo
 
     @property
     def decoder_halo(self) -> int:
