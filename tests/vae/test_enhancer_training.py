@@ -29,6 +29,14 @@ def config():
     return config
 
 
+@pytest.fixture
+def sharpening(config):
+    config = config.copy_and_resolve_references()
+    config.train.sharpening, config.optimizer.weight_decay = True, 0.0
+    config.data.crop, config.data.scales, config.degrade.clean = 64, (1,), 0.0
+    return config
+
+
 def run(config, dataset, steps, mesh, tone=0.0):
     """Parameters before and after, and the last metrics; `tone`: what the tone stage starts at."""
     sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)
@@ -66,29 +74,27 @@ def test_the_tone_stage_learns_alone_from_views(config, dataset):
         assert (max(jax.tree.leaves(moved)) > 0) == (name == "tone"), name
 
 
-def test_sharpening_learns_alone(config, dataset):
-    config = config.copy_and_resolve_references()
-    config.train.sharpening, config.optimizer.weight_decay = True, 0.0
-    config.data.crop, config.data.scales, config.degrade.clean = 64, (1,), 0.0
-    before, after, metrics = run(config, dataset, 2, make_mesh(8, 1))
+def test_sharpening_learns_alone(sharpening, dataset):
+    before, after, metrics = run(sharpening, dataset, 2, make_mesh(8, 1))
     assert np.isfinite(metrics["loss"]) and metrics["kl"] == 0
     for name in before:
         moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before[name], after[name])
         assert (max(jax.tree.leaves(moved)) > 0) == (name == "sharpening"), name
 
 
-def test_sharpening_sees_what_was_toned_and_is_spared_its_errors(config, dataset):
-    config = config.copy_and_resolve_references()
-    config.train.sharpening, config.optimizer.weight_decay = True, 0.0
-    config.data.crop, config.data.scales, config.degrade.clean = 64, (1,), 0.0
-    _, plain_after, _ = run(config, dataset, 2, make_mesh(8, 1))
-    before, after, _ = run(config, dataset, 2, make_mesh(8, 1), tone=0.3)
+def test_sharpening_is_spared_the_errors_of_the_tone_stage(sharpening, dataset):
+    """Nothing is blurred: there is nothing to add, however wrong the light was made."""
+    sharpening.degrade.clean = 1.0
+    assert run(sharpening, dataset, 1, make_mesh(8, 1), tone=0.3)[2]["psnr"] > 120
+
+
+@pytest.mark.soak
+def test_sharpening_sees_what_was_toned(sharpening, dataset):
+    _, plain_after, _ = run(sharpening, dataset, 2, make_mesh(8, 1))
+    before, after, _ = run(sharpening, dataset, 2, make_mesh(8, 1), tone=0.3)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), plain_after, after)
     assert max(jax.tree.leaves(moved["sharpening"])) > 1e-5
     jax.tree.map(np.testing.assert_array_equal, before["tone"], after["tone"])
-    # Nothing is blurred: there is nothing to add, however wrong the light was made.
-    config.degrade.clean = 1.0
-    assert run(config, dataset, 1, make_mesh(8, 1), tone=0.3)[2]["psnr"] > 120
 
 
 @pytest.mark.soak

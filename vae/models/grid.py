@@ -33,7 +33,7 @@ SHARE = 10**-0.125
 # And less than this share of what the linear codec with overlap leaves, whose conv paths gain more.
 ADVANTAGE = 10**-0.02
 # So many of PCA's components, the first, all phases have: brightness, colours and slopes. Where a
-# phase is read wrongly, they are right.
+# phase is read as another, they are right.
 SHARED = 8
 # Latent channels, the last ones, that show the phase, and by how much, in deviations: the mean of
 # 169 latents is 0.14 off in CHASE_DB1, and codes differ by 1.8 or more.
