@@ -51,6 +51,7 @@ def pooled_features(store: LatentStore) -> tuple[np.ndarray, list[Row]]:
 
     Of latents [h, w, C] the mean over all positions, and the logarithm of the standard deviation:
     what is in the image, and how much of it. Vectors [L] are taken as they are.
+
     Returns:
       float32 [N, 2 C] or [N, L], and what is known of each image, in the order of the inputs.
 

@@ -113,6 +113,11 @@ def make_brief(config: ConfigDict) -> None:
     config.eval.batch_size = 8
 
 
+def has_grid(config: ConfigDict) -> bool:
+    """Whether the model has linear codecs for JPEG's grid."""
+    return config.model.get("jpeg_grid", False)
+
+
 def from_dict(stored: dict[str, Any]) -> ConfigDict:
     """A config from what `to_dict` gave; settings that are newer than it have their defaults.
 

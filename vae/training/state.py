@@ -27,7 +27,14 @@ from vae.models import (
 from vae.models.enhancer import with_wide_likelihood
 from vae.models.grid import PHASES, fit_grid
 from vae.training.augment import shrink
-from vae.training.config import AUTOENCODER_KL, ENHANCER, FUNDUS_VAE, LINEAR_START, PRIOR
+from vae.training.config import (
+    AUTOENCODER_KL,
+    ENHANCER,
+    FUNDUS_VAE,
+    LINEAR_START,
+    PRIOR,
+    has_grid,
+)
 from vae.training.optimizer import make_optimizer
 
 
@@ -190,11 +197,6 @@ def _abstract_fit(config: ConfigDict) -> LinearFit:
         scale=shape(()),
     )
     return (pca, lapped, _abstract_components(config)) if has_grid(config) else (pca, lapped)
-
-
-def has_grid(config: ConfigDict) -> bool:
-    """Whether the model has linear codecs for JPEG's grid."""
-    return config.model.get("jpeg_grid", False)
 
 
 def _abstract_components(config: ConfigDict) -> jax.ShapeDtypeStruct:

@@ -12,6 +12,7 @@ from vae.training.config import (
     LINEAR_START,
     PRIOR,
     default_config,
+    has_grid,
 )
 
 LIKELIHOODS = ("gaussian", "laplace", "own_gaussian", "own_details")
@@ -301,7 +302,7 @@ def _check_autoencoder(config: ConfigDict, problems: _Problems) -> None:
     )
     fits = model.downsample == BLOCK and model.latent_channels >= LEAST
     problems.require(
-        fits or not model.get("jpeg_grid", False),
+        fits or not has_grid(config),
         f"model.jpeg_grid=True needs model.downsample={BLOCK} and at least {LEAST} "
         f"model.latent_channels, got {model.downsample} and {model.latent_channels}; set "
         "model.jpeg_grid=False",
