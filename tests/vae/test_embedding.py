@@ -83,7 +83,7 @@ def test_components_are_those_of_the_features():
 def test_the_phase_of_the_grid_is_no_feature():
     """Two images that differ in where JPEG's blocks begin, and in nothing else, are the same."""
     z = np.random.default_rng(1).normal(0, 1, (12, 8, 8, 40)).astype(np.float32)
-    moved = z + np.asarray(shown(np.full((12, 8, 8), 17), 40))
+    moved = z + np.asarray(shown(np.full(12, 17), 40))
 
     found = embedding.pool(z, jpeg_grid=True)
     np.testing.assert_allclose(embedding.pool(moved, jpeg_grid=True), found, atol=1e-5)

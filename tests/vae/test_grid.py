@@ -1,6 +1,7 @@
 """JPEG's grid: found, fitted, chosen, shown in latents, read again, and what it gains."""
 
 import io
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from data.synthetic import fundus_photograph
+from vae.inference.photograph import decode_photograph, encode_photograph, phase_of
 from vae.metrics import to_float
 from vae.models import AutoencoderKL, fit_pca, grid, with_start
 from vae.models.layers import space_to_depth
@@ -19,16 +21,17 @@ MODEL = AutoencoderKL(
 )  # fmt: skip
 PLAIN = MODEL.clone(jpeg_grid=False)
 FIRST = (5, 2)  # where blocks begin in the tiles
+PHASE = 1 + 8 * (-FIRST[0] % 8) + -FIRST[1] % 8
 
 
-def tiles(seed, jpeg, count=6, size=128):
+def tiles(seed, jpeg, count=6, size=128, quality=50):
     """Parts of a photograph that was a JPEG file, or was not, all of one phase."""
     photograph = fundus_photograph(seed, 480)
     grain = np.random.default_rng(seed).normal(0, 8, photograph.shape)
     photograph = np.clip(photograph + grain, 0, 255).astype(np.uint8)
     if jpeg:
         file = io.BytesIO()
-        Image.fromarray(photograph).save(file, "jpeg", quality=50, subsampling=2)
+        Image.fromarray(photograph).save(file, "jpeg", quality=quality, subsampling=2)
         photograph = np.asarray(Image.open(file))
     origins = 96 + 8 * np.random.default_rng(seed).integers(0, 16, (count, 2)) - FIRST
     return np.stack([photograph[y : y + size, x : x + size] for y, x in origins])
@@ -59,10 +62,35 @@ def test_components_are_those_of_their_phase(fitted):
     # Turned towards PCA's: leading channels mean nearly the same.
     assert np.einsum("kpc,pc->kc", components, pca.components)[:, 0].min() > 0.9
     patches = space_to_depth(to_float(tiles(3, True)), 8) - pca.mean
-    coded = grid.project(patches, components)
-    kept = np.asarray(jnp.square(coded).sum(axis=(0, 1, 2, 4)))
+    lost = np.asarray(grid.losses(patches, components, jnp.zeros_like(patches)))
+    assert lost.shape == (6, 65)
     # Patches begin at row 0 of tiles, blocks at FIRST: so many rows into a block.
-    assert kept.argmax() == 8 * (-FIRST[0] % 8) + -FIRST[1] % 8
+    assert (lost[:, 1:].argmin(axis=1) == PHASE - 1).all()
+    code = grid.analyse(patches, jnp.full(6, PHASE), components)
+    kept = grid.synthesise(code, jnp.full(1, PHASE), components)
+    np.testing.assert_allclose(
+        jnp.square(patches - kept).sum(axis=(1, 2, 3)), lost[:, PHASE], rtol=1e-3
+    )
+    np.testing.assert_allclose(lost[:, 0], jnp.square(patches).sum(axis=(1, 2, 3)), rtol=1e-5)
+
+
+def test_a_grid_that_cannot_be_seen_is_found_by_what_others_gave(monkeypatch):
+    seen, unseen, none = tiles(10, True), tiles(11, True, quality=70), tiles(11, False)
+    moved = [image[y : y + 112, x : x + 112] for image in (*seen, *unseen)
+             for y, x in itertools.product((0, 3, 6), (1, 4, 7))]  # fmt: skip
+    pca = fit_pca([np.stack(moved)], 40, 8)
+    monkeypatch.setattr(
+        grid, "_seen", lambda tile: FIRST if any(np.array_equal(tile, s) for s in seen) else None
+    )
+    first, both = grid.fit_grid([seen], pca), grid.fit_grid([seen, none, unseen], pca)
+    assert all(grid._fitted(image, first, pca) == FIRST for image in unseen)
+    assert all(grid._fitted(image, first, pca) is None for image in none)
+    patches = space_to_depth(to_float(tiles(12, True, quality=70)), 8) - pca.mean
+    before, after = (
+        np.asarray(grid.losses(patches, components, patches))[:, PHASE].sum()
+        for components in (first, both)
+    )
+    assert after < before
 
 
 def test_without_a_grid_components_are_those_of_pca():
@@ -75,13 +103,11 @@ def test_without_a_grid_components_are_those_of_pca():
 
 def test_latents_show_their_phase(fitted):
     _, _, variables = fitted
-    phase = 1 + 8 * (-FIRST[0] % 8) + -FIRST[1] % 8
-    for jpeg, expected in ((True, phase), (False, 0)):
+    for jpeg, expected in ((True, PHASE), (False, 0)):
         posterior = MODEL.apply(variables, to_float(tiles(5, jpeg)), method="encode")
         half = posterior.mean.astype(jnp.float16)
         for z in (posterior.mean, half, posterior.sample(jax.random.key(0))):
-            read = grid.read(z.astype(jnp.float32))
-            assert (read == expected).mean() > 0.98
+            assert (grid.read(z.astype(jnp.float32)) == expected).all()
 
 
 def test_components_of_16_bits_choose_alike(fitted):
@@ -109,9 +135,8 @@ def test_codes_lie_apart():
 @pytest.mark.parametrize("phase", [0, 1, 64])
 def test_every_phase_is_read_from_noise(phase):
     z = jax.random.normal(jax.random.key(phase), (4, 32, 32, 40))
-    z += grid.shown(jnp.full((4, 32, 32), phase), 40)
-    inside = grid.read(z)[:, 6:-6, 6:-6]
-    assert (inside == phase).all()
+    z += grid.shown(jnp.full(4, phase), 40)
+    assert (grid.read(z) == phase).all()
 
 
 def test_jpeg_files_are_kept_better_and_others_as_before(fitted):
@@ -148,27 +173,33 @@ def test_gradients_reach_both_last_layers(fitted):
             assert np.abs(moved[path][head]["kernel"]).max() > 0, (path, head)
 
 
-def test_nothing_beyond_the_halo_counts(fitted):
-    """A window computes what the whole does, though a JPEG file lies beside another."""
+def test_parts_of_a_photograph_are_of_its_phase(fitted):
+    """Windows that alone would be of another phase, or none, are told."""
     _, _, variables = fitted
-    variables = jax.tree.map(lambda leaf: leaf, variables)
+    blank = jax.tree.map(lambda leaf: leaf, variables)
     for path in ("encoder", "decoder"):
         for head in ("head", "head_grid"):
-            kernel = variables["params"][path][head]["kernel"]
+            kernel = blank["params"][path][head]["kernel"]
             draw = jax.random.normal(jax.random.key(1), kernel.shape)
-            variables["params"][path][head]["kernel"] = 0.05 * draw
-    x = to_float(np.concatenate([tiles(8, True, 1, 240), tiles(8, False, 1, 240)], axis=2))
-    encode = jax.jit(lambda x: MODEL.apply(variables, x, method="encode").mean)
-    decode = jax.jit(lambda z: MODEL.apply(variables, z, method="decode"))
-    whole, at = encode(x), 240 // 8
-    reach = -(-MODEL.encoder_halo // 8)
-    part = encode(x[:, :, 8 * (at - 20) :])
-    np.testing.assert_allclose(part[:, :, reach:], whole[:, :, at - 20 + reach :], atol=1e-4)
-    image, reach = decode(whole), MODEL.decoder_halo
-    part = decode(whole[:, :, at - 20 :])
-    np.testing.assert_allclose(
-        part[:, :, 8 * reach :], image[:, :, 8 * (at - 20 + reach) :], atol=1e-4
-    )
+            blank["params"][path][head]["kernel"] = 0.05 * draw
+
+    def function(method):
+        return jax.jit(
+            lambda x, **told: MODEL.apply(
+                blank, x if method == "decode" else to_float(x), method=method, **told
+            )
+        )
+
+    encode, decode, losses = (function(name) for name in ("encode", "decode", "grid_losses"))
+    image = np.concatenate([tiles(8, True, 1, 240)[0], tiles(8, False, 1, 240)[0, :, :40]], axis=1)
+    assert grid.choose(losses(image[None, :, 240:])) == 0
+    assert phase_of(losses, image) == PHASE
+    whole = encode(image[None]).mean
+    assert grid.read(whole) == PHASE
+    latents = encode_photograph(MODEL, encode, losses, image, window=136).mean
+    np.testing.assert_allclose(latents, whole[0], atol=1e-4)
+    made = decode_photograph(MODEL, decode, latents, window=136)
+    np.testing.assert_allclose(made, decode(whole)[0], atol=1e-4)
 
 
 def test_what_it_needs_is_said():

@@ -8,6 +8,8 @@ import pytest
 
 from configs import enhance256, fundus256, prior256
 from data.errors import DataError
+from vae.models import fit_pca
+from vae.models.lapped import from_pca
 from vae.training.saved import SavedModel
 from vae.training.sharding import make_mesh, tree_sharding
 from vae.training.start import _start_from, state_of
@@ -85,12 +87,14 @@ def test_a_deeper_autoencoder_starts_as_the_one_it_is_made_from(tmp_path):
 def test_an_autoencoder_learns_of_the_grid_and_an_enhancer_has_no_use_for_it(tmp_path):
     had = fundus256.get_config("smoke")
     had.model.latent_channels = 32
-    variables = jax.device_get(jax.jit(lambda: initial_variables(had))())
+    images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
+    pca = fit_pca([images], 32, 8)
+    fit = pca, from_pca(pca)
+    variables = jax.device_get(jax.jit(lambda: initial_variables(had, fit))())
     saved = SavedModel(tmp_path, had, 3, variables, np.zeros(32), np.ones(32), {})
     config = had.copy_and_resolve_references()
     config.model.jpeg_grid = True
     config.model.decoder_depth = (1, 2)
-    images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
     made = _start_from(config, saved, lambda: [images])
     assert jax.tree.map(np.shape, made) == jax.tree.map(np.shape, abstract_state(config).variables)
     jax.tree.map(np.testing.assert_array_equal, made["pca"]["fit"], variables["pca"]["fit"])

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from configs.fundus256 import LATENT_CHANNELS, get_config
+from vae.inference.photograph import decode_photograph, encode_photograph
 from vae.inference.windows import (
     decode_windows,
     encode_windows,
     pad_to_factor,
-    reconstruct_windows,
     window_origins,
     window_side,
 )
@@ -76,6 +76,13 @@ def _whole(encode, decode, image):
     return output[: image.shape[0], : image.shape[1]]
 
 
+def _windowed(encode, decode, image, encoder_halo=ENCODER_HALO, decoder_halo=DECODER_HALO, batch=1):
+    how = {"factor": FACTOR, "window": 48, "batch": batch}
+    latents = encode_windows(encode, image, halo=encoder_halo, **how)
+    output = decode_windows(decode, latents, halo=decoder_halo, **how)
+    return output[: image.shape[0], : image.shape[1]]
+
+
 def _error(a, b):
     return np.abs(a - b).max() / np.ptp(b)
 
@@ -95,10 +102,7 @@ def test_windows_equal_whole(height, width, batch):
     encode, decode = _network(1)
     image = _image(height, width)
     expected = _whole(encode, decode, image)
-    tiled = reconstruct_windows(
-        encode, decode, image, factor=FACTOR, encoder_halo=ENCODER_HALO,
-        decoder_halo=DECODER_HALO, window=48, batch=batch,
-    )  # fmt: skip
+    tiled = _windowed(encode, decode, image, batch=batch)
     assert tiled.shape == (height, width, 3)
     assert _error(tiled, expected) < TOLERANCE
 
@@ -109,7 +113,7 @@ def test_halo_one_step_short_leaves_seams(short):
     image = _image(128, 112)
     halos = {"encoder_halo": ENCODER_HALO, "decoder_halo": DECODER_HALO}
     halos[f"{short}_halo"] -= FACTOR if short == "encoder" else 1
-    tiled = reconstruct_windows(encode, decode, image, factor=FACTOR, window=48, **halos)
+    tiled = _windowed(encode, decode, image, **halos)
     assert _error(tiled, _whole(encode, decode, image)) > 100 * TOLERANCE
 
 
@@ -218,16 +222,16 @@ def model_and_variables():
 def test_windows_equal_whole_for_every_preset(preset):
     module = make_model(get_config(preset))
     variables = _random_variables(module)
-    encode = jax.jit(lambda v, x: module.apply(v, x, method="encode").mean)
-    decode = jax.jit(lambda v, z: module.apply(v, z, method="decode"))
-    encode, decode = (functools.partial(half, variables) for half in (encode, decode))
+    encode = jax.jit(lambda v, x, **told: module.apply(v, x, method="encode", **told).mean)
+    decode = jax.jit(lambda v, z, **told: module.apply(v, z, method="decode", **told))
+    losses = jax.jit(lambda v, x: module.apply(v, x, method="grid_losses"))
+    encode, decode, losses = (functools.partial(f, variables) for f in (encode, decode, losses))
     image = _image(171, 155)
     latents = np.asarray(encode(pad_to_factor(image, 8)[None]))[0]
-    halo = module.encoder_halo
-    windowed = encode_windows(encode, image, factor=8, halo=halo, window=136)
+    windowed = encode_photograph(module, encode, losses, image, window=136)
     assert _error(windowed, latents) < TOLERANCE
     whole = np.asarray(decode(latents[None]))[0]
-    windowed = decode_windows(decode, windowed, factor=8, halo=module.decoder_halo, window=136)
+    windowed = decode_photograph(module, decode, windowed, window=136)
     assert _error(windowed, whole) < TOLERANCE
 
 

@@ -86,7 +86,7 @@ def whole_photographs(
     Returns:
       The figures; files that cannot be read are named in the notes.
     """
-    encode, decode = _halves(module, mesh)
+    functions = [functools.partial(step, variables) for step in _functions(module, mesh)]
     of_tiles = _tile_means(evaluation)
     measurable = [p for p in photographs if p.photograph in of_tiles]
     rows, problems, kept = [], [], {}
@@ -101,14 +101,7 @@ def whole_photographs(
             continue
         mask = fov_mask(photograph.fov, image)
         image[~mask] = 0
-        output = reconstruct_photograph(
-            module,
-            functools.partial(encode, variables),
-            functools.partial(decode, variables),
-            image,
-            batch=mesh.size,
-            window=window,
-        )
+        output = reconstruct_photograph(module, *functions, image, batch=mesh.size, window=window)
         ssim, psnr = compare(image, output, mask)
         if pictures:
             kept[photograph.photograph] = _reduced(image, np.where(mask[..., None], output, 0))
@@ -151,23 +144,32 @@ def read_as_tiled(photograph: PhotographRow) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=16)
-def _halves(module: nn.Module, mesh: Mesh):
-    """Encoder (variables, uint8 windows) -> posterior mean and decoder (variables, z) -> uint8.
+def _functions(module: nn.Module, mesh: Mesh):
+    """Encoder (variables, uint8 windows) -> posterior mean, decoder (variables, z) -> uint8, and
+    what windows lose in each phase of JPEG's grid. Parts of a photograph come with its `phase`.
 
-    They take what every host has, spread the windows over the devices and return them whole.
+    They take what every host has and return it whole; the first two spread the windows over the
+    devices.
     """
 
-    def encode(variables, images):
-        return module.apply(variables, metrics.to_float(images), method="encode").mean
+    def encode(variables, images, **told):
+        return module.apply(variables, metrics.to_float(images), method="encode", **told).mean
 
-    def decode(variables, latents):
-        return metrics.to_uint8(module.apply(variables, latents, method="decode"))
+    def decode(variables, latents, **told):
+        return metrics.to_uint8(module.apply(variables, latents, method="decode", **told))
+
+    def grid_losses(variables, images):
+        return module.apply(variables, metrics.to_float(images), method="grid_losses")
+
+    whole = functools.partial(jax.jit, out_shardings=NamedSharding(mesh, WHOLE))
 
     def spread(step):
-        step = jax.jit(step, out_shardings=NamedSharding(mesh, WHOLE))
-        return lambda variables, windows: step(variables, place_whole(windows, mesh, BATCH))
+        step = whole(step)
+        return lambda variables, windows, **told: step(
+            variables, place_whole(windows, mesh, BATCH), **told
+        )
 
-    return spread(encode), spread(decode)
+    return spread(encode), spread(decode), whole(grid_losses)
 
 
 def _tile_means(evaluation: Evaluation) -> dict[str, dict[str, float | int]]:

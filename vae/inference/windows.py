@@ -178,44 +178,6 @@ def filter_windows(
     return made[:height, :width]
 
 
-def reconstruct_windows(
-    encode: Half,
-    decode: Half,
-    image: np.ndarray,
-    *,
-    factor: int,
-    encoder_halo: int,
-    decoder_halo: int,
-    window: int | None = None,
-    batch: int = 1,
-) -> np.ndarray:
-    """Encodes and decodes an image as if it had been done whole.
-
-    Args:
-      encode: See `encode_windows`; returns the latents to decode, for example the posterior mean.
-      decode: See `decode_windows`.
-      image: [H, W, C].
-      factor: Pixels per latent position and axis.
-      encoder_halo: In pixels.
-      decoder_halo: In latent positions.
-      window: Side of a window in pixels, divisible by `factor`; None for what suits the image.
-      batch: Windows in a call.
-
-    Returns:
-      [H, W, C'] in the dtype of `decode`.
-
-    Raises:
-      ValueError: `window` is not divisible by `factor`, or has no inside.
-    """
-    latents = encode_windows(
-        encode, image, factor=factor, halo=encoder_halo, window=window, batch=batch
-    )
-    output = decode_windows(
-        decode, latents, factor=factor, halo=decoder_halo, window=window, batch=batch
-    )
-    return output[: image.shape[0], : image.shape[1]]
-
-
 def _window_shape(
     height: int, width: int, halo: int, factor: int, window: int | None
 ) -> tuple[int, int]:

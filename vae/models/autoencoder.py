@@ -20,7 +20,7 @@ from vae.models import grid
 from vae.models.conv_paths import STEM, ConvDecoder, ConvEncoder
 from vae.models.lapped import Lapped, from_pca
 from vae.models.layers import ResidualBlock, convolve, depth_to_space, space_to_depth
-from vae.models.pca import HIGHEST, PCA, QUANTISATION_STD
+from vae.models.pca import PCA, QUANTISATION_STD
 from vae.models.posterior import Posterior
 
 LINEAR = "linear"
@@ -37,8 +37,7 @@ class AutoencoderKL(nn.Module):
       latent_channels: C, values per latent position.
       downsample: f, pixels per latent position and axis; 4 times a power of two.
       linear_kernel: K, patches a side that the linear path's kernels reach over; odd.
-      jpeg_grid: Whether patches of JPEG files have linear codecs of their own; then f is 8, and C
-        at least 32.
+      jpeg_grid: Whether JPEG files have linear codecs of their own; then f is 8, and C at least 32.
       width: Channels of the conv paths at 1/4 resolution; at 1/8 and below, `deep_width`.
       deep_width: Channels of the conv paths below 1/4 resolution.
       encoder_depth: Residual blocks at 1/4 and at each resolution below, from fine to coarse.
@@ -82,62 +81,72 @@ class AutoencoderKL(nn.Module):
         self.decoder = ConvDecoder(widths, self.decoder_depth, self.dtype)
         self.raw_log_scale = self.param("log_scale", nn.initializers.constant(-4.0), ())
 
-    def encode(self, x: jax.Array, train: bool = False) -> Posterior:
+    def encode(
+        self, x: jax.Array, train: bool = False, phase: jax.Array | None = None
+    ) -> Posterior:
         """Images [B, H, W, 3] in [-1, 1], sides divisible by f -> posterior [B, H/f, W/f, C].
 
-        `train` changes nothing: no layer here has another way for training.
+        `train` changes nothing: no layer here has another way for training. With `jpeg_grid`,
+        parts of a photograph are encoded with its `phase`, int32 [B] or [1], which the sum of some
+        parts' `grid_losses` tells.
         """
-        return self._analyse(x)[0]
+        return self._analyse(x, phase)[0]
 
-    def _analyse(self, x: jax.Array) -> tuple[Posterior, jax.Array, tuple[jax.Array, jax.Array]]:
+    def _analyse(
+        self, x: jax.Array, phase: jax.Array | None = None
+    ) -> tuple[Posterior, jax.Array, tuple[jax.Array, jax.Array]]:
         """The posterior, what the linear path alone makes of x, and what the encoder saw of it:
         PCA's residual [B, H, W, 3] and its own last features [B, H/f, W/f, D]."""
-        pca, phase = self.pca.value, None
+        pca = self.pca.value
         x = x.astype(jnp.float32)
-        linear = self.linear.encode(space_to_depth(x, self.downsample))
+        patches = space_to_depth(x, self.downsample)
+        linear = self.linear.encode(patches)
         whitened = pca.encode(x).mean
         kept = pca.decode(whitened)
         if self.jpeg_grid:
-            patches, components = space_to_depth(x, self.downsample) - pca.mean, self._components
-            coded = grid.project(patches, components)
-            phase = grid.choose(patches, coded, self.linear.decode(linear) - pca.mean)
-            # What is decoded must be able to tell: no place is smaller than what it looks at.
-            for _ in range(grid.ROUNDS):
-                phase = grid.read(grid.shown(phase, self.latent_channels))
-            there, code = phase[..., None] > 0, grid.pick(coded, phase)
+            phase = grid.choose(self.grid_losses(x)) if phase is None else phase
+            there, components = _each(phase) > 0, self._components
+            code = grid.analyse(patches - pca.mean, phase, components)
             linear = jnp.where(there, code, linear)
             whitened = jnp.where(there, code / pca.sd, whitened)
             own = pca.mean + grid.synthesise(code, phase, components)
-            own = jnp.where(there, own, space_to_depth(kept, self.downsample))
-            kept = depth_to_space(own, self.downsample)
+            kept = jnp.where(there, depth_to_space(own, self.downsample), kept)
         residual = (x - kept) / pca.scale
         deltas, features = self.encoder(residual, whitened, phase)
         delta_mean, delta_log_var = jnp.split(deltas, 2, axis=-1)
         # A unit of the conv path is one standard deviation of the starting posterior: the size of
         # a correction that the noise of z does not drown.
         mean = linear / pca.sd + jnp.exp(0.5 * pca.log_var()) * delta_mean
-        if phase is not None:
+        if self.jpeg_grid:
             mean += grid.shown(phase, self.latent_channels)
         posterior = Posterior(mean, self.linear.log_var + delta_log_var)
         return posterior, linear, (residual, features)
 
-    def decode(self, z: jax.Array) -> jax.Array:
-        """Latents [B, h, w, C] -> mean image float32 [B, h*f, w*f, 3], not clipped to [-1, 1]."""
-        pca, phase = self.pca.value, None
+    def decode(self, z: jax.Array, phase: jax.Array | None = None) -> jax.Array:
+        """Latents [B, h, w, C] -> mean image float32 [B, h*f, w*f, 3], not clipped to [-1, 1].
+
+        With `jpeg_grid`, parts of latents are decoded with the `phase` that `vae.models.grid.read`
+        gives for the whole.
+        """
+        pca = self.pca.value
         z = z.astype(jnp.float32)
         if self.jpeg_grid:
-            phase = grid.read(z)
+            phase = grid.read(z) if phase is None else phase
             z -= grid.shown(phase, self.latent_channels)
         code = z * pca.sd
-        if phase is None:
-            linear = self.linear.decode(code)
-        else:
-            there, own = phase[..., None] > 0, grid.synthesise(code, phase, self._components)
-            # Kernels reach over to patches of other phases: they get those as PCA would code them.
-            alike = jnp.where(there, jnp.matmul(own, pca.components, precision=HIGHEST), code)
-            linear = jnp.where(there, own + pca.mean, self.linear.decode(alike))
+        linear = self.linear.decode(code)
+        if self.jpeg_grid:
+            own = pca.mean + grid.synthesise(code, phase, self._components)
+            linear = jnp.where(_each(phase) > 0, own, linear)
         linear = depth_to_space(linear, self.downsample)
         return linear + pca.scale * self.decoder(z, phase=phase)
+
+    def grid_losses(self, x: jax.Array) -> jax.Array:
+        """With `jpeg_grid`: what images [B, H, W, 3] would lose in each phase of JPEG's blocks,
+        float32 [B, 65]; see `vae.models.grid.losses`."""
+        patches, mean = space_to_depth(x.astype(jnp.float32), self.downsample), self.pca.value.mean
+        overlapped = self.linear.decode(self.linear.encode(patches))
+        return grid.losses(patches - mean, self._components, overlapped - mean)
 
     @property
     def _components(self) -> jax.Array:
@@ -169,8 +178,7 @@ class AutoencoderKL(nn.Module):
             ResidualBlock.REACH * depth * STEM * 2**level
             for level, depth in enumerate(self.encoder_depth)
         )
-        halo = max(conv_path, self.linear_kernel // 2 * self.downsample)
-        return halo + grid.ENCODER_REACH * grid.BLOCK if self.jpeg_grid else halo
+        return max(conv_path, self.linear_kernel // 2 * self.downsample)
 
     @property
     def decoder_halo(self) -> int:
@@ -179,8 +187,7 @@ class AutoencoderKL(nn.Module):
             ResidualBlock.REACH * depth * STEM * 2**level
             for level, depth in enumerate(self.decoder_depth)
         )
-        halo = max(-(-pixels // self.downsample), self.linear_kernel // 2)
-        return halo + grid.REACH if self.jpeg_grid else halo
+        return max(-(-pixels // self.downsample), self.linear_kernel // 2)
 
 
 class LinearPath(nn.Module):
@@ -213,6 +220,11 @@ class LinearPath(nn.Module):
     def decode_change(self, latents: jax.Array) -> jax.Array:
         """What a change of the latents changes: as `decode`, without the mean."""
         return convolve(latents, self.synthesis)
+
+
+def _each(phase: jax.Array) -> jax.Array:
+    """Of images, for their positions: [B] -> [B, 1, 1, 1]."""
+    return phase[:, None, None, None]
 
 
 def _blank_pca(patch: int, latent_channels: int) -> PCA:

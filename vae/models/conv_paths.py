@@ -86,8 +86,6 @@ class ConvDecoder(nn.Module):
             if seen is not None and level == 0:
                 h = skip_in(h, space_to_depth(seen[0], STEM), "seen_residual")
             h = Stage(self.depth[level], self.dtype, name=f"stage{level}")(h)
-        if phase is not None:
-            phase = phase.repeat(2**coarsest, axis=1).repeat(2**coarsest, axis=2)
         correction = depth_to_space(_zero_head(h, STEM**2 * 3, self.dtype, phase), STEM)
         if seen is None:
             return correction
@@ -97,13 +95,14 @@ class ConvDecoder(nn.Module):
 
 
 def _told(phase: jax.Array | None, width: int, dtype: jnp.dtype) -> jax.Array | float:
-    """What is added to features [B, h, w, width] for their phase on JPEG's grid; 0 at the start."""
+    """What is added to features [B, h, w, width] for their image's phase on JPEG's grid, [B]: 0 at
+    the start."""
     if phase is None:
         return 0.0
     table = nn.Embed(
         1 + PHASES, width, embedding_init=nn.initializers.zeros, dtype=dtype, name="phase"
     )
-    return table(phase)
+    return table(phase)[:, None, None]
 
 
 def _zero_head(
@@ -118,4 +117,6 @@ def _zero_head(
         return nn.Dense(features, dtype=dtype, kernel_init=zeros, name=name)(h).astype(jnp.float32)
 
     made = head("head")
-    return made if phase is None else jnp.where(phase[..., None] > 0, head("head_grid"), made)
+    if phase is None:
+        return made
+    return jnp.where(phase[:, None, None, None] > 0, head("head_grid"), made)

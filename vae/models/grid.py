@@ -4,9 +4,9 @@ Nearly every fundus photograph was a JPEG file once. Its blocks of 8 x 8 pixels 
 by wave, so a patch that begins dy rows and dx columns into a block lies near a subspace of its own:
 principal components for each of the 64 phases lose far less than those for all of them. A
 photograph has one phase; which, its patches tell by what each phase's components would lose of
-them: a mixture of principal component analysers (Tipping and Bishop, 1999). What decodes has to
-know it too. So the components of the mixture lie apart in latent space, by `codes`, and the mean of
-some latents tells which one it is.
+them all: a mixture of principal component analysers (Tipping and Bishop, 1999) whose choice is an
+image's. What decodes has to know it too. So the components of the mixture lie apart in latent
+space, by `codes`, and the mean of an image's latents tells which one it is.
 """
 
 import itertools
@@ -21,31 +21,24 @@ from vae.models.pca import HIGHEST, PCA
 # Of JPEG's blocks, pixels; patches are as large.
 BLOCK = 8
 PHASES = BLOCK**2
-# Patches, or latents, to each side that tell the phase together.
-REACH = 6
-# So often the phases that were chosen are replaced by what would be read of them.
-ROUNDS = 2
-ENCODER_REACH = REACH * (1 + ROUNDS)
-# A phase is believed where it leaves less than this share of what phases leave in the mean (1.25
-# dB). In CHASE_DB1 and IDRiD it is 1.2 to 7 dB; in FIVES, which has no grid, less than 1.15 but for
-# one place in fifty.
-SHARE = 10**-0.125
-# And less than this share of what the linear codec with overlap leaves, whose conv paths gain more.
+# A phase is believed where it leaves less than this share of what the linear codec with overlap
+# leaves, whose conv paths gain more.
 ADVANTAGE = 10**-0.02
-# So many of PCA's components, the first, all phases have: brightness, colours and slopes. Where a
-# phase is read as another, they are right.
+# So many of PCA's components, the first, all phases have: brightness, colours and slopes.
 SHARED = 8
 # Latent channels, the last ones, that show the phase, and by how much, in deviations: the mean of
-# 169 latents is 0.14 off in CHASE_DB1, and codes differ by 1.8 or more.
+# a tile's latents is 0.14 off in CHASE_DB1, and codes differ by 1.8 or more.
 SHOWN, STEP = 16, 0.45
+# At a bright edge a few latents are ten deviations large: they would drown all others.
 CLIP = 2.0
 # Latent channels that there must be: the first, brightness and slopes, have means of their own.
 LEAST = 32
 # How much steps across the grid stand out in a photograph that has one: CHASE_DB1 and IDRiD have 4
 # and more deviations of the other steps, FIVES, which has none, up to 2.6.
 STRONG = 3.5
-# Tiles with a grid that components are fitted to, at most.
-FITTED = 256
+# Tiles with a grid that components are fitted to, at most; and those without one that can be seen
+# lose less than this share of what PCA loses (1 dB).
+FITTED, FITS = 128, 0.8
 
 
 def codes() -> np.ndarray:
@@ -56,22 +49,6 @@ def codes() -> np.ndarray:
     pairs = itertools.product(hadamard, hadamard)
     shown = [np.zeros(SHOWN), *(STEP * np.concatenate(pair) for pair in pairs)]
     return np.array(shown, np.float32)
-
-
-def project(patches: jax.Array, components: jax.Array) -> jax.Array:
-    """The code of each patch in each phase.
-
-    Args:
-      patches: float32 [B, h, w, P], without PCA's mean.
-      components: float32 [PHASES, P, C], orthonormal columns.
-
-    Returns:
-      float32 [B, h, w, PHASES, C].
-    """
-    phases, patch, channels = components.shape
-    kernel = components.transpose(1, 0, 2).reshape(patch, phases * channels)
-    made = jnp.matmul(patches, kernel, precision=HIGHEST)
-    return made.reshape(*patches.shape[:-1], phases, channels)
 
 
 def orthonormal(components: jax.Array) -> jax.Array:
@@ -91,85 +68,84 @@ def orthonormal(components: jax.Array) -> jax.Array:
     return jnp.matmul(components, 1.5 * jnp.eye(gram.shape[-1]) - 0.5 * gram, precision=HIGHEST)
 
 
-def choose(patches: jax.Array, coded: jax.Array, overlapped: jax.Array) -> jax.Array:
-    """The phase of each patch, judged by those within `REACH` of it.
+def losses(patches: jax.Array, components: jax.Array, overlapped: jax.Array) -> jax.Array:
+    """What is lost of each image's patches: by the linear codec with overlap, and in each phase.
 
     Args:
       patches: float32 [B, h, w, P], without PCA's mean.
-      coded: float32 [B, h, w, PHASES, C], of `project`.
+      components: float32 [PHASES, P, C], orthonormal columns.
       overlapped: float32 [B, h, w, P], what the linear codec with overlap makes of the patches.
 
     Returns:
-      int32 [B, h, w]: 0 where no phase is believed, or one more than the phase.
+      Sums of squares, float32 [B, 1 + PHASES].
     """
-    # Of orthonormal components: what is not kept.
-    lost = jnp.square(patches).sum(axis=-1, keepdims=True) - jnp.square(coded).sum(axis=-1)
-    lost = _around(lost)
-    least = lost.min(axis=-1)
-    other = _around(jnp.square(patches - overlapped).sum(axis=-1, keepdims=True))[..., 0]
-    found = (least < ADVANTAGE * other) & (least < SHARE * lost.mean(axis=-1))
+    scatter = jnp.einsum("bhwp,bhwq->bpq", patches, patches, precision=HIGHEST)
+    kept = jnp.einsum("bpq,kqc->bkpc", scatter, components, precision=HIGHEST) * components
+    lost = jnp.trace(scatter, axis1=1, axis2=2)[:, None] - kept.sum(axis=(2, 3))
+    other = jnp.square(patches - overlapped).sum(axis=(1, 2, 3))
+    return jnp.concatenate([other[:, None], lost], axis=1)
+
+
+def choose(lost: jax.Array) -> jax.Array:
+    """The phase of each image by its `losses`, or by the sums of its parts'.
+
+    Args:
+      lost: [B, 1 + PHASES].
+
+    Returns:
+      int32 [B]: 0 where no phase is believed, or one more than the phase.
+    """
+    other, lost = lost[:, 0], lost[:, 1:]
+    found = lost.min(axis=-1) < ADVANTAGE * other
     return jnp.where(found, 1 + lost.argmin(axis=-1), 0).astype(jnp.int32)
 
 
-def pick(coded: jax.Array, phase: jax.Array) -> jax.Array:
-    """The code of each patch in its phase: [B, h, w, PHASES, C] and [B, h, w] -> [B, h, w, C]."""
-    index = jnp.maximum(phase - 1, 0)[..., None, None]
-    return jnp.take_along_axis(coded, index, axis=-2)[..., 0, :]
-
-
-def synthesise(code: jax.Array, phase: jax.Array, components: jax.Array) -> jax.Array:
-    """Patches from codes in their phases, nothing where there is none.
+def analyse(patches: jax.Array, phase: jax.Array, components: jax.Array) -> jax.Array:
+    """Codes of patches in the phase of their image; where it has none, of any.
 
     Args:
-      code: float32 [B, h, w, C].
-      phase: int32 [B, h, w], of `choose`.
+      patches: float32 [B, h, w, P], without PCA's mean.
+      phase: int32 [B] or [1], of `choose`.
       components: float32 [PHASES, P, C].
 
     Returns:
-      float32 [B, h, w, P], without PCA's mean.
+      float32 [B, h, w, C].
     """
-    phases, patch, channels = components.shape
-    apart = jax.nn.one_hot(phase - 1, phases)[..., None] * code[..., None, :]
-    kernel = components.transpose(0, 2, 1).reshape(phases * channels, patch)
-    apart = apart.reshape(*code.shape[:-1], phases * channels)
-    return jnp.matmul(apart, kernel, precision=HIGHEST)
+    own = components[jnp.maximum(phase - 1, 0)]
+    return jnp.matmul(patches, own[:, None], precision=HIGHEST)
+
+
+def synthesise(code: jax.Array, phase: jax.Array, components: jax.Array) -> jax.Array:
+    """What `analyse` is the inverse of: float32 [B, h, w, C] -> [B, h, w, P], without the mean."""
+    own = components[jnp.maximum(phase - 1, 0)].swapaxes(1, 2)
+    return jnp.matmul(code, own[:, None], precision=HIGHEST)
 
 
 def shown(phase: jax.Array, channels: int) -> jax.Array:
-    """What is added to latents to show their phase: [B, h, w] -> float32 [B, h, w, channels]."""
-    return jnp.pad(jnp.asarray(codes())[phase], ((0, 0),) * 3 + ((channels - SHOWN, 0),))
+    """What is added to latents to show their phase: int32 [B] -> float32 [B, 1, 1, channels]."""
+    codes_ = jnp.asarray(codes())[phase]
+    return jnp.pad(codes_, ((0, 0), (channels - SHOWN, 0)))[:, None, None]
 
 
 def read(z: jax.Array) -> jax.Array:
-    """The phase that latents show, judged by those within `REACH`: [B, h, w, C] -> int32 [B, h, w].
+    """The phase that latents show by their mean: [B, h, w, C] -> int32 [B].
 
     It stands fast in rounded latents and in samples of the posterior.
     """
     marks = jnp.asarray(codes())
-    rows, columns = (
-        1 + np.minimum(REACH, np.arange(side)) + np.minimum(REACH, np.arange(side)[::-1])
-        for side in z.shape[1:3]
-    )
-    count = (rows[:, None] * columns).astype(np.float32)
-    # At a bright edge a few latents are ten deviations large: they would drown all others.
-    mean = _around(jnp.clip(z[..., -SHOWN:], -CLIP, CLIP)) / count[..., None]
+    mean = jnp.clip(z[..., -SHOWN:], -CLIP, CLIP).mean(axis=(1, 2))
     near = jnp.matmul(mean, marks.T, precision=HIGHEST) - 0.5 * jnp.square(marks).sum(axis=-1)
     return near.argmax(axis=-1).astype(jnp.int32)
 
 
-def _around(x: jax.Array) -> jax.Array:
-    """Sums over the square of `REACH` around each position of [B, h, w, C]; nothing is beyond."""
-    side, zero = 2 * REACH + 1, np.zeros((), x.dtype)
-    for window in ((1, side, 1, 1), (1, 1, side, 1)):
-        x = jax.lax.reduce_window(x, zero, jax.lax.add, window, (1,) * 4, "SAME")
-    return x
-
-
 def fit_grid(batches: Iterable[np.ndarray], pca: PCA) -> np.ndarray:
-    """Principal components of the patches of each phase, in tiles whose grid can be seen.
+    """Principal components of the patches of each phase, in tiles that were JPEG files.
+
+    First in those whose grid can be seen; then in those, too, that these components fit in one of
+    the phases: the grid of a file of high quality cannot be seen.
 
     Args:
-      batches: Tiles, uint8 [B, H, W, 3], 64 pixels a side or more.
+      batches: Tiles, uint8 [B, H, W, 3], 64 pixels a side or more; all are held at once.
       pca: Of all patches: its mean is taken off, its first components all phases share, and near
         its others each phase's are turned, so that a latent's channels mean the same, as far as
         they can.
@@ -177,36 +153,70 @@ def fit_grid(batches: Iterable[np.ndarray], pca: PCA) -> np.ndarray:
     Returns:
       float32 [PHASES, P, C], orthonormal columns; PCA's own where no tile shows a grid.
     """
+    tiles = list(itertools.chain.from_iterable(batches))
+    phased = [(tile, first) for tile in tiles for first in [_seen(tile)] if first is not None]
+    components = _fit(phased, pca)
+    if not phased:
+        return components
+    phased = [
+        (tile, first)
+        for tile in tiles
+        for first in [_fitted(tile, components, pca)]
+        if first is not None
+    ]
+    return _fit(phased, pca)
+
+
+def _seen(tile: np.ndarray) -> tuple[int, int] | None:
+    """The first row and column of a block, where the tile's grid can be seen."""
+    first, strength = find_grid(tile)
+    return first if strength >= STRONG else None
+
+
+def _fitted(tile: np.ndarray, components: np.ndarray, pca: PCA) -> tuple[int, int] | None:
+    """The first row and column of a block, where the components of a phase fit far better than
+    PCA's."""
+    patches = _patches(tile, 0, 0) - np.asarray(pca.mean)
+    scatter = patches.T @ patches
+    kept = np.einsum("kpc,kpc->k", scatter @ components, components)
+    usual = np.asarray(pca.components)
+    lost = np.trace(scatter) - np.append(kept, np.sum(scatter @ usual * usual))
+    phase = int(lost[:-1].argmin())
+    if lost[phase] > FITS * lost[-1]:
+        return None
+    return -(phase // BLOCK) % BLOCK, -phase % BLOCK
+
+
+def _fit(phased: list[tuple[np.ndarray, tuple[int, int]]], pca: PCA) -> np.ndarray:
+    """Components [PHASES, P, C] of tiles and where blocks begin in them."""
     size, channels = pca.components.shape
     mean, usual = np.asarray(pca.mean), np.asarray(pca.components, np.float64)
-    moments, found = np.zeros((PHASES, size, size)), 0
-    for tile in itertools.chain.from_iterable(batches):
-        if found == FITTED:
-            break
-        (y, x), strength = find_grid(tile)
-        if strength < STRONG:
-            continue
-        found += 1
-        tile = tile.astype(np.float32) / np.float32(127.5) - 1
-        for phase, (dy, dx) in enumerate(itertools.product(range(BLOCK), repeat=2)):
-            part = tile[(y + dy) % BLOCK :, (x + dx) % BLOCK :]
-            rows, columns = part.shape[0] // BLOCK, part.shape[1] // BLOCK
-            part = part[: rows * BLOCK, : columns * BLOCK]
-            part = part.reshape(rows, BLOCK, columns, BLOCK, 3).transpose(0, 2, 1, 3, 4)
-            part = part.reshape(-1, size) - mean
-            moments[phase] += part.T @ part
+    shared, usual = usual[:, :SHARED], usual[:, SHARED:]
     fitted = np.empty((PHASES, size, channels))
-    for phase, moment in enumerate(moments):
-        shared, rest = usual[:, :SHARED], usual[:, SHARED:]
-        if found:
+    for phase, (dy, dx) in enumerate(itertools.product(range(BLOCK), repeat=2)):
+        moment = np.zeros((size, size))
+        for tile, (y, x) in phased[:FITTED]:
+            patches = _patches(tile, (y + dy) % BLOCK, (x + dx) % BLOCK) - mean
+            moment += patches.T @ patches
+        rest = usual
+        if phased:
             moment = moment - shared @ (shared.T @ moment)
             moment = moment - (moment @ shared) @ shared.T
             leading = np.linalg.eigh(moment)[1][:, : SHARED - channels - 1 : -1]
             # The rotation that brings them nearest to PCA's (Schoenemann, 1966).
-            left, _, right = np.linalg.svd(leading.T @ rest)
+            left, _, right = np.linalg.svd(leading.T @ usual)
             rest = leading @ (left @ right)
         fitted[phase] = np.concatenate([shared, rest], axis=1)
     return fitted.astype(np.float32)
+
+
+def _patches(tile: np.ndarray, y: int, x: int) -> np.ndarray:
+    """The patches of a tile from row y, column x on: float32 [N, P] in [-1, 1]."""
+    part = tile[y:, x:]
+    rows, columns = part.shape[0] // BLOCK, part.shape[1] // BLOCK
+    part = part[: rows * BLOCK, : columns * BLOCK].reshape(rows, BLOCK, columns, BLOCK, 3)
+    part = part.transpose(0, 2, 1, 3, 4).reshape(rows * columns, -1)
+    return part.astype(np.float32) / np.float32(127.5) - 1
 
 
 def find_grid(tile: np.ndarray) -> tuple[tuple[int, int], float]:
