@@ -5,8 +5,6 @@ same rows in the same order on any number of hosts, and nothing needs saving but
 """
 
 import contextlib
-import functools
-import hashlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -16,8 +14,9 @@ import numpy as np
 from data import fov
 from data.cores import available_cores
 from data.dataset import Dataset, open_dataset
-from data.errors import DataError, UsageError
+from data.errors import DataError
 from data.examples import Example, read_examples
+from data.order import Order, checked_rows, draw, permutation
 from data.views import VIEW
 
 __all__ = ["Dataset", "eval_batches", "first_tiles", "open_dataset", "train_batches"]
@@ -68,21 +67,14 @@ def train_batches(
     source = dataset.source(split)
     _check_size(dataset, size)
     contexts = _Contexts(dataset) if context else None
-    rows = range(batch_size) if rows is None else [int(row) for row in rows]
-    if not rows or min(rows) < 0 or max(rows) >= batch_size:
-        raise UsageError(f"rows {list(rows)} are no rows of a batch of {batch_size}")
-
-    order = functools.lru_cache(maxsize=2)(
-        lambda epoch: _permutation(len(source), f"{seed}:{epoch}")
-    )
+    rows = checked_rows(rows, batch_size)
+    order = Order(len(source), seed)
 
     def decode_batch(step: int) -> dict[str, np.ndarray]:
         images = np.empty((len(rows), size, size, 3), np.uint8)
         tile_ids, names, around = [], [], []
         positions = [step * batch_size + row for row in rows]
-        places = (divmod(position, len(source)) for position in positions)
-        numbers = [int(order(epoch)[place]) for epoch, place in places]
-        examples = read_examples(source, numbers)
+        examples = read_examples(source, [order.at(position) for position in positions])
         for image, position, example in zip(images, positions, examples, strict=True):
             y, x = _decode_into(example, image, f"{seed}:{position}")
             tile_ids.append(example.text("tile_id"))
@@ -140,7 +132,7 @@ def eval_batches(
     contexts = _Contexts(dataset) if context else None
     numbers = np.arange(len(source))
     if limit is not None and limit < len(source):
-        numbers = np.sort(_permutation(len(source), f"{seed}:{split}")[:limit])
+        numbers = np.sort(permutation(len(source), f"{seed}:{split}")[:limit])
 
     def decode_batch(batch: int) -> dict[str, np.ndarray]:
         images = np.zeros((len(rows), size, size, 3), np.uint8)
@@ -217,21 +209,6 @@ def _stacked(around: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarra
 _NAMES = ("tile_id", "photograph", "patient", "label")
 
 
-def _permutation(length: int, key: str) -> np.ndarray:
-    """A random order of `length` numbers, int64 [length], a function of the key.
-
-    From raw random bits, whose stream numpy keeps the same in every version. (Grain's own shuffle
-    finds each place on its own, without the array, at 14 us a row: 6% of decoding a JPEG tile.)
-    """
-    bits = np.random.Philox(key=_draw(key)).random_raw(length)
-    return np.argsort(bits, kind="stable")
-
-
-def _draw(key: str) -> int:
-    """64 random bits, a function of the key."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
-
-
 def _check_size(dataset: Dataset, size: int) -> None:
     """Refuses tiles that are too small before the run has taken hours to meet the first."""
     smallest = dataset.metadata.get("smallest")
@@ -263,8 +240,8 @@ def _decode_into(example: Example, out: np.ndarray, key: str) -> tuple[int, int]
         raise _too_small(example.text("tile_id"), height, width, size)
     y = x = 0
     if height > size or width > size:
-        draw = _draw(key)
-        y, x = draw % (height - size + 1), (draw >> 32) % (width - size + 1)
+        drawn = draw(key)
+        y, x = drawn % (height - size + 1), (drawn >> 32) % (width - size + 1)
     out[...] = image[y : y + size, x : x + size]
     return y, x
 

@@ -160,6 +160,7 @@ def test_another_mesh_continues_with_the_same_batches(finished, tmp_path):
     config, undisturbed = finished
     config = copy.deepcopy(config)
     config.mesh.update(fsdp=4, fsdp_min_size=64)
+    config.data.on_device = True
     shutil.copytree(undisturbed, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "8")
     train(config, tmp_path / "run")

@@ -34,6 +34,8 @@ def default_config(architecture: str = AUTOENCODER_KL) -> ConfigDict:
     config.data.dir = ""  # what `fundus-vae build --data_dir` wrote; may be gs://bucket/folder
     config.data.masked_dir = ""  # the same tiles masked, for train.mask="tiles"
     config.data.cache_dir = ""  # a local folder: copy the datasets there and read the copies
+    # Send all training tiles to the devices once, where an autoencoder's fit into their memory.
+    config.data.on_device = False
     config.data.source = ""  # "retina" or "synthetic": make the data in the workdir instead
     config.data.size = 256  # tiles are cropped to this, pixels
     config.data.crop = 256  # a training example is a random crop of this size, pixels

@@ -25,6 +25,7 @@ from vae.training.flow import label_numbers, make_encoder
 from vae.training.log import Clock, RunLog, console_line
 from vae.training.prior import for_latents, read_autoencoder
 from vae.training.profile import Profile
+from vae.training.resident import ResidentTiles
 from vae.training.saved import CHECKPOINTS, read_model, variables_hash, write_config
 from vae.training.sharding import (
     largest_leaves,
@@ -122,18 +123,24 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
     step_fn = make_train_step(config, mesh, sharding)
     encode = None if autoencoder is None else make_encoder(config, mesh, autoencoder)
     enhancing = config.model.architecture == ENHANCER
+    rows = local_rows(mesh, config.batch_size)
     read = functools.partial(
         train_batches,
         size=config.data.size,
         seed=config.seed,
         batch_size=config.batch_size,
-        rows=local_rows(mesh, config.batch_size),
+        rows=rows,
         start_step=start,
         threads=config.data.threads or None,
         context=enhancing,
         labels=autoencoder is not None,
     )
-    batches = read(dataset) if masked is None else paired(read(dataset), read(masked))
+    resident = ResidentTiles(config, dataset, mesh) if config.data.on_device else None
+    if resident is not None:
+        batches = resident.batches(rows, start)
+        _say(f"{len(resident.images)} tiles, {resident.images.nbytes / 1e9:.1f} GB, on each device")
+    else:
+        batches = read(dataset) if masked is None else paired(read(dataset), read(masked))
     log = RunLog(workdir, start, config.train.tensorboard)
     clock = Clock(config.batch_size, config.train.steps)
     pending: deque[tuple[int, dict[str, Any], int]] = deque()
@@ -143,6 +150,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
 
     def place(batch: dict[str, np.ndarray], step: int) -> jax.Array | dict[str, jax.Array]:
         """What the step takes of this process's rows, over all devices."""
+        if resident is not None:
+            return resident.take(batch["number"])
         if encode is not None:
             names = label_numbers(batch["label"], config.model.labels)
             placed = put_batch(mesh, {"image": batch["image"], "label": names})

@@ -218,6 +218,11 @@ def _check_combinations(config: ConfigDict, device_count: int, problems: _Proble
         "train.mask='tiles' and the dataset they are in",
     )
     problems.require(
+        not data.on_device
+        or (config.model.architecture not in (ENHANCER, PRIOR) and not data.masked_dir),
+        "data.on_device=True is for autoencoders, without data.masked_dir",
+    )
+    problems.require(
         not train.mask or config.model.architecture not in (ENHANCER, PRIOR),
         f"train.mask={train.mask!r} is for learning to reconstruct",
     )

@@ -1,0 +1,78 @@
+"""A split that is decoded once and held, and the batches of its training as numbers."""
+
+import concurrent.futures
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from data.cores import available_cores
+from data.dataset import Dataset
+from data.errors import DataError
+from data.examples import read_examples
+from data.order import Order, checked_rows
+
+
+def whole_split(
+    dataset: Dataset, *, size: int, split: str = "train", threads: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """All tiles of a split in memory, in the order of the files.
+
+    Args:
+      dataset: From `open_dataset`.
+      size: Height and width that every tile has, pixels.
+      split: Which split.
+      threads: Decoding threads; None for one a core.
+
+    Returns:
+      uint8 [N, size, size, 3], and `tile_id` str [N].
+
+    Raises:
+      DataError: A record is damaged, or its tile of another size.
+    """
+    source = dataset.source(split)
+    images = np.empty((len(source), size, size, 3), np.uint8)
+
+    def decode(chunk: int) -> list[str]:
+        numbers = range(chunk, min(chunk + 64, len(source)))
+        names = []
+        for number, example in zip(numbers, read_examples(source, numbers), strict=True):
+            tile = example.decode()
+            names.append(example.text("tile_id"))
+            if tile.shape != images.shape[1:]:
+                raise DataError(
+                    f"tile {names[-1]} is {tile.shape[0]}x{tile.shape[1]}, and tiles that are held "
+                    f"in memory have to be {size}x{size}; set --config.data.on_device=False"
+                )
+            images[number] = tile
+        return names
+
+    with concurrent.futures.ThreadPoolExecutor(threads or available_cores()) as pool:
+        names = list(pool.map(decode, range(0, len(source), 64)))
+    return images, np.array(list(itertools.chain.from_iterable(names)))
+
+
+def numbered_batches(
+    tile_ids: np.ndarray,
+    *,
+    seed: int,
+    batch_size: int,
+    rows: Sequence[int] | None = None,
+    start_step: int = 0,
+) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of `train_batches` as places in `whole_split`.
+
+    Args:
+      tile_ids: Of all tiles.
+      seed: Of the order.
+      batch_size: Rows of a global batch.
+      rows: Which rows of each global batch this host wants; None for all.
+      start_step: Number of batches already taken.
+
+    Returns:
+      Endless iterator of `number` int32 [rows] and `tile_id` str [rows].
+    """
+    rows, order = checked_rows(rows, batch_size), Order(len(tile_ids), seed)
+    for step in itertools.count(start_step):
+        numbers = np.array([order.at(step * batch_size + row) for row in rows], np.int32)
+        yield {"number": numbers, "tile_id": tile_ids[numbers]}

@@ -1,0 +1,61 @@
+"""Tiles on the devices: the same batches as those that are read one by one."""
+
+import numpy as np
+import pytest
+
+from configs import enhance256, fundus256
+from data.demo import prepare
+from data.errors import DataError, UsageError
+from data.in_memory import whole_split
+from data.pipeline import open_dataset, train_batches
+from vae.training.resident import ResidentTiles
+from vae.training.sharding import local_rows, make_mesh
+from vae.training.validation import validate
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return open_dataset(prepare("synthetic", tmp_path_factory.mktemp("data"), 64))
+
+
+def test_batches_are_those_that_are_read(dataset):
+    config = fundus256.get_config("smoke")
+    config.seed, config.batch_size = 5, 16
+    mesh = make_mesh()
+    tiles = ResidentTiles(config, dataset, mesh)
+    assert tiles.images.shape == (dataset.counts["train"], 64, 64, 3)
+    assert tiles.images.sharding.is_fully_replicated
+    rows = local_rows(mesh, 16)
+    # From the middle of one epoch into the next.
+    start = dataset.counts["train"] // 16 - 1
+    read = train_batches(dataset, size=64, seed=5, batch_size=16, rows=rows, start_step=start)
+    for expected, batch in zip(read, tiles.batches(rows, start), strict=False):
+        assert batch["tile_id"].tolist() == expected["tile_id"].tolist()
+        taken = tiles.take(batch["number"])
+        np.testing.assert_array_equal(taken, expected["image"])
+        assert not taken.sharding.is_fully_replicated
+        start += 1
+        if start * 16 > 2 * dataset.counts["train"]:
+            break
+
+
+def test_some_rows_are_of_the_same_batch(dataset):
+    images, tile_ids = whole_split(dataset, size=64)
+    config = fundus256.get_config("smoke")
+    tiles = ResidentTiles(config, dataset, make_mesh())
+    whole, part = (next(tiles.batches(rows, 3)) for rows in (range(8), [2, 5]))
+    np.testing.assert_array_equal(part["number"], whole["number"][[2, 5]])
+    assert tile_ids[part["number"]].tolist() == part["tile_id"].tolist()
+    np.testing.assert_array_equal(images, tiles.images)
+
+
+def test_tiles_of_another_size_are_refused(dataset):
+    with pytest.raises(DataError, match="64x64, and tiles .* have to be 32x32; set --config"):
+        whole_split(dataset, size=32)
+
+
+def test_who_cannot_use_them_is_told():
+    config = enhance256.get_config("smoke")
+    config.data.on_device = True
+    with pytest.raises(UsageError, match="on_device=True is for autoencoders"):
+        validate(config, 1)
