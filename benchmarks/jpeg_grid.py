@@ -35,13 +35,13 @@ def main() -> None:
         pca = fit_pca(training(), LATENT_CHANNELS[preset], 8)
         components = grid.fit_grid(training(), pca)
         found = {}
-        for jpeg_grid in (False, True):
+        for jpeg_grid in ("", "both"):
             model = AutoencoderKL(LATENT_CHANNELS[preset], linear_kernel=1, jpeg_grid=jpeg_grid)
             blank = model.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
             start = with_start(blank, pca, components=components if jpeg_grid else None)
             found[jpeg_grid] = score(_codec(model), start, tiles)
-        for label, before in found[False].items():
-            after = found[True][label]
+        for label, before in found[""].items():
+            after = found["both"][label]
             print(
                 f"{preset:6} {label:10} {before['ssim']:.4f} / {before['psnr']:.2f} dB, knowing "
                 f"the grid {after['ssim']:.4f} / {after['psnr']:.2f} dB "

@@ -28,6 +28,15 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
     config.batch_size = 256
     config.optimizer.name = "muon"
     config.loss.ssim_weight = 16.0
+    if preset in ("f8c8", "f8c16", "f8c48"):
+        config.loss.beta = 0.5
+        config.model.decoder_depth = (3, 3)
+    if preset in ("f8c8", "f8c16"):
+        config.model.encoder_depth = (1, 4)
+    if preset in ("f8c16", "f8c48"):
+        config.loss.ssim_weight = 32.0
+    if preset in ("f8c32", "f8c48"):
+        config.model.jpeg_grid = "both"
     if preset == "demo":
         _demo(config)
     elif preset == "smoke":

@@ -23,8 +23,8 @@ def test_presets_validate_and_shape_evaluate(preset):
 
 def test_the_grid_needs_latents_to_show_it():
     config = get_config("f8c16")
-    config.model.jpeg_grid = True
-    with pytest.raises(UsageError, match="jpeg_grid=True needs .* got 8 and 16"):
+    config.model.jpeg_grid = "both"
+    with pytest.raises(UsageError, match="jpeg_grid='both' needs .* got 8 and 16"):
         validate(config, 1)
 
 

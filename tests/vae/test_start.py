@@ -93,7 +93,7 @@ def test_an_autoencoder_learns_of_the_grid_and_an_enhancer_has_no_use_for_it(tmp
     variables = jax.device_get(jax.jit(lambda: initial_variables(had, fit))())
     saved = SavedModel(tmp_path, had, 3, variables, np.zeros(32), np.ones(32), {})
     config = had.copy_and_resolve_references()
-    config.model.jpeg_grid = True
+    config.model.jpeg_grid = "both"
     config.model.decoder_depth = (1, 2)
     made = _start_from(config, saved, lambda: [images])
     assert jax.tree.map(np.shape, made) == jax.tree.map(np.shape, abstract_state(config).variables)

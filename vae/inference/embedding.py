@@ -63,7 +63,7 @@ def pooled_features(store: LatentStore) -> tuple[np.ndarray, list[Row]]:
             f"{store.path}: {len(store)} images; clusters and a map need {SMALLEST} at least"
         )
     features, rows = [], []
-    jpeg_grid = store.about["model_config"].get("jpeg_grid", False)
+    jpeg_grid = bool(store.about["model_config"].get("jpeg_grid", ""))
     for group in store.groups:
         for start, stop in group.pieces():
             features.append(pool(group.latents(start, stop), jpeg_grid))

@@ -18,12 +18,6 @@ PARTS, PART = 4, 256
 Losses = Callable[[np.ndarray], jax.Array]
 
 
-def knows_grid(module: nn.Module) -> bool:
-    """Whether the model codes JPEG files by where their blocks begin; parts of a photograph have to
-    be told then (`phase_of`, `vae.models.grid.read`)."""
-    return getattr(module, "jpeg_grid", False)
-
-
 def phase_of(grid_losses: Losses, image: np.ndarray) -> jax.Array:
     """Where JPEG's blocks begin in a photograph, judged by parts spread over all of it.
 
@@ -68,7 +62,7 @@ def encode_photograph(
       See `encode_windows`.
     """
     image = pad_to_factor(image, module.downsample)
-    if knows_grid(module):
+    if module.jpeg_grid:
         encode = functools.partial(encode, phase=phase_of(grid_losses, image))
     f, halo = module.downsample, module.encoder_halo
     return encode_windows(encode, image, factor=f, halo=halo, window=window, batch=batch)
@@ -83,7 +77,7 @@ def decode_photograph(
     window: int | None = None,
 ) -> np.ndarray:
     """The other half of `encode_photograph`: latents [h, w, C] -> what `decode_windows` gives."""
-    if knows_grid(module):
+    if module.jpeg_grid == grid.BOTH:
         decode = functools.partial(decode, phase=grid.read(latents[None]))
     f, halo = module.downsample, module.decoder_halo
     return decode_windows(decode, latents, factor=f, halo=halo, window=window, batch=batch)

@@ -37,7 +37,8 @@ class AutoencoderKL(nn.Module):
       latent_channels: C, values per latent position.
       downsample: f, pixels per latent position and axis; 4 times a power of two.
       linear_kernel: K, patches a side that the linear path's kernels reach over; odd.
-      jpeg_grid: Whether JPEG files have linear codecs of their own; then f is 8, and C at least 32.
+      jpeg_grid: Who knows of JPEG's blocks and has linear codecs for where they begin: "" nobody,
+        "encoder", or "both", the decoder too. Then f is 8, and C at least 32.
       width: Channels of the conv paths at 1/4 resolution; at 1/8 and below, `deep_width`.
       deep_width: Channels of the conv paths below 1/4 resolution.
       encoder_depth: Residual blocks at 1/4 and at each resolution below, from fine to coarse.
@@ -48,7 +49,7 @@ class AutoencoderKL(nn.Module):
     latent_channels: int = 32
     downsample: int = 8
     linear_kernel: int = 3
-    jpeg_grid: bool = False
+    jpeg_grid: str = ""
     width: int = 64
     deep_width: int = 128
     encoder_depth: tuple[int, ...] = (1, 2)
@@ -66,10 +67,12 @@ class AutoencoderKL(nn.Module):
         if self.linear_kernel % 2 == 0:
             raise ValueError(f"linear_kernel={self.linear_kernel} must be odd")
         fits = self.downsample == grid.BLOCK and self.latent_channels >= grid.LEAST
+        if self.jpeg_grid not in grid.WHO:
+            raise ValueError(f"jpeg_grid={self.jpeg_grid!r} is none of {grid.WHO}")
         if self.jpeg_grid and not fits:
             raise ValueError(
-                f"jpeg_grid=True needs downsample={grid.BLOCK} and latent_channels of at least "
-                f"{grid.LEAST}, got {self.downsample} and {self.latent_channels}"
+                f"jpeg_grid={self.jpeg_grid!r} needs downsample={grid.BLOCK} and latent_channels "
+                f"of at least {grid.LEAST}, got {self.downsample} and {self.latent_channels}"
             )
         patch = self.downsample**2 * 3
         widths = [self.width] + [self.deep_width] * (levels - 1)
@@ -125,17 +128,17 @@ class AutoencoderKL(nn.Module):
     def decode(self, z: jax.Array, phase: jax.Array | None = None) -> jax.Array:
         """Latents [B, h, w, C] -> mean image float32 [B, h*f, w*f, 3], not clipped to [-1, 1].
 
-        With `jpeg_grid`, parts of latents are decoded with the `phase` that `vae.models.grid.read`
-        gives for the whole.
+        With `jpeg_grid="both"`, parts of latents are decoded with the `phase` that
+        `vae.models.grid.read` gives for the whole.
         """
-        pca = self.pca.value
+        pca, both = self.pca.value, self.jpeg_grid == grid.BOTH
         z = z.astype(jnp.float32)
-        if self.jpeg_grid:
+        if both:
             phase = grid.read(z) if phase is None else phase
             z -= grid.shown(phase, self.latent_channels)
         code = z * pca.sd
         linear = self.linear.decode(code)
-        if self.jpeg_grid:
+        if both:
             own = pca.mean + grid.synthesise(code, phase, self._components)
             linear = jnp.where(_each(phase) > 0, own, linear)
         linear = depth_to_space(linear, self.downsample)
@@ -143,10 +146,16 @@ class AutoencoderKL(nn.Module):
 
     def grid_losses(self, x: jax.Array) -> jax.Array:
         """With `jpeg_grid`: what images [B, H, W, 3] would lose in each phase of JPEG's blocks,
-        float32 [B, 65]; see `vae.models.grid.losses`."""
-        patches, mean = space_to_depth(x.astype(jnp.float32), self.downsample), self.pca.value.mean
-        overlapped = self.linear.decode(self.linear.encode(patches))
-        return grid.losses(patches - mean, self._components, overlapped - mean)
+        float32 [B, 64]; see `vae.models.grid.losses`."""
+        pca, patches = self.pca.value, space_to_depth(x.astype(jnp.float32), self.downsample)
+        return grid.losses(patches - pca.mean, self._components)
+
+    def unmarked(self, posterior: Posterior, x: jax.Array) -> Posterior:
+        """With `jpeg_grid`: the posterior of images as seen from the component of the prior that
+        shows their phase, for the KL. From the standard normal, training would take the marks out
+        of the latents: no gradient tells that what decodes reads them."""
+        phase = grid.choose(self.grid_losses(x))
+        return posterior.replace(mean=posterior.mean - grid.shown(phase, self.latent_channels))
 
     @property
     def _components(self) -> jax.Array:

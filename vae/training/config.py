@@ -117,7 +117,7 @@ def make_brief(config: ConfigDict) -> None:
 
 def has_grid(config: ConfigDict) -> bool:
     """Whether the model has linear codecs for JPEG's grid."""
-    return config.model.get("jpeg_grid", False)
+    return bool(config.model.get("jpeg_grid", ""))
 
 
 def from_dict(stored: dict[str, Any]) -> ConfigDict:
@@ -146,7 +146,7 @@ def _autoencoder_kl() -> ConfigDict:
     model.downsample = 8
     model.linear_kernel = 3  # patches a side that the linear path reaches over; 1 is PCA
     # Photographs that were JPEG files have linear codecs of their own, by where blocks begin.
-    model.jpeg_grid = False
+    model.jpeg_grid = ""  # "encoder" or "both" know where JPEG's blocks begin
     model.width = 64
     model.deep_width = 128
     model.encoder_depth = (1, 2)

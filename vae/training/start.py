@@ -206,7 +206,7 @@ def _with_grid(
     photographs are coded as before."""
     if saved.config.model.jpeg_grid or not config.model.jpeg_grid:
         return saved
-    wanted = {"jpeg_grid": True}
+    wanted = {"jpeg_grid": config.model.jpeg_grid}
     fresh = _fresh(saved, wanted, config.seed)
     params, fixed = dict(saved.variables["params"]), saved.variables["pca"]
     for path in ("encoder", "decoder"):
