@@ -209,7 +209,7 @@ def test_parts_of_a_photograph_are_of_its_phase(fitted):
         )
 
     encode, decode, losses = (function(name) for name in ("encode", "decode", "grid_losses"))
-    image = np.concatenate([tiles(8, True, 1, 240)[0], tiles(8, False, 1, 240)[0, :, :40]], axis=1)
+    image = np.concatenate([tiles(8, True, 1, 240)[0], tiles(8, False, 1, 240)[0, :, :16]], axis=1)
     assert grid.choose(losses(image[None, :, 240:])) == 0
     assert phase_of(losses, image) == PHASE
     whole = encode(image[None]).mean
