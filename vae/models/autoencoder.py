@@ -38,7 +38,8 @@ class AutoencoderKL(nn.Module):
       downsample: f, pixels per latent position and axis; 4 times a power of two.
       linear_kernel: K, patches a side that the linear path's kernels reach over; odd.
       jpeg_grid: Who knows of JPEG's blocks and has linear codecs for where they begin: "" nobody,
-        "encoder", or "both", the decoder too. Then f is 8, and C at least 32.
+        "encoder", or "both", the decoder too. Then f is 8, and C at least 32. "encoder" is for
+        trained models whose decoder does without: what decodes is no inverse at step 0.
       width: Channels of the conv paths at 1/4 resolution; at 1/8 and below, `deep_width`.
       deep_width: Channels of the conv paths below 1/4 resolution.
       encoder_depth: Residual blocks at 1/4 and at each resolution below, from fine to coarse.
