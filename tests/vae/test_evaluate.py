@@ -47,6 +47,7 @@ class LinearCodec(nn.Module):
     tile_size = None
     downsample = FACTOR
     encoder_halo = decoder_halo = 0
+    jpeg_grid = ""
 
     @nn.compact
     def _pca(self) -> PCA:

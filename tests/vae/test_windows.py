@@ -226,12 +226,12 @@ def test_windows_equal_whole_for_every_preset(preset):
     decode = jax.jit(lambda v, z, **told: module.apply(v, z, method="decode", **told))
     losses = jax.jit(lambda v, x: module.apply(v, x, method="grid_losses"))
     encode, decode, losses = (functools.partial(f, variables) for f in (encode, decode, losses))
-    image = _image(171, 155)
+    image = _image(203, 179)
     latents = np.asarray(encode(pad_to_factor(image, 8)[None]))[0]
-    windowed = encode_photograph(module, encode, losses, image, window=136)
+    windowed = encode_photograph(module, encode, losses, image, window=168)
     assert _error(windowed, latents) < TOLERANCE
     whole = np.asarray(decode(latents[None]))[0]
-    windowed = decode_photograph(module, decode, windowed, window=136)
+    windowed = decode_photograph(module, decode, windowed, window=168)
     assert _error(windowed, whole) < TOLERANCE
 
 
