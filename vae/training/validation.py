@@ -310,9 +310,8 @@ def _check_autoencoder(config: ConfigDict, problems: _Problems) -> None:
     fits = model.downsample == BLOCK and model.latent_channels >= LEAST
     problems.require(
         fits or not has_grid(config),
-        f"model.jpeg_grid={config.model.get('jpeg_grid')!r} needs model.downsample={BLOCK} and at "
-        f"least {LEAST} model.latent_channels, got {model.downsample} and "
-        f"{model.latent_channels}; set "
+        f"model.jpeg_grid={model.get('jpeg_grid')!r} needs model.downsample={BLOCK} and at least "
+        f"{LEAST} model.latent_channels, got {model.downsample} and {model.latent_channels}; set "
         "model.jpeg_grid=''",
     )
     for path in ("data.size", "data.crop"):
