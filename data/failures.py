@@ -1,0 +1,86 @@
+"""Items that failed while the others go on: the reason for a person, the traceback for us."""
+
+import csv
+import dataclasses
+import errno
+import os
+import traceback
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from data.errors import FundusError
+from data.files import replacing
+
+# The file beside a command's outputs that lists its failures.
+REJECTED = "rejected.csv"
+
+# With one of these the next item would fail in the same way: the run ends instead.
+_ENDS_THE_RUN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """An item that could not be processed; those after it can.
+
+    Attributes:
+      item_id: As `data.inputs.Item`'s.
+      path: As `data.inputs.Item`'s.
+      reason: One line that names the file.
+      traceback: Of an unexpected error, which is a fault of this program; else "".
+    """
+
+    item_id: str
+    path: str
+    reason: str
+    traceback: str = ""
+
+
+def failure_of(item_id: str, path: str | os.PathLike, error: Exception) -> Failure:
+    """Describes an error that one item met. Call it in the `except` block.
+
+    Args:
+      item_id: The item's id.
+      path: Its file, named in the reason.
+      error: What was raised.
+
+    Returns:
+      The failure. Errors that are no `FundusError`, `OSError` or `MemoryError` carry their
+      traceback.
+
+    Raises:
+      OSError: `error` itself, if it says that the disk is full or cannot be written.
+    """
+    path = os.fspath(path)
+    if isinstance(error, OSError) and error.errno in _ENDS_THE_RUN:
+        raise error
+    if isinstance(error, FundusError):
+        return Failure(item_id, path, _one_line(str(error)))
+    if isinstance(error, MemoryError):
+        return Failure(item_id, path, f"{path}: not enough memory; reduce the picture")
+    if isinstance(error, OSError) and error.strerror:
+        return Failure(item_id, path, _one_line(f"{error.filename or path}: {error.strerror}"))
+    reason = (
+        f"{path}: unexpected {type(error).__name__}: {error}; this is a fault of fundus-vae,"
+        f" please report it with its traceback in {REJECTED}"
+    )
+    return Failure(item_id, path, _one_line(reason), traceback.format_exc())
+
+
+def write_rejected(path: str | os.PathLike, failures: Iterable[Failure]) -> None:
+    """Writes the list of failures as CSV (item, path, reason, traceback); removes an old list.
+
+    Without failures no file is written, so that the list never shows those of an earlier run.
+    """
+    path, failures = Path(path), list(failures)
+    if not failures:
+        path.unlink(missing_ok=True)
+        return
+    rows: Sequence[tuple[str, ...]] = [dataclasses.astuple(failure) for failure in failures]
+    with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("item", "path", "reason", "traceback"))
+        writer.writerows(rows)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
