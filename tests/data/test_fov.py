@@ -124,17 +124,18 @@ def test_pictures_without_a_disc_are_refused(kind):
 
 
 def test_mask_of_a_window_is_the_window_of_the_mask():
-    fov = FieldOfView(70.25, 40.5, 45.0, 10.0, 75.0)
+    fov = FieldOfView(70.25, 40.5, 45.0, 10.0, 75.0, 30.0, 110.0)
     whole = fov.mask(90, 120)
     np.testing.assert_array_equal(fov.mask(30, 20, y=35, x=50), whole[35:65, 50:70])
     rows, columns = np.mgrid[:90, :120]
     expected = (np.hypot(columns - 70.25, rows - 40.5) <= 45) & (rows >= 10) & (rows <= 75)
+    expected &= (columns >= 30) & (columns <= 110)
     np.testing.assert_array_equal(whole, expected)
 
 
 def test_scaled_keeps_the_disc_on_the_pixels():
     image = disc(400, 400, 190.0, 205.0, 150)
-    fov = FieldOfView(190.0, 205.0, 150.0, 55.0, 355.0).scaled(0.5)
+    fov = FieldOfView(190.0, 205.0, 150.0, 55.0, 355.0, 40.0, 340.0).scaled(0.5)
     half = cv2.resize(image, (200, 200), interpolation=cv2.INTER_AREA)
     difference = (half[..., 0] > 60) ^ fov.mask(200, 200)
     assert difference.sum() < 0.01 * fov.mask(200, 200).sum()
@@ -142,7 +143,7 @@ def test_scaled_keeps_the_disc_on_the_pixels():
 
 
 def test_rounded_survives_float32():
-    fov = FieldOfView(1234.5678, 987.123, 800.99, 186.2, 1788.0).rounded()
+    fov = FieldOfView(1234.5678, 987.123, 800.99, 186.2, 1788.0, 433.6, 2035.5).rounded()
     assert all(float(np.float32(v)) == v for v in (fov.x, fov.y, fov.radius, fov.top, fov.bottom))
     assert fov.x == pytest.approx(1234.5678, abs=1 / 32)
 
@@ -156,7 +157,7 @@ def test_lit_region_is_the_threshold_with_holes_filled():
 
 def test_fov_mask_takes_the_circle_or_the_lit_region():
     image = disc(64, 64, 20, 20, 30)
-    fov = FieldOfView(32.0, 32.0, 40.0, 0.0, 90.0)
+    fov = FieldOfView(32.0, 32.0, 40.0, 0.0, 90.0, 0.0, 90.0)
     np.testing.assert_array_equal(fov_mask(fov, image, 10, 5), fov.mask(64, 64, 10, 5))
     np.testing.assert_array_equal(fov_mask(UNKNOWN, image), lit_region(image))
     assert not UNKNOWN.known
