@@ -12,9 +12,10 @@ import numpy as np
 
 from data.errors import DataError
 from data.files import write_beside
-from data.fov import FieldOfView, find_fov
+from data.fov import FieldOfView
 from data.images import read_image, write_image
 from data.manifest import OVERLAYS
+from data.region import AUTO, FovChoice, find_region
 from data.views import photograph_view, write_view
 
 GRID = 8  # side of JPEG's blocks: origins are jittered over all of its phases
@@ -33,6 +34,7 @@ class Cut:
       min_fov: Smallest share of a tile inside the field of view.
       fov_width: Diameter in pixels to which the field of view is scaled, or None.
       seed: Of the jitter.
+      choice: How the field of view is found.
     """
 
     tile: int
@@ -40,6 +42,7 @@ class Cut:
     min_fov: float
     fov_width: int | None
     seed: int
+    choice: FovChoice = AUTO
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -86,6 +89,7 @@ class Record:
       width: In pixels.
       scale: Pixels here per pixel of the file.
       fov: `FieldOfView`'s values.
+      lost_share: Of the lit area, outside the field of view; -1 where that was not searched.
       tiles: (y, x, share of the tile inside the field of view) of each tile.
       size: Bytes of all tiles together.
     """
@@ -96,13 +100,32 @@ class Record:
     width: int
     scale: float
     fov: tuple[float, ...]
+    lost_share: float
     tiles: list[tuple[int, int, float]]
     size: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Photograph:
+    """A photograph as it is cut: scaled, and black outside its field of view.
+
+    Attributes:
+      image: uint8 `[H, W, 3]`.
+      fov: The disc in its pixels; unknown where the whole picture or a mask is used.
+      inside: bool `[H, W]`, the part that is used.
+      scale: Pixels here per pixel of the file.
+      lost_share: Share of the lit area outside; -1 where that was not searched.
+    """
+
+    image: np.ndarray
+    fov: FieldOfView
+    inside: np.ndarray
+    scale: float
+    lost_share: float
+
+
 def tile_origins(
-    height: int,
-    width: int,
+    inside: np.ndarray,
     fov: FieldOfView,
     *,
     tile: int = 256,
@@ -118,9 +141,8 @@ def tile_origins(
     the same for the same seed, photograph and place in the grid.
 
     Args:
-      height: Of the photograph, in pixels.
-      width: Of the photograph, in pixels.
-      fov: Its field of view.
+      inside: bool `[H, W]`, the part of the photograph that is used.
+      fov: Its field of view; where it is unknown the grid spans all that is inside.
       tile: Side of a tile.
       stride: Distance of the grid's points.
       min_fov: Tiles with a smaller share inside the field of view are dropped.
@@ -130,10 +152,17 @@ def tile_origins(
     Returns:
       (y, x, share inside the field of view) of each tile, row by row.
     """
-    rows = _grid(max(0.0, fov.top), min(height - 1.0, fov.bottom), tile, stride)
-    left, right = max(0.0, fov.x - fov.radius), min(width - 1.0, fov.x + fov.radius)
-    columns = _grid(left, right, tile, stride)
-    inside = fov.mask(height, width)
+    height, width = inside.shape
+    if fov.known:
+        rows = _grid(max(0.0, fov.top), min(height - 1.0, fov.bottom), tile, stride)
+        left = max(0.0, fov.x - fov.radius, fov.left)
+        right = min(width - 1.0, fov.x + fov.radius, fov.right)
+        columns = _grid(left, right, tile, stride)
+    else:
+        rows, columns = (
+            _grid(float(used[0]), float(used[-1]), tile, stride)
+            for used in (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
+        )
     placed = []
     for i, y in enumerate(rows):
         for j, x in enumerate(columns):
@@ -164,48 +193,52 @@ def _move_to_phase(origin: int, phase: int, limit: int) -> int:
     return max(0, moved)
 
 
-def load_photograph(path: Path, cut: Cut) -> tuple[np.ndarray, FieldOfView, float]:
+def load_photograph(path: Path, name: str, cut: Cut) -> Photograph:
     """Reads a photograph, scales it as `cut` says and blackens all outside its field of view.
 
-    Returns:
-      uint8 `[H, W, 3]`, the field of view in its pixels, and the scale.
+    Args:
+      path: Its file.
+      name: Its id, by which its mask is found.
+      cut: The scale, and how the field of view is found.
 
     Raises:
       DataError: The photograph is unreadable, has no field of view, or is smaller than a tile.
     """
     image = read_image(path)
-    fov = find_fov(image, str(path))
-    scale = 1.0
+    region = find_region(image, str(path), name, cut.choice)
+    fov, inside, scale = region.fov, region.inside(*image.shape[:2]), 1.0
     if cut.fov_width is not None:
-        scale = cut.fov_width / (2.0 * fov.radius)
+        used = np.flatnonzero(inside.any(axis=0))
+        scale = cut.fov_width / (2.0 * fov.radius if fov.known else used[-1] - used[0] + 1)
         size = tuple(max(1, round(side * scale)) for side in (image.shape[1], image.shape[0]))
         # Area averages when reducing (no aliasing), cubic interpolates when enlarging.
         method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
         image = cv2.resize(image, size, interpolation=method)
+        inside = cv2.resize(inside.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
         fov = fov.scaled(scale)
     fov = fov.rounded()
+    if region.mask is None:
+        inside = fov.mask(*image.shape[:2])
     height, width = image.shape[:2]
     if min(height, width) < cut.tile:
         raise DataError(
             f"{path}: {width} x {height} pixels{'' if scale == 1 else ' after scaling'}, smaller"
             f" than a tile of {cut.tile}"
         )
-    image[~fov.mask(height, width)] = 0
-    return image, fov, scale
+    image[~inside] = 0
+    return Photograph(image, fov, inside, scale, region.lost_share)
 
 
-def place_tiles(
-    image: np.ndarray, fov: FieldOfView, photograph: str, cut: Cut
-) -> list[tuple[int, int, float]]:
-    """`tile_origins` with the values of `cut`."""
+def place_tiles(photograph: Photograph, name: str, cut: Cut) -> list[tuple[int, int, float]]:
+    """`tile_origins` of the photograph called `name`, with the values of `cut`."""
     return tile_origins(
-        *image.shape[:2],
-        fov,
+        photograph.inside,
+        photograph.fov,
         tile=cut.tile,
         stride=cut.stride,
         min_fov=cut.min_fov,
         seed=cut.seed,
-        photograph=photograph,
+        photograph=name,
     )
 
 
@@ -220,19 +253,20 @@ def cut_photograph(job: Job) -> Record:
     if record and job.view_path.exists() and (overlay.exists() or not job.overlay):
         return record
 
-    image, fov, scale = load_photograph(job.path, job.cut)
-    placed = place_tiles(image, fov, job.photograph, job.cut)
+    photograph = load_photograph(job.path, job.photograph, job.cut)
+    placed = place_tiles(photograph, job.photograph, job.cut)
     if not placed:
+        rows, columns = (np.count_nonzero(photograph.inside.any(axis=axis)) for axis in (1, 0))
         raise DataError(
             f"{job.path}: no tile of {job.cut.tile} pixels is {job.cut.min_fov:.0%} inside the"
-            f" field of view, a disc of {2 * fov.radius:.0f} pixels; a smaller stride may help"
+            f" field of view of {columns} x {rows} pixels; a smaller stride may help"
         )
-    _write_view(job, image, fov)
+    _write_view(job, photograph.image, photograph.fov)
     if record is None:
-        record = _write_tiles(job, image, fov, scale, placed)
+        record = _write_tiles(job, photograph, placed)
     if job.overlay:
         overlay.parent.mkdir(parents=True, exist_ok=True)
-        write_image(overlay, _draw_overlay(image, fov, placed, job.cut.tile))
+        write_image(overlay, _draw_overlay(photograph, placed, job.cut.tile))
     return record
 
 
@@ -250,13 +284,8 @@ def finished(job: Job) -> Record | None:
     return record if all(name in present for name in names) else None
 
 
-def _write_tiles(
-    job: Job,
-    image: np.ndarray,
-    fov: FieldOfView,
-    scale: float,
-    placed: list[tuple[int, int, float]],
-) -> Record:
+def _write_tiles(job: Job, photograph: Photograph, placed: list[tuple[int, int, float]]) -> Record:
+    image = photograph.image
     job.record_path.unlink(missing_ok=True)
     if job.folder.exists():  # tiles of an interrupted run, or of an older file of this name
         shutil.rmtree(job.folder)
@@ -271,8 +300,9 @@ def _write_tiles(
         suffix=job.suffix,
         height=height,
         width=width,
-        scale=scale,
-        fov=dataclasses.astuple(fov),
+        scale=photograph.scale,
+        fov=dataclasses.astuple(photograph.fov),
+        lost_share=photograph.lost_share,
         tiles=placed,
         size=size,
     )
@@ -292,9 +322,10 @@ def _source(path: Path) -> tuple[int, int]:
 
 
 def _draw_overlay(
-    image: np.ndarray, fov: FieldOfView, placed: list[tuple[int, int, float]], tile: int
+    photograph: Photograph, placed: list[tuple[int, int, float]], tile: int
 ) -> np.ndarray:
     """A small, brightened copy with the field of view in green and the tiles in blue."""
+    image = photograph.image
     factor = min(1.0, _OVERLAY_SIDE / max(image.shape[:2]))
     canvas = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
     canvas = cv2.convertScaleAbs(canvas, alpha=1.3, beta=40)
@@ -302,9 +333,8 @@ def _draw_overlay(
         first = (round(x * factor), round(y * factor))
         last = (round((x + tile) * factor), round((y + tile) * factor))
         cv2.rectangle(canvas, first, last, (90, 140, 255), 1)
-    drawn = fov.scaled(factor)
-    centre = (round(drawn.x * 16), round(drawn.y * 16))  # 4 fractional bits
-    cv2.circle(canvas, centre, round(drawn.radius * 16), (0, 255, 0), 2, cv2.LINE_AA, 4)
-    for row in (round(drawn.top), round(drawn.bottom)):
-        cv2.line(canvas, (0, row), (canvas.shape[1] // 12, row), (255, 255, 0), 2)
+    size = (canvas.shape[1], canvas.shape[0])
+    inside = cv2.resize(photograph.inside.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    outline, _ = cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(canvas, outline, -1, (0, 255, 0), 2)
     return canvas

@@ -14,6 +14,7 @@ import tqdm
 
 from data.cutting import Job, Record, cut_photograph, load_photograph, place_tiles
 from data.errors import DataError
+from data.failures import Failure, failure_of
 from data.images import encode_image
 
 _SAMPLED = 4  # photographs and ...
@@ -35,11 +36,12 @@ def estimate(todo: Sequence[Job], workers: int, out: Path) -> str:
     for job in sampled:
         start = time.monotonic()
         try:
-            image, fov, _ = load_photograph(job.path, job.cut)
-        except DataError:
+            photograph = load_photograph(job.path, job.photograph, job.cut)
+        except Exception:  # whatever it is, cutting meets it again and says so
             continue
         readable += 1
-        placed = place_tiles(image, fov, job.photograph, job.cut)
+        image = photograph.image
+        placed = place_tiles(photograph, job.photograph, job.cut)
         loaded = time.monotonic()
         some = placed[:: max(1, len(placed) // _SAMPLED_TILES)]
         encoded = [
@@ -66,17 +68,17 @@ def estimate(todo: Sequence[Job], workers: int, out: Path) -> str:
     )
 
 
-def run(jobs: Sequence[Job], workers: int, progress: bool) -> list[Record | str]:
+def run(jobs: Sequence[Job], workers: int, progress: bool) -> list[Record | Failure]:
     """Cuts photographs in `workers` processes; 1 stays in this one.
 
     Returns:
-      For each job, in their order: its record, or the reason why the photograph was rejected.
+      For each job, in their order: its record, or the failure that rejects the photograph.
 
     Raises:
       DataError: The disk is full, or a worker died.
       KeyboardInterrupt: After the photographs in work were finished.
     """
-    results: dict[int, Record | str] = {}
+    results: dict[int, Record | Failure] = {}
     bar = tqdm.tqdm(total=len(jobs), unit="photograph", disable=not progress)
     try:
         with bar, contextlib.closing(_results(jobs, workers)) as arriving:
@@ -103,7 +105,7 @@ def run(jobs: Sequence[Job], workers: int, progress: bool) -> list[Record | str]
     return [results[i] for i in range(len(jobs))]
 
 
-def _results(jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Record | str]]:
+def _results(jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Record | Failure]]:
     if workers == 1:
         yield from ((i, _work(job)) for i, job in enumerate(jobs))
         return
@@ -124,11 +126,11 @@ def _start_worker() -> None:
     cv2.setNumThreads(1)
 
 
-def _work(job: Job) -> Record | str:
+def _work(job: Job) -> Record | Failure:
     try:
         return cut_photograph(job)
-    except DataError as error:
-        return str(error)
+    except Exception as error:
+        return failure_of(job.photograph, job.path, error)
 
 
 def format_bytes(count: float) -> str:

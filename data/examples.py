@@ -34,12 +34,9 @@ class Example:
 
     def geometry(self) -> tuple[fov.FieldOfView, int, int]:
         """The field of view of the tile's photograph, and the tile's origin (y, x) in it."""
-        circle = (
-            self._features[f"fov_{name}"].float_list.value[0]
-            for name in ("x", "y", "radius", "top", "bottom")
-        )
+        values = (self._features[f"fov_{name}"].float_list.value[0] for name in fov.FIELDS)
         y, x = (self._features[name].int64_list.value[0] for name in ("y", "x"))
-        return fov.FieldOfView(*circle), y, x
+        return fov.FieldOfView(*values), y, x
 
     def place(self, y: int = 0, x: int = 0) -> np.ndarray:
         """Where the field of view lies as seen from row y, column x of the tile: float32 [3]; see

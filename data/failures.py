@@ -15,7 +15,7 @@ from data.files import replacing
 REJECTED = "rejected.csv"
 
 # With one of these the next item would fail in the same way: the run ends instead.
-_ENDS_THE_RUN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+_ENDS_THE_RUN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 @dataclasses.dataclass(frozen=True)

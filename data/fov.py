@@ -27,6 +27,7 @@ _FULLY_LIT = 0.9  # lit share from which a picture without a disc is a tile, wit
 # chord one channel steps by so many grey levels in one direction.
 _EDGE_SHARE = 0.8
 _EDGE_LEVELS = 10
+_EDGE_RADIUS = 300  # pixels, about, of the disc in the copy in which edges are searched
 _MIN_CHORD = 0.3  # of the radius: shorter chords are the disc's own ends
 _SECOND_DISC = 0.2  # area of another disc, as a share of the largest, that is a second photograph
 
@@ -419,11 +420,19 @@ def _turned_circle(
 
 def _straight_edges(small: np.ndarray, circle: tuple[float, float, float]) -> dict[str, _Edge]:
     """The edges at which bars begin, by side; the row counts in the turned picture."""
+    # In a small picture shading is as steep as an edge. Enlarged, it is flat again.
+    zoom = max(1, round(_EDGE_RADIUS / circle[2]))
+    height, width = small.shape[:2]
+    large, size = small, (zoom * width, zoom * height)
+    if zoom > 1:
+        large = cv2.resize(small, size, interpolation=cv2.INTER_LINEAR)
+    x, y, radius = circle
+    circle = (zoom * x + (zoom - 1) / 2, zoom * y + (zoom - 1) / 2, zoom * radius)
     edges = {}
     for side, turn in _TURNED.items():
-        edge = _bottom_edge(turn(small), _turned_circle(side, circle, *small.shape[:2]))
+        edge = _bottom_edge(turn(large), _turned_circle(side, circle, size[1], size[0]))
         if edge is not None:
-            edges[side] = edge
+            edges[side] = edge._replace(row=edge.row // zoom)
     return edges
 
 

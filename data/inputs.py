@@ -17,14 +17,17 @@ import numpy as np
 
 from data.cores import available_cores
 from data.errors import DataError, UsageError
-from data.fov import UNKNOWN, FieldOfView, find_fov, fov_mask
+from data.failures import Failure, failure_of
+from data.fov import UNKNOWN, FieldOfView, NoSurroundError, fov_mask
 from data.fundus_tiles import NAME
 from data.images import IMAGE_SUFFIXES, iterate_images, read_image, require_utf8
 from data.manifest import MANIFEST, TileRow, iterate_manifest
+from data.region import AUTO, FovChoice, find_region
 from data.splits import SPLITS
 
 if TYPE_CHECKING:
     from data.dataset import Dataset
+    from data.examples import Example
 
 # An image of no known origin is searched for a field of view from this short side on: smaller
 # ones are tiles, in which a vessel's edge may pass for a part of a disc.
@@ -51,6 +54,7 @@ class Item:
       patient: "" where unknown.
       label: "" where unknown.
       split: "" where unknown.
+      region: bool [H, W], the part of the image that the user chose instead of a disc; else None.
     """
 
     item_id: str
@@ -62,34 +66,36 @@ class Item:
     patient: str = ""
     label: str = ""
     split: str = ""
+    region: np.ndarray | None = None
+
+    @property
+    def field(self) -> str:
+        """How the field of view is known: "disc", "given" by the user, or the "lit region"."""
+        if self.region is not None:
+            return "given"
+        return "disc" if self.fov.known else "lit region"
 
     def mask(self) -> np.ndarray:
-        """Where the field of view is, bool [H, W]: the circle if known, else the lit region."""
+        """The field of view, bool [H, W]: as given, the disc if known, else the lit region."""
+        if self.region is not None:
+            return self.region
         return fov_mask(self.fov, self.image, *self.origin)
 
-    def inside(self) -> np.ndarray:
-        """The image with black outside the circle, uint8 [H, W, 3]; as it is if none is known.
+    def inside(self, image: np.ndarray | None = None) -> np.ndarray:
+        """An image with black outside the field of view; as it is if none is known.
 
         Dates and names are burned in outside. The lit region is no substitute: they are lit.
+
+        Args:
+          image: uint8 [H, W, 3] of the same place; None for the item's own.
+
+        Returns:
+          uint8 [H, W, 3].
         """
-        if not self.fov.known:
-            return self.image
-        return np.where(self.mask()[..., None], self.image, np.uint8(0))
-
-
-@dataclasses.dataclass(frozen=True)
-class Failure:
-    """An image that cannot be read; those after it can.
-
-    Attributes:
-      item_id: As `Item`'s.
-      path: As `Item`'s.
-      reason: One line that names the file.
-    """
-
-    item_id: str
-    path: str
-    reason: str
+        image = self.image if image is None else image
+        if self.field == "lit region":
+            return image
+        return np.where(self.mask()[..., None], image, np.uint8(0))
 
 
 class Inputs:
@@ -142,7 +148,11 @@ class Inputs:
 
 
 def open_inputs(
-    paths: Sequence[str | os.PathLike], *, split: str | None = None, threads: int | None = None
+    paths: Sequence[str | os.PathLike],
+    *,
+    split: str | None = None,
+    threads: int | None = None,
+    choice: FovChoice = AUTO,
 ) -> Inputs:
     """Opens images for reading, tiles and whole photographs alike.
 
@@ -151,6 +161,7 @@ def open_inputs(
         `manifest.csv`, the tiles that it lists); or a dataset that `fundus-vae build` wrote.
       split: Only this split of datasets and of folders with a manifest; None takes all.
       threads: That decode; None for one a core.
+      choice: How the field of view of photographs is found; tiles carry theirs.
 
     Returns:
       The images, none of them read yet.
@@ -168,14 +179,14 @@ def open_inputs(
         raise UsageError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
     parts: list[_Files | _Records] = []
     for path in paths:
-        parts.extend(_open(path, split))
+        parts.extend(_open(path, split, choice))
     # A dataset's tiles differ from each other by its build: alone it need not be read twice.
     if any(isinstance(part, _Files) for part in parts) or len(paths) > 1:
         _refuse_shared_ids(parts)
     return Inputs(parts, threads or available_cores())
 
 
-def _open(path: str, split: str | None) -> list["_Files | _Records"]:
+def _open(path: str, split: str | None, choice: FovChoice) -> list["_Files | _Records"]:
     if "://" in path:
         if path.lower().endswith(IMAGE_SUFFIXES):
             raise UsageError(f"{path}: images are read from local files; mount or copy them")
@@ -186,7 +197,7 @@ def _open(path: str, split: str | None) -> list["_Files | _Records"]:
     folder = Path(path)
     if not folder.is_dir():
         _refuse_split(path, split)
-        return [_Files("", [path])]
+        return [_Files("", [path], choice)]
     if (folder / "checkpoints").is_dir() and (folder / "config.json").is_file():
         raise UsageError(f"{path} is a model's workdir; expected images here and it as --model")
     if (folder / "dataset_info.json").is_file() or (folder / NAME).is_dir():
@@ -195,12 +206,12 @@ def _open(path: str, split: str | None) -> list["_Files | _Records"]:
         rows = [row for row in iterate_manifest(folder / MANIFEST) if split in (None, row.split)]
         if not rows:
             raise DataError(f"{folder / MANIFEST}: no tiles of split {split}")
-        return [_Files(path, [row.tile for row in rows], rows)]
+        return [_Files(path, [row.tile for row in rows], choice, rows)]
     _refuse_split(path, split)
     files = sorted(os.path.relpath(file, path) for file in iterate_images(folder))
     if not files:
         raise DataError(f"{path}: no images; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
-    return [_Files(path, files)]
+    return [_Files(path, files, choice)]
 
 
 def _open_dataset(path: str, split: str | None) -> list["_Records"]:
@@ -233,9 +244,12 @@ def _refuse_shared_ids(parts: Sequence["_Files | _Records"]) -> None:
 class _Files:
     """Image files below a folder, with their manifest's rows or without; "" is no folder."""
 
-    def __init__(self, root: str, paths: list[str], rows: list[TileRow] | None = None):
+    def __init__(
+        self, root: str, paths: list[str], choice: FovChoice, rows: list[TileRow] | None = None
+    ):
         self._root = root
         self._paths = paths
+        self._choice = choice
         self._rows = rows
 
     def __len__(self) -> int:
@@ -256,22 +270,28 @@ class _Files:
     def read(self, number: int) -> Item | Failure:
         path, name = self.path(number), self.name(number)
         try:
-            image = read_image(path)
-        except DataError as error:
-            return Failure(name, path, str(error))
+            return self._read(number, path, name)
+        except Exception as error:
+            return failure_of(name, path, error)
+
+    def _read(self, number: int, path: str, name: str) -> Item:
+        image = read_image(path)
         if self._rows is not None:
             row = self._rows[number]
             return Item(
                 item_id=name, path=path, image=image, fov=row.fov, origin=(row.y, row.x),
                 photograph=row.photograph, patient=row.patient, label=row.label, split=row.split,
             )  # fmt: skip
-        if min(image.shape[:2]) >= PHOTOGRAPH_SIDE:
-            try:
-                fov = find_fov(image, path).rounded()
-                return Item(name, path, image, fov=fov, origin=(0, 0), photograph=name)
-            except DataError:
-                pass  # A large tile, or no fundus photograph: the lit region will do.
-        return Item(name, path, image)
+        if min(image.shape[:2]) < PHOTOGRAPH_SIDE and not self._choice.given:
+            return Item(name, path, image)
+        try:
+            region = find_region(image, path, name, self._choice)
+        except NoSurroundError:
+            return Item(name, path, image)  # A large tile: the lit region will do.
+        return Item(
+            name, path, image,
+            fov=region.fov.rounded(), origin=(0, 0), photograph=name, region=region.mask,
+        )  # fmt: skip
 
 
 class _Records:
@@ -300,15 +320,16 @@ class _Records:
     def read(self, number: int) -> Item | Failure:
         from data.examples import Example
 
+        name = self._unnamed(number)
         try:
             example = Example(self._source, number)
             name = example.text("tile_id")
-        except DataError as error:
-            return Failure(self._unnamed(number), self._directory, str(error))
-        try:
-            image = example.decode()
-        except DataError as error:
-            return Failure(name, self._directory, str(error))
+            return self._item(example, name)
+        except Exception as error:
+            return failure_of(name, self._directory, error)
+
+    def _item(self, example: "Example", name: str) -> Item:
+        image = example.decode()
         fov, y, x = example.geometry()
         photograph, patient, label = map(example.text, ("photograph", "patient", "label"))
         return Item(

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from data import storage
 from data.errors import DataError
 from data.files import replacing
-from data.fov import FieldOfView
+from data.fov import FIELDS, FieldOfView
 from data.splits import SPLITS
 
 MANIFEST = "manifest.csv"
@@ -42,6 +42,8 @@ class TileRow:
       fov_radius: Radius of the field of view.
       fov_top: Its first lit row.
       fov_bottom: Its last lit row.
+      fov_left: Its first lit column.
+      fov_right: Its last lit column.
       fov_share: Share of the tile inside the field of view, 0 to 1.
     """
 
@@ -60,6 +62,8 @@ class TileRow:
     fov_radius: float
     fov_top: float
     fov_bottom: float
+    fov_left: float
+    fov_right: float
     fov_share: float
 
     @property
@@ -70,12 +74,20 @@ class TileRow:
     @property
     def fov(self) -> FieldOfView:
         """The field of view of the tile's photograph."""
-        return FieldOfView(self.fov_x, self.fov_y, self.fov_radius, self.fov_top, self.fov_bottom)
+        return _fov(self)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PhotographRow:
-    """One photograph of `photographs.csv`; `path` is the original file, else as in `TileRow`."""
+    """One photograph of `photographs.csv`.
+
+    Attributes:
+      path: The original file.
+      lost_share: Share of its lit area outside the field of view, 0 to 1; -1 where the field of
+        view was not searched.
+
+    The others are as in `TileRow`.
+    """
 
     photograph: str
     patient: str
@@ -90,11 +102,23 @@ class PhotographRow:
     fov_radius: float
     fov_top: float
     fov_bottom: float
+    fov_left: float
+    fov_right: float
+    lost_share: float
+
+    @property
+    def masked(self) -> bool:
+        """True where a mask that is not kept decided the field of view: show nothing outside it."""
+        return not self.fov.known and self.lost_share >= 0
 
     @property
     def fov(self) -> FieldOfView:
         """The photograph's field of view."""
-        return FieldOfView(self.fov_x, self.fov_y, self.fov_radius, self.fov_top, self.fov_bottom)
+        return _fov(self)
+
+
+def _fov(row: TileRow | PhotographRow) -> FieldOfView:
+    return FieldOfView(**{name: getattr(row, f"fov_{name}") for name in FIELDS})
 
 
 Row = TypeVar("Row", TileRow, PhotographRow)

@@ -1,7 +1,6 @@
 """Photographs -> a tree of tiles with its manifest: `fundus-vae make-tiles`."""
 
 import collections
-import csv
 import dataclasses
 import json
 import os
@@ -13,7 +12,9 @@ from data.cores import available_cores
 from data.cutting import Cut, Job, Record, finished, tile_origins
 from data.cutting_run import estimate, format_bytes, format_time, run
 from data.errors import DataError, UsageError
-from data.files import replacing, write_beside
+from data.failures import REJECTED, Failure, write_rejected
+from data.files import write_beside
+from data.fov import FIELDS, MAX_LOST_SHARE
 from data.images import list_images
 from data.manifest import (
     MANIFEST,
@@ -23,12 +24,12 @@ from data.manifest import (
     write_manifest,
     write_photographs,
 )
+from data.region import FovChoice
 from data.splits import REGEX_EXAMPLE, SPLITS, Assignment, assign_splits, shorten
 from data.views import VIEWS, pack_views
 
 __all__ = ["REJECTED", "TilingSummary", "make_tiles", "tile_origins"]
 
-REJECTED = "rejected.csv"
 _OPTIONS = "make_tiles.json"
 
 
@@ -40,7 +41,7 @@ class TilingSummary:
       out: The directory of tiles.
       tiles: Tiles of each (label, split).
       photographs: Photographs of each (label, split), rejected ones excluded.
-      rejected: (photograph, path, reason) of each photograph that gave no tiles.
+      rejected: The failure of each photograph that gave no tiles.
       reused: How many photographs were finished already.
       size: Bytes of all tiles.
       seconds: Wall time.
@@ -49,7 +50,7 @@ class TilingSummary:
     out: Path
     tiles: Mapping[tuple[str, str], int]
     photographs: Mapping[tuple[str, str], int]
-    rejected: Sequence[tuple[str, str, str]]
+    rejected: Sequence[Failure]
     reused: int
     size: int
     seconds: float
@@ -68,7 +69,7 @@ class TilingSummary:
         )
         if self.rejected:
             lines.append(f"{len(self.rejected):,} rejected, see {self.out / REJECTED}:")
-            lines.extend(f"  {reason}" for _, _, reason in self.rejected)
+            lines.extend(f"  {failure.reason}" for failure in self.rejected)
         return "\n".join(lines)
 
 
@@ -79,6 +80,9 @@ def make_tiles(
     tile: int = 256,
     stride: int = 128,
     min_fov: float = 0.9,
+    fov: str = "auto",
+    fov_mask: str | os.PathLike | None = None,
+    max_lost_share: float = MAX_LOST_SHARE,
     fov_width: int | None = None,
     file_format: str = "png",
     patients: str | os.PathLike | None = None,
@@ -105,6 +109,9 @@ def make_tiles(
       tile: Side of a tile in pixels.
       stride: Pixels between neighbouring tiles, before a jitter of up to 4 pixels.
       min_fov: Smallest share of a tile inside the field of view.
+      fov: "auto" finds the lit disc, "none" takes the whole picture.
+      fov_mask: Folder with a mask for each photograph instead, see `data.region`.
+      max_lost_share: Largest share of the lit area outside the disc; more is rejected.
       fov_width: Scales each photograph so that its field of view has this diameter in pixels.
       file_format: "png", or "jpg" (quality 95, 4:4:4) for the tiles of train; val's and test's
         are always PNG.
@@ -130,7 +137,9 @@ def make_tiles(
     start = time.monotonic()
     say = _say if progress else _stay_silent
     root, out = Path(os.path.abspath(photographs)), Path(os.path.abspath(out))
-    cut = Cut(tile=tile, stride=stride, min_fov=min_fov, fov_width=fov_width, seed=seed)
+    masks = None if fov_mask is None else os.path.abspath(fov_mask)
+    choice = FovChoice(fov, masks, max_lost_share)
+    cut = Cut(tile, stride, min_fov, fov_width, seed, choice)
     _check_options(cut, file_format, limit, workers)
     if out.is_relative_to(root) or root.is_relative_to(out):
         raise UsageError(f"{out} and the photographs in {root}: neither may lie in the other")
@@ -161,7 +170,7 @@ def make_tiles(
         out,
         {
             "photographs": str(root),
-            **dataclasses.asdict(cut),
+            **_flat(cut),
             "file_format": file_format,
             "patients": patients and os.path.abspath(patients),
             "patient_regex": patient_regex,
@@ -218,6 +227,12 @@ def _refuse_shared_ids(jobs: Sequence[Job]) -> None:
             )
 
 
+def _flat(cut: Cut) -> dict[str, object]:
+    """The options that decide the pixels of tiles, under their own names."""
+    options = dataclasses.asdict(cut)
+    return options | options.pop("choice")
+
+
 def _limited(assigned: Mapping[str, Assignment], limit: int | None) -> Mapping[str, Assignment]:
     """The first `limit` photographs, taken from the splits in turn."""
     if limit is None:
@@ -259,7 +274,7 @@ def _conclude(
     out: Path,
     jobs: Sequence[Job],
     assignments: Sequence[Assignment],
-    results: Sequence[Record | str],
+    results: Sequence[Record | Failure],
     reused: int,
     start: float,
 ) -> TilingSummary:
@@ -269,25 +284,20 @@ def _conclude(
         for job, assignment, result in zip(jobs, assignments, results, strict=True)
         if isinstance(result, Record)
     ]
-    rejected = [
-        (job.photograph, str(job.path), result)
-        for job, result in zip(jobs, results, strict=True)
-        if isinstance(result, str)
-    ]
-    _write_rejected(out / REJECTED, rejected)
-    lost = {a.split for a in assignments} - {a.split for _, a, _ in cut_ones}
-    if lost:
-        reasons = shorten(reason for _, _, reason in rejected)
-        raise DataError(
-            f"no tiles in {', '.join(s for s in SPLITS if s in lost)}: all photographs there were"
-            f" rejected ({out / REJECTED}): {reasons}"
-        )
+    rejected = [result for result in results if isinstance(result, Failure)]
+    write_rejected(out / REJECTED, rejected)
+    reasons = shorten(failure.reason for failure in rejected)
+    if not cut_ones:
+        raise DataError(f"no tiles: all photographs were rejected ({out / REJECTED}): {reasons}")
     pack_views(out / VIEWS, (job.view_path for job, _, _ in cut_ones), len(cut_ones))
     write_photographs(
         out / PHOTOGRAPHS,
         (
             PhotographRow(
-                **dataclasses.asdict(a), path=str(job.path), **_geometry(r, "height", "width")
+                **dataclasses.asdict(a),
+                path=str(job.path),
+                **_geometry(r, "height", "width"),
+                lost_share=round(r.lost_share, 4),
             )
             for job, a, r in cut_ones
         ),
@@ -307,6 +317,13 @@ def _conclude(
             for y, x, share in r.tiles
         ),
     )
+    # The tables above hold the tiles of the other splits; nothing that was cut is lost.
+    lost = {a.split for a in assignments} - {a.split for _, a, _ in cut_ones}
+    if lost:
+        raise DataError(
+            f"no tiles in {', '.join(s for s in SPLITS if s in lost)}: all photographs there were"
+            f" rejected ({out / REJECTED}): {reasons}"
+        )
     tiles: collections.Counter[tuple[str, str]] = collections.Counter()
     for _, a, r in cut_ones:
         tiles[a.label, a.split] += len(r.tiles)
@@ -322,19 +339,8 @@ def _conclude(
 
 
 def _geometry(record: Record, height: str, width: str) -> dict[str, float]:
-    names = ("fov_x", "fov_y", "fov_radius", "fov_top", "fov_bottom")
-    values = dict(zip(names, record.fov, strict=True))
+    values = {f"fov_{name}": value for name, value in zip(FIELDS, record.fov, strict=True)}
     return {height: record.height, width: record.width, "scale": record.scale, **values}
-
-
-def _write_rejected(path: Path, rejected: Sequence[tuple[str, str, str]]) -> None:
-    if not rejected:
-        path.unlink(missing_ok=True)
-        return
-    with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("photograph", "path", "reason"))
-        writer.writerows(rejected)
 
 
 def _say(line: str) -> None:

@@ -14,6 +14,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from data import manifest, record_files, records, storage
 from data.errors import DataError
+from data.fov import FIELDS
 from data.fundus_tiles import VERSION, on_beam
 from data.fundus_tiles.collect import TileList, collect
 from data.fundus_tiles.shards import Notes, Shard, TooManyRejectedError
@@ -76,8 +77,8 @@ class FundusTiles(tfds.core.ShardBasedBuilder):
                     "image": tfds.features.Image(shape=(None, None, 3)),
                     **dict.fromkeys(("tile_id", "photograph", "patient", "label"), np.str_),
                     **dict.fromkeys(("y", "x", "photo_height", "photo_width"), np.int32),
-                    **dict.fromkeys(("scale", "fov_x", "fov_y", "fov_radius"), np.float32),
-                    **dict.fromkeys(("fov_top", "fov_bottom"), np.float32),
+                    "scale": np.float32,
+                    **{f"fov_{name}": np.float32 for name in FIELDS},
                 }
             ),
             metadata=tfds.core.MetadataDict(),

@@ -32,6 +32,8 @@ class Origin:
     fov_radius: float = -1.0
     fov_top: float = -1.0
     fov_bottom: float = -1.0
+    fov_left: float = -1.0
+    fov_right: float = -1.0
 
 
 _ORIGIN_COLUMNS = tuple(field.name for field in dataclasses.fields(Origin))

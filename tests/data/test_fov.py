@@ -5,7 +5,15 @@ from scipy import ndimage
 from skimage import data as bundled
 
 from data.errors import DataError
-from data.fov import UNKNOWN, FieldOfView, find_fov, fov_mask, lit_region
+from data.fov import (
+    UNKNOWN,
+    FieldOfView,
+    NoSurroundError,
+    find_fov,
+    fov_mask,
+    lit_region,
+    locate_fov,
+)
 from data.synthetic import fundus_photograph
 
 
@@ -53,6 +61,89 @@ def test_bars_that_cut_the_disc_flat(retina):
     found = find_fov(image)
     assert_close(found, 704, 703, 697, atol=2.5)
     assert (found.top, found.bottom) == (200, 1249)
+
+
+BARS = {
+    "white": (255, 255, 255),
+    "grey": (200, 200, 200),
+    "dark grey": (40, 40, 40),
+    "black": (0, 0, 0),
+    "blue": (0, 0, 140),
+    "brown, like the fundus": (120, 60, 30),
+}
+
+
+def with_bar(image, side, depth, colour):
+    """The picture with a bar of so many rows or columns on a side, with a caption across it."""
+    turned = {"bottom": 0, "left": 1, "top": 2, "right": 3}[side]
+    image = np.rot90(image, turned).copy()
+    bar = image[-depth:]
+    bar[:] = colour
+    ink = (0, 0, 0) if sum(colour) > 380 else (255, 255, 255)
+    cv2.putText(bar, "DOE, JOHN 1950-01-01", (150, depth - 30), 0, depth / 50, ink, depth // 18)
+    return np.ascontiguousarray(np.rot90(image, -turned))
+
+
+@pytest.mark.parametrize("side", ["bottom", "top", "left", "right"])
+@pytest.mark.parametrize("colour", BARS.values(), ids=BARS)
+def test_captions_of_any_colour_and_side_are_outside(retina, side, colour):
+    image = with_bar(retina, side, 180, colour)
+    inside = find_fov(image).mask(*image.shape[:2])
+    bar = np.zeros(image.shape[:2], bool)
+    bar[
+        {
+            "bottom": np.s_[-180:],
+            "top": np.s_[:180],
+            "left": np.s_[:, :180],
+            "right": np.s_[:, -180:],
+        }[side]
+    ] = True
+    assert not (inside & bar).any()
+    fundus = find_fov(retina).mask(*image.shape[:2]) & ~bar
+    # A row or two next to the bar and the fitted circle's last pixels.
+    assert (inside & fundus).sum() > 0.99 * fundus.sum()
+
+
+def test_bars_on_two_sides_and_blurred_by_jpeg(retina):
+    image = with_bar(with_bar(retina, "bottom", 160, (255, 255, 255)), "right", 130, (0, 0, 0))
+    _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 70])
+    found = find_fov(cv2.imdecode(encoded, cv2.IMREAD_COLOR))
+    assert_close(found, 704.3, 703.0, 697.5, atol=3)
+    assert 1411 - 160 - 6 <= found.bottom < 1411 - 160
+    assert 1411 - 130 - 6 <= found.right < 1411 - 130
+
+
+def test_two_eyes_in_one_picture_are_refused(retina):
+    small = cv2.resize(retina, (500, 500), interpolation=cv2.INTER_AREA)
+    for pair in (np.hstack([small, small[:, ::-1]]), np.vstack([small, small])):
+        with pytest.raises(DataError, match="shows two fields of view"):
+            find_fov(pair)
+
+
+def test_lost_share_is_measured_and_limited(retina):
+    assert locate_fov(retina).lost_share < 0.005
+    image = disc(600, 900, 450, 300, 400)
+    assert locate_fov(image).lost_share < 0.005
+    stretched = cv2.resize(image, None, fx=1.1, fy=1, interpolation=cv2.INTER_AREA)
+    with pytest.raises(DataError, match=r"1[5-9]% of the lit area lies outside .*stretched"):
+        find_fov(stretched)
+    found = locate_fov(stretched, max_lost_share=1.0)
+    lit = stretched.max(axis=2) > 25
+    lost = 1 - found.fov.mask(*lit.shape)[lit].mean()
+    assert found.lost_share == pytest.approx(lost, abs=0.01) and lost > 0.15
+
+
+def test_every_picture_gets_an_answer_or_a_reason():
+    rng = np.random.default_rng(128)
+    for number in range(150):
+        height, width = rng.integers(1, 500, 2)
+        block = 8 if number % 2 else int(rng.integers(1, 40))
+        coarse = rng.integers(0, 256, (height // block + 1, width // block + 1, 3), dtype=np.uint8)
+        image = coarse.repeat(block, axis=0).repeat(block, axis=1)[:height, :width]
+        try:
+            assert find_fov(image).mask(height, width).any()
+        except DataError as error:
+            assert str(error)
 
 
 @pytest.mark.parametrize("part", ["all", "left", "right", "top", "quarter"])
@@ -121,6 +212,15 @@ def no_discs():
 def test_pictures_without_a_disc_are_refused(kind):
     with pytest.raises(DataError, match=r"eye\.png: no field of view found"):
         find_fov(no_discs()[kind], "eye.png")
+
+
+def test_lit_to_every_border_is_told_apart():
+    """A tile is taken whole by those who read tiles; a photograph without a disc is not."""
+    with pytest.raises(NoSurroundError):
+        find_fov(no_discs()["inside of a retina"])
+    with pytest.raises(DataError) as error:
+        find_fov(no_discs()["ellipse"])
+    assert not isinstance(error.value, NoSurroundError)
 
 
 def test_mask_of_a_window_is_the_window_of_the_mask():

@@ -255,7 +255,7 @@ def test_manifest_is_carried_over(tmp_path):
     for number, split in enumerate(["train", "train", "val", "test"]):
         row = manifest.TileRow(
             f"fives/é{number}/t_{number}.jpg", f"fives/é{number}", f"anna{number}", "fives", split,
-            number, 7, 0.5, 300, 400, 150.5, 151.25, 140.0, 12.0, 280.0, 0.97,
+            number, 7, 0.5, 300, 400, 150.5, 151.25, 140.0, 12.0, 280.0, 10.5, 290.5, 0.97,
         )  # fmt: skip
         rows.append(row)
         (tmp_path / "t" / row.tile).parent.mkdir(parents=True)
@@ -264,7 +264,7 @@ def test_manifest_is_carried_over(tmp_path):
     photographs = [
         manifest.PhotographRow(
             r.photograph, r.patient, "fives", r.split, "/elsewhere/x.png", 300, 400, 0.5,
-            150.5, 151.25, 140.0, 12.0, 280.0,
+            150.5, 151.25, 140.0, 12.0, 280.0, 10.5, 290.5, 0.002,
         )
         for r in rows
     ]  # fmt: skip
@@ -400,7 +400,7 @@ def test_missing_and_unlisted_tiles_are_told(tmp_path):
     paths = sorted(path.relative_to(tree).as_posix() for path in tree.rglob("*.png"))
     rows = [
         manifest.TileRow(
-            path, "hrf/a", "a", "hrf", "train", *(1,) * 2, 1.0, 9, 9, *(-1.0,) * 5, 1.0
+            path, "hrf/a", "a", "hrf", "train", *(1,) * 2, 1.0, 9, 9, *(-1.0,) * 7, 1.0
         )
         for path in [*paths[3:], "hrf/gone.png"]
     ]
@@ -559,7 +559,7 @@ def test_tfds_builds_and_reads_it_too(tmp_path):
     rows = [
         manifest.TileRow(
             path.relative_to(tree).as_posix(), "hrf/a", "a", "hrf", "train", 1, 1, 1.0, 9, 9,
-            *(-1.0,) * 5, 1.0,
+            *(-1.0,) * 7, 1.0,
         )
         for path in sorted(tree.rglob("*.png"))
     ]  # fmt: skip

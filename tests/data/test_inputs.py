@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from data.errors import DataError, UsageError
+from data.failures import Failure
 from data.fov import UNKNOWN
 from data.images import write_image
-from data.inputs import Failure, Item, open_inputs
+from data.inputs import Item, open_inputs
 from data.manifest import read_manifest
 from data.synthetic import fundus_photograph
 

@@ -16,19 +16,19 @@ from data.manifest import (
 
 HEADER = (
     "tile,photograph,patient,label,split,y,x,scale,photo_height,photo_width,"
-    "fov_x,fov_y,fov_radius,fov_top,fov_bottom,fov_share"
+    "fov_x,fov_y,fov_radius,fov_top,fov_bottom,fov_left,fov_right,fov_share"
 )
 
 
 def tile(name="é/a b/a b_y0_x1.png", **changes):
     row = TileRow(name, "é/a b", "p,1", "é", "train", 0, 1, 0.125, 960, 999,
-                  492.0625, 478.5, 460.0, 19.0, 938.0, 0.9375)  # fmt: skip
+                  492.0625, 478.5, 460.0, 19.0, 938.0, 32.5, 952.0, 0.9375)  # fmt: skip
     return dataclasses.replace(row, **changes)
 
 
 def photograph(name="é/a b"):
     return PhotographRow(name, "p,1", "é", "val", "/scans/a b.jpg", 960, 999, 1.0,
-                         492.0625, 478.5, 460.0, 19.0, 938.0)  # fmt: skip
+                         492.0625, 478.5, 460.0, 19.0, 938.0, 32.5, 952.0, 0.0012)  # fmt: skip
 
 
 def test_tables_come_back_as_they_were(tmp_path):
@@ -42,7 +42,11 @@ def test_tables_come_back_as_they_were(tmp_path):
 
 def test_rows_know_their_id_and_field_of_view():
     assert tile().tile_id == "é/a b/a b_y0_x1"
-    assert tile().fov == photograph().fov == FieldOfView(492.0625, 478.5, 460.0, 19.0, 938.0)
+    assert (
+        tile().fov
+        == photograph().fov
+        == (FieldOfView(492.0625, 478.5, 460.0, 19.0, 938.0, 32.5, 952.0))
+    )
 
 
 def test_spreadsheets_byte_order_mark_and_more_columns_are_accepted(tmp_path):

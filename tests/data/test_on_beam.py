@@ -44,7 +44,7 @@ def tiles(tmp_path):
         rows.append(
             manifest.TileRow(
                 path, photograph, f"patient{number // 5}", "hrf", split, number, 3, 0.5, 99, 98,
-                *(float(number // 5),) * 5, 0.9,
+                *(float(number // 5),) * 7, 0.9,
             )
         )  # fmt: skip
     manifest.write_manifest(root / "manifest.csv", rows)

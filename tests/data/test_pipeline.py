@@ -12,6 +12,7 @@ import pytest
 
 from data import manifest, pipeline, record_files, records
 from data.errors import DataError, UsageError
+from data.fundus_tiles import VERSION
 from data.fundus_tiles.build import build
 from data.images import encode_image
 
@@ -49,7 +50,7 @@ def tiles(tmp_path_factory):
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             (root / path).write_bytes(encode_image(_tile(number), ".png"))
             known = number % 2 == 0
-            circle = (100.0, 90.0, 80.0, 10.0, 170.0) if known else (-1.0,) * 5
+            circle = (100.0, 90.0, 80.0, 10.0, 170.0, 20.0, 180.0) if known else (-1.0,) * 7
             rows.append(
                 manifest.TileRow(
                     path, photograph, f"patient{number // 4}{split}", "hrf", split, 20, 30, 0.5,
@@ -77,7 +78,7 @@ def dataset(data_dir):
 def own_copy(data_dir, tmp_path):
     """A copy to damage, and the directory of its shards."""
     shutil.copytree(data_dir, tmp_path / "data")
-    return tmp_path / "data" / "fundus_tiles" / "1.0.0"
+    return tmp_path / "data" / "fundus_tiles" / VERSION
 
 
 def _take(batches, count: int) -> list[dict]:
@@ -318,10 +319,10 @@ def test_missing_shard_is_named(own_copy):
 def test_other_version_is_refused_naming_both(own_copy, tmp_path):
     info = json.loads((own_copy / "dataset_info.json").read_text())
     (own_copy / "dataset_info.json").write_text(json.dumps(info | {"version": "0.9.0"}))
-    with pytest.raises(DataError, match=r"0\.9\.0 .*1\.0\.0"):
+    with pytest.raises(DataError, match=rf"0\.9\.0 .*{VERSION}"):
         pipeline.open_dataset(tmp_path / "data")
     own_copy.rename(own_copy.with_name("0.9.0"))
-    with pytest.raises(DataError, match=r"0\.9\.0 .*1\.0\.0"):
+    with pytest.raises(DataError, match=rf"0\.9\.0 .*{VERSION}"):
         pipeline.open_dataset(tmp_path / "data")
 
 

@@ -15,12 +15,14 @@ from buckets import FolderBucket, GoogleBucket
 
 from data import pipeline, records, storage
 from data.errors import DataError, UsageError
+from data.fundus_tiles import NAME
+from data.fundus_tiles import VERSION as BUILT
 from data.fundus_tiles.build import build
 from data.inputs import open_inputs
 
 ROOT = Path(__file__).parents[2]
 URL = "gs://eyes/set"
-VERSION = "fundus_tiles/1.0.0"
+VERSION = f"{NAME}/{BUILT}"
 REGISTRY = importlib.import_module("fsspec.registry")._registry  # What reads which scheme.
 
 

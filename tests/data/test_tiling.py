@@ -9,6 +9,7 @@ from PIL import Image
 
 from data import cutting, cutting_run
 from data.errors import DataError, UsageError
+from data.failures import Failure
 from data.fov import FieldOfView, find_fov
 from data.images import list_images, read_image, write_image
 from data.manifest import read_manifest, read_photographs
@@ -77,23 +78,24 @@ def test_no_two_splits_share_a_patient(tiles):
 
 
 def test_origins_reach_all_phases_and_stay_inside():
-    fov = FieldOfView(500.0, 450.0, 520.0, 0.0, 899.0)
-    placed = tile_origins(900, 1000, fov, tile=64, stride=20, min_fov=0.9, photograph="a/b")
+    fov = FieldOfView(500.0, 450.0, 520.0, 0.0, 899.0, 0.0, 999.0)
+    inside = fov.mask(900, 1000)
+    placed = tile_origins(inside, fov, tile=64, stride=20, min_fov=0.9, photograph="a/b")
     phases = {(y % 8, x % 8) for y, x, _ in placed}
     assert len(phases) == 64
     assert all(0 <= y <= 900 - 64 and 0 <= x <= 1000 - 64 for y, x, _ in placed)
     assert min(y for y, _, _ in placed) < 16
     assert max(y for y, _, _ in placed) > 900 - 64 - 16
-    assert placed == tile_origins(900, 1000, fov, tile=64, stride=20, min_fov=0.9, photograph="a/b")
-    other = tile_origins(900, 1000, fov, tile=64, stride=20, min_fov=0.9, photograph="a/c")
+    assert placed == tile_origins(inside, fov, tile=64, stride=20, min_fov=0.9, photograph="a/b")
+    other = tile_origins(inside, fov, tile=64, stride=20, min_fov=0.9, photograph="a/c")
     assert placed != other
 
 
 @pytest.mark.parametrize("side", [64, 65, 67, 71, 72])
 def test_origins_in_photographs_hardly_larger_than_a_tile(side):
-    fov = FieldOfView(32.0, 32.0, 60.0, 0.0, side - 1.0)
+    fov = FieldOfView(32.0, 32.0, 60.0, 0.0, side - 1.0, 0.0, side - 1.0)
     for photograph in "abcdefgh":
-        placed = tile_origins(side, 64, fov, tile=64, stride=32, photograph=photograph)
+        placed = tile_origins(fov.mask(side, 64), fov, tile=64, stride=32, photograph=photograph)
         assert len(placed) == 1
         assert 0 <= placed[0][0] <= side - 64
         assert placed[0][1] == 0
@@ -231,11 +233,11 @@ def test_bad_photographs_are_listed_and_the_others_finish(tree, tmp_path):
     summary = make_tiles(root, tmp_path / "tiles", **SPLIT, **FAST)
     with (tmp_path / "tiles/rejected.csv").open(newline="") as file:
         listed = list(csv.DictReader(file))
-    assert [row["photograph"] for row in listed] == [f"krank/{name[:-4]}" for name in bad]
+    assert [row["item"] for row in listed] == [f"krank/{name[:-4]}" for name in bad]
     for row, (name, (_, reason)) in zip(listed, bad.items(), strict=True):
         assert row["path"] == str(root / "krank" / name)
         assert reason in row["reason"]
-    assert [tuple(row.values()) for row in listed] == list(summary.rejected)
+    assert [Failure(*row.values()) for row in listed] == list(summary.rejected)
     assert "6 rejected" in str(summary)
     assert "tiles of 16 photographs (0 finished before)" in str(summary)
     assert len(read_photographs(tmp_path / "tiles/photographs.csv")) == 16
@@ -254,7 +256,11 @@ def test_a_split_whose_photographs_are_all_bad_is_refused(tree, tmp_path):
     table.write_text("\n".join(["photograph,patient,split", *rows, "q,q,test"]), "utf-8")
     with pytest.raises(DataError, match=r"no tiles in test: all photographs there were rejected"):
         make_tiles(root, tmp_path / "tiles", patients=table, val=0, **FAST)
-    assert not (tmp_path / "tiles/manifest.csv").exists()
+    # The tiles of the other splits are there, and listed.
+    listed = read_manifest(tmp_path / "tiles/manifest.csv")
+    assert {row.split for row in listed} == {"train"} and len(rows) == len(
+        {row.photograph for row in listed}
+    )
 
 
 def test_patients_file_gives_labels_and_splits(tree, tmp_path):

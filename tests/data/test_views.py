@@ -31,7 +31,9 @@ def painted(height, width):
 
 
 @pytest.mark.parametrize(
-    "fov", [FieldOfView(130.0, 90.0, 80.0, 20.0, 165.0), UNKNOWN], ids=["known", "unknown"]
+    "fov",
+    [FieldOfView(130.0, 90.0, 80.0, 20.0, 165.0, 50.0, 209.0), UNKNOWN],
+    ids=["known", "unknown"],
 )
 def test_a_view_has_the_colours_of_its_places(fov):
     photograph = painted(200, 300).astype(np.uint8)

@@ -277,7 +277,15 @@ def test_damaged_latents_are_refused(mixed, model_path, tmp_path, capsys, monkey
         about["attributes"]["progress"].update(complete=False, read=3)
         (path / "zarr.json").write_text(json.dumps(about))
 
-    refused(damaged("flip", flip), capsys, "mean of 32x32 is damaged", 1)
+    assert main([str(word) for word in damaged("flip", flip)]) == 1
+    said = capsys.readouterr().err
+    assert "mean of 32x32 is damaged" in said and "Traceback" not in said
+    # All that is not in the damaged chunk is decoded, as from the good store.
+    whole, part = tmp_path / "whole", tmp_path / "flip.out"
+    assert main(["decode", str(good), "--model", str(model_path), "--out", str(whole)]) == 0
+    others = [path.relative_to(part) for path in part.rglob("*.png")]
+    assert others
+    assert all((part / path).read_bytes() == (whole / path).read_bytes() for path in others)
     lost = damaged("lost", lambda p: (p / "32x32" / "mean/c/0/0/0/0").unlink())
     refused(lost, capsys, "1 chunks of 32x32/mean are missing", 1)
     gone = damaged("gone", lambda p: shutil.rmtree(p / "32x32" / "label"))

@@ -58,16 +58,21 @@ def test_folder_with_bad_files_finishes_the_others(photographs, model, tmp_path,
         "differences/eye.png", "differences/left/eye 1.png",
         "reconstructions.csv",
         "reconstructions/eye.png", "reconstructions/left/eye 1.png",
+        "rejected.csv",
     ]  # fmt: skip
     for name in ("bad.png", "empty.jpg", "half.png"):
         assert sum(name in line for line in printed.err.splitlines()) == 1
-    assert printed.err.splitlines()[-1].startswith("error: 3 of 5 images cannot be read")
+    with open(out / "rejected.csv", encoding="utf-8", newline="") as listed:
+        reasons = {row["item"]: row["reason"] for row in csv.DictReader(listed)}
+    assert set(reasons) == {"bad", "left/empty", "left/half"}
+    assert all(reason in printed.err for reason in reasons.values())
+    assert printed.err.splitlines()[-1].startswith("error: 3 of 5 images failed")
     rows = table(out)
     assert [row["id"] for row in rows] == ["eye", "left/eye 1"]
     loaded = vae.load_model(model)
     for row in rows:
         assert row["model"] == loaded.hash and row["version"] == vae.__version__
-        assert row["command"].endswith(shlex.join(sys.argv[1:])) and row["fov"] == "circle"
+        assert row["command"].endswith(shlex.join(sys.argv[1:])) and row["fov"] == "disc"
         assert f"SSIM {float(row['ssim']):.4f}  PSNR {float(row['psnr']):.2f} dB" in printed.out
     mean = np.mean([float(row["psnr"]) for row in rows])
     assert "mean of 2 images: SSIM" in printed.out and f"PSNR {mean:.2f} dB" in printed.out

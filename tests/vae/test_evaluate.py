@@ -331,6 +331,7 @@ def _photograph(path, number, image, **changes):
         photograph=f"photo{number}", patient=f"p{number // 2}", label="even", split="test",
         path=str(path), height=image.shape[0], width=image.shape[1], scale=1.0,
         fov_x=50.0, fov_y=40.0, fov_radius=38.0, fov_top=5.0, fov_bottom=75.0,
+        fov_left=12.0, fov_right=88.0, lost_share=0.0,
     )  # fmt: skip
     return dataclasses.replace(row, **changes)
 

@@ -3,6 +3,7 @@
 import argparse
 
 from data.errors import DataError
+from data.region import add_options as add_fov_options
 
 
 def add(commands) -> None:
@@ -28,6 +29,7 @@ def _add_make_tiles(commands) -> None:
     add("--tile", type=int, default=256, metavar="PIXELS", help="side of a tile (256)")
     add("--stride", type=int, default=128, metavar="PIXELS", help="between tiles (128)")
     add("--min_fov", type=float, default=0.9, metavar="SHARE", help="of a tile, lit (0.9)")
+    add_fov_options(parser)
     add("--fov_width", type=int, metavar="PIXELS", help="scale every field of view to this width")
     add("--format", dest="file_format", choices=("png", "jpg"), default="png",
         help="of training tiles; val and test are always png")  # fmt: skip

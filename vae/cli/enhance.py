@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 
 from data.errors import UsageError
+from data.region import add_options as add_fov_options
+from vae.cli.options import report_failures
 from vae.weights import ENHANCE
 
 NOT_FOR_DIAGNOSIS = (
@@ -45,6 +47,7 @@ def add(commands) -> None:
         help="of the pictures; jpg is quality 95 (png)")  # fmt: skip
     add("--levels", type=float, default=50.0, metavar="N",
         help="grey levels at the top of the changes' colour scale (50)")  # fmt: skip
+    add_fov_options(parser)
     parser.set_defaults(run=_enhance)
 
 
@@ -56,19 +59,23 @@ def _enhance(
     uncertainty: bool,
     file_format: str,
     levels: float,
+    fov: str,
+    fov_mask: str | None,
+    max_lost_share: float,
 ) -> int:
     if not 0 <= strength <= 1:
         raise UsageError(f"--strength {strength:g}: expected a number from 0 to 1")
     if not (levels > 0 and math.isfinite(levels)):
         raise UsageError(f"--levels {levels:g}: expected grey levels above 0")
-    from data.inputs import Failure, open_inputs
-    from vae.cli.reconstruct import report_failures
+    from data.failures import REJECTED, Failure
+    from data.inputs import open_inputs
+    from data.region import FovChoice
     from vae.inference import enhanced_files
     from vae.inference.enhance import load_enhancer
     from vae.inference.reconstruct import origin_of, refuse_overlap, write_table
 
     refuse_overlap(out, inputs, enhanced_files.FOLDERS)
-    photographs = open_inputs(inputs, split=None)
+    photographs = open_inputs(inputs, choice=FovChoice(fov, fov_mask, max_lost_share))
     Path(out).mkdir(parents=True, exist_ok=True)
     loaded = load_enhancer(model)
     print(f"model {loaded.saved.path}, step {loaded.saved.step}, {loaded.hash}")
@@ -106,4 +113,4 @@ def _enhance(
         print(f"{megapixels:,.1f} megapixels in {time.monotonic() - start:,.1f} s; written to "
               f"{out}, figures in {table}")  # fmt: skip
         print(NOT_FOR_DIAGNOSIS)
-    return report_failures(failures, len(photographs))
+    return report_failures(failures, len(photographs), Path(out) / REJECTED)

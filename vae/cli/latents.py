@@ -1,12 +1,14 @@
 """`encode` and `decode`: images to latents on disk, and back."""
 
 import argparse
+import dataclasses
 import shlex
 import sys
 from pathlib import Path
 
 from data.errors import DataError, UsageError
-from vae.cli.options import add_model
+from data.region import add_options as add_fov_options
+from vae.cli.options import add_model, report_failures
 
 # Adds less noise, 3 / sqrt(12) standard deviations, than a sample of the posterior has.
 DEFAULT_STEP = 3.0
@@ -48,6 +50,7 @@ def _add_encode(commands) -> None:
         help="integers of STEP posterior standard deviations, entropy-coded "
         f"({DEFAULT_STEP:g})")  # fmt: skip
     add("--keep_border", action="store_true", help="also encode what is outside the field of view")
+    add_fov_options(parser)
     parser.set_defaults(run=_encode)
 
 
@@ -78,11 +81,15 @@ def _encode(
     dtype: str | None,
     quantise: float | None,
     keep_border: bool,
+    fov: str,
+    fov_mask: str | None,
+    max_lost_share: float,
 ) -> int:
     _check_options(out, log_var, dtype, quantise)
 
     import vae
     from data.inputs import open_inputs
+    from data.region import FovChoice
     from vae.inference.latent_store import FORMAT, open_latents
     from vae.inference.latent_writer import open_writer
     from vae.inference.latents import describe_model, encode_inputs
@@ -90,7 +97,8 @@ def _encode(
 
     if quantise is not None:
         check_step(quantise)
-    images = open_inputs(inputs, split=split)
+    choice = FovChoice(fov, fov_mask and str(Path(fov_mask).resolve()), max_lost_share)
+    images = open_inputs(inputs, split=split, choice=choice)
     loaded = vae.load_model(model)
     about = {
         "format": FORMAT,
@@ -102,6 +110,7 @@ def _encode(
         "log_var": log_var,
         "quantise": quantise,
         "keep_border": keep_border,
+        **dataclasses.asdict(choice),
         "version": vae.__version__,
         "command": shlex.join(sys.argv),
     }
@@ -139,6 +148,7 @@ def _check_options(out: str, log_var: bool, dtype: str | None, quantise: float |
 
 def _decode(latents: str, model: str, out: str, keep_border: bool) -> int:
     import vae
+    from data.failures import REJECTED
     from vae.inference.latent_store import open_latents
     from vae.inference.latents import check_model, decode_to_folder
 
@@ -146,6 +156,6 @@ def _decode(latents: str, model: str, out: str, keep_border: bool) -> int:
     loaded = vae.load_model(model)
     check_model(store, loaded)
     Path(out).mkdir(parents=True, exist_ok=True)
-    count = decode_to_folder(loaded, store, Path(out), keep_border=keep_border)
-    print(f"{out}: {count} images")
-    return 0
+    failures = decode_to_folder(loaded, store, Path(out), keep_border=keep_border)
+    print(f"{out}: {len(store) - len(failures)} images")
+    return report_failures(failures, len(store), Path(out) / REJECTED)

@@ -7,8 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-from data.errors import DataError, UsageError
-from vae.cli.options import add_model
+from data.errors import UsageError
+from data.region import add_options as add_fov_options
+from vae.cli.options import add_model, report_failures
 
 
 def add(commands) -> None:
@@ -44,6 +45,7 @@ def add(commands) -> None:
     add("--no_pictures", action="store_true", help="write the reconstructions and the table only")
     add("--levels", type=float, default=5.0, metavar="N",
         help="grey levels at the top of the difference's colour scale (5)")  # fmt: skip
+    add_fov_options(parser)
     parser.set_defaults(run=_reconstruct)
 
 
@@ -56,15 +58,21 @@ def _reconstruct(
     file_format: str,
     no_pictures: bool,
     levels: float,
+    fov: str,
+    fov_mask: str | None,
+    max_lost_share: float,
 ) -> int:
     if not (levels > 0 and math.isfinite(levels)):
         raise UsageError(f"--levels {levels:g}: expected grey levels above 0")
-    from data.inputs import Failure, open_inputs
+    from data.failures import REJECTED, Failure
+    from data.inputs import open_inputs
+    from data.region import FovChoice
     from vae.inference import reconstruct
     from vae.inference.model import load_model
 
     reconstruct.refuse_overlap(out, inputs)
-    images = open_inputs(inputs, split=split)
+    choice = FovChoice(fov, fov_mask, max_lost_share)
+    images = open_inputs(inputs, split=split, choice=choice)
     Path(out).mkdir(parents=True, exist_ok=True)
     loaded = load_model(model)
     origin = reconstruct.origin_of(loaded)
@@ -95,36 +103,21 @@ def _reconstruct(
     if rows:
         reconstruct.write_table(Path(out) / reconstruct.TABLE, rows)
         _print_means(rows, Path(out) / reconstruct.TABLE, time.monotonic() - start)
-    return report_failures(failures, len(images))
-
-
-def report_failures(failures: list, total: int) -> int:
-    """Lists what could not be read; 0 where everything could.
-
-    Raises:
-      DataError: Something could not.
-    """
-    if failures:
-        for failure in failures:
-            print(failure.reason, file=sys.stderr)
-        raise DataError(
-            f"{len(failures):,} of {total:,} images cannot be read; they are listed above"
-        )
-    return 0
+    return report_failures(failures, len(images), Path(out) / REJECTED)
 
 
 def _with_progress(written, total: int):
     """Prints a line for each image, and how far it is, at which rate, to the standard error."""
     from tqdm import tqdm
 
-    from data.inputs import Failure
+    from data.failures import Failure
     from vae.inference.reconstruct import figures
 
     with contextlib.closing(written), tqdm(total=total, unit="image", disable=None) as bar:
         for result in written:
             if not isinstance(result, Failure):
                 text = figures(result["ssim"], result["psnr"])
-                region = "" if result["fov"] == "circle" else "  (no circle: lit region)"
+                region = "" if result["fov"] == "disc" else f"  (field of view: {result['fov']})"
                 size = f"{result['width']} x {result['height']}"
                 bar.write(f"{result['id']}  {size}  {text}{region}")
             bar.update()

@@ -227,7 +227,8 @@ def _read_tiles(folder: str, side: int):
     import numpy as np
 
     from data.errors import DataError
-    from data.inputs import Failure, open_inputs
+    from data.failures import Failure
+    from data.inputs import open_inputs
 
     batch = []
     for item in open_inputs([folder], split=None).read():

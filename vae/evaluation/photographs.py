@@ -92,6 +92,8 @@ def whole_photographs(
     rows, problems, kept = [], [], {}
     for photograph in measurable:
         try:
+            if photograph.masked:
+                raise DataError(f"{photograph.path}: its mask is not kept")
             image, problem = read_as_tiled(photograph), None
         except DataError as error:
             image, problem = None, str(error)

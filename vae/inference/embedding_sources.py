@@ -11,6 +11,7 @@ from data.errors import FundusError
 from data.images import read_image
 from data.inputs import Inputs, Item, open_inputs
 from data.manifest import PHOTOGRAPHS, PhotographRow, read_photographs
+from data.region import FovChoice
 from vae.inference.latent_store import LatentStore, Row
 
 _SIDE = 360  # of a photograph as shown, pixels
@@ -42,7 +43,9 @@ class Sources:
         self.missing: list[str] = []
         self._inputs: Inputs | None = None
         try:
-            self._inputs = open_inputs(store.about["inputs"], split=store.about["split"])
+            about = store.about
+            choice = FovChoice(about["fov"], about["fov_mask"], about["max_lost_share"])
+            self._inputs = open_inputs(about["inputs"], split=about["split"], choice=choice)
         except FundusError as error:
             self.missing.append(str(error))
         self._tables: dict[Path, dict[str, PhotographRow]] = {}
@@ -93,6 +96,8 @@ class Sources:
         factor = _SIDE / max(row.height, row.width)
         size = (max(1, round(row.width * factor)), max(1, round(row.height * factor)))
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        if row.masked:
+            return None
         if row.fov.known:  # Names and dates are outside.
             small[~row.fov.scaled(factor).mask(*small.shape[:2])] = 0
         return small

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.inputs import Failure, Inputs, Item
+from data.failures import Failure, failure_of
+from data.inputs import Inputs, Item
 from vae.inference import pictures
 from vae.inference.enhance import EnhancementModel
 from vae.inference.reconstruct import file_name, write_in_order, write_picture
@@ -67,10 +68,18 @@ def enhance_inputs(
                 "photograph: give the photograph that it was cut from",
             )
         else:
-            image = item.inside()
-            output = model.enhance(image, item.fov, strength=strength)
-            uncertainty = model.uncertainty(image, item.fov, samples=samples) if samples else None
-            yield Enhancement(item, image, output, uncertainty)
+            try:
+                result = _enhance(model, item, strength, samples)
+            except Exception as error:
+                result = failure_of(item.item_id, item.path, error)
+            yield result
+
+
+def _enhance(model: EnhancementModel, item: Item, strength: float, samples: int) -> Enhancement:
+    image = item.inside()
+    output = item.inside(model.enhance(image, item.fov, strength=strength))
+    uncertainty = model.uncertainty(image, item.fov, samples=samples) if samples else None
+    return Enhancement(item, image, output, uncertainty)
 
 
 def write_enhancements(
@@ -122,7 +131,7 @@ def write_enhancements(
             "path": item.path,
             "height": height,
             "width": width,
-            "fov": "circle" if item.fov.known else "lit region",
+            "fov": item.field,
             "mean_change": round(float(inside.mean()), 3),
             "largest_change": round(float(inside.max()), 1),
             "share_changed": round(float((inside > CHANGED).mean()), 4),

@@ -11,7 +11,7 @@ A store is a zarr group (or one .npz file of the same arrays) with a group for e
     item_id, path, photograph, patient, label, split
                         strings, "" where unknown
     origin              int32 [N, 2]: row and column in the photograph, -1 where unknown
-    fov                 float32 [N, 5]: x, y, radius, top, bottom of the photograph's field of view
+    fov                 float32 [N, 7]: `data.fov.FIELDS` of the photograph's field of view
 
 Attributes of the root: `about` (model, options, inputs, version, command) and `progress` (inputs
 read, rows of each group, failures, steps of the quantiser, complete). In an .npz file the arrays
@@ -35,7 +35,7 @@ from data.fov import UNKNOWN, FieldOfView
 from data.inputs import Item
 from vae.inference import quantise
 
-FORMAT = "fundus-vae latents 1"
+FORMAT = "fundus-vae latents 2"
 TEXTS = ("item_id", "path", "photograph", "patient", "label", "split")
 ATTRIBUTES = "attributes"
 

@@ -17,14 +17,27 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from data.errors import DataError, UsageError
+from data.failures import Failure
 from data.files import replacing
-from data.inputs import Failure
+from data.fov import FIELDS
 from vae.inference import quantise
 from vae.inference.latent_store import ATTRIBUTES, TEXTS, Row, piece_rows, read_attributes
 
 SUFFIXES = (".zarr", ".npz")
 # Another value of one of these makes another store.
-IDENTITY = ("model", "inputs", "split", "count", "dtype", "log_var", "quantise", "keep_border")
+IDENTITY = (
+    "model",
+    "inputs",
+    "split",
+    "count",
+    "dtype",
+    "log_var",
+    "quantise",
+    "keep_border",
+    "fov",
+    "fov_mask",
+    "max_lost_share",
+)
 
 _TABLE_ROWS = 1024  # in a chunk
 _PENDING_PIECES = 4  # of one group, written at once and then called done
@@ -36,7 +49,7 @@ class LatentWriter:
 
     Attributes:
       read: Inputs that are done, successes and failures.
-      failures: Those that could not be read: dicts of id, path and reason.
+      failures: Those that failed: `data.failures.Failure` as dicts.
       steps: Of the quantiser, float32 [C]; None before the first item, or without.
       complete: Nothing is left to do.
     """
@@ -112,9 +125,7 @@ class LatentWriter:
             self._rows[name] = self._rows.get(name, 0) + len(entries)
         self._pending = {}
         self.read, self.complete = read, complete
-        self.failures += [
-            {"item_id": f.item_id, "path": f.path, "reason": f.reason} for f in failures
-        ]
+        self.failures += [dataclasses.asdict(failure) for failure in failures]
         progress = {
             "read": read, "complete": complete, "items": self.items, "rows": self._rows,
             "bytes": self._bytes, "failures": self.failures,
@@ -170,7 +181,7 @@ class LatentWriter:
             create("log_var", dtype, shape, chunk)
         create("number", np.int64)
         create("origin", np.int32, (2,))
-        create("fov", np.float32, (5,))
+        create("fov", np.float32, (len(FIELDS),))
         for text in TEXTS:
             create(text, str)
 

@@ -10,8 +10,9 @@ import numpy as np
 from tqdm import tqdm
 
 from data.errors import DataError, UsageError
+from data.failures import Failure, failure_of
 from data.images import write_image
-from data.inputs import Failure, Inputs, Item
+from data.inputs import Inputs, Item
 from vae.inference.batches import batch_bounds, item_batches
 from vae.inference.latent_store import LatentGroup, LatentStore, Row
 from vae.inference.latent_writer import LatentWriter
@@ -52,19 +53,39 @@ def encode_inputs(
     number = writer.read
     with bar:
         for batch in item_batches(_fitting(model, item) for item in inputs.read(number)):
-            if isinstance(batch[0], Failure):
-                failures.extend(batch)
-            else:
-                rows = [Row.of(item, number + i) for i, item in enumerate(batch)]
-                images = [item.image if keep_border else item.inside() for item in batch]
-                posterior = _posterior(model, images)
-                writer.add(rows, rows[0].size, posterior.mean, posterior.log_var)
+            failures.extend(_encode(model, batch, number, writer, keep_border))
             number += len(batch)
             if writer.due:
                 writer.commit(number, failures)
                 failures = []
             bar.update(len(batch))
         writer.commit(len(inputs), failures, complete=True)
+
+
+def _encode(
+    model: Model,
+    batch: list[Item] | list[Failure],
+    number: int,
+    writer: LatentWriter,
+    keep_border: bool,
+) -> list[Failure]:
+    """Encodes a batch, of which the first item has that number; returns what failed."""
+    if isinstance(batch[0], Failure):
+        return batch
+    try:
+        rows = [Row.of(item, number + i) for i, item in enumerate(batch)]
+        images = [item.image if keep_border else item.inside() for item in batch]
+        posterior = _posterior(model, images)
+        writer.add(rows, rows[0].size, posterior.mean, posterior.log_var)
+        return []
+    except Exception as error:
+        if len(batch) == 1:
+            return [failure_of(batch[0].item_id, batch[0].path, error)]
+    # One item spoils a batch: the others go through by themselves.
+    single = [
+        _encode(model, [item], number + i, writer, keep_border) for i, item in enumerate(batch)
+    ]
+    return [failure for failures in single for failure in failures]
 
 
 def _posterior(model: Model, images: list[np.ndarray]) -> Posterior:
@@ -108,27 +129,46 @@ def check_model(store: LatentStore, model: Model) -> None:
 
 def decoded(
     model: Model, store: LatentStore, *, keep_border: bool = False
-) -> Iterator[tuple[Row, np.ndarray]]:
+) -> Iterator[tuple[Row, np.ndarray] | Failure]:
     """Decodes all items of a store, in constant memory.
 
     Args:
       model: The one that encoded.
       store: From `open_latents`.
-      keep_border: Leave what lies outside the field of view as decoded; else it is black where
+      keep_border: Leave the pixels outside the field of view as decoded; else they are black where
         the field of view is known.
 
     Yields:
-      What is known of an item, and its image, uint8 [H, W, 3] in its original size.
+      The row of each item, and its image, uint8 [H, W, 3] in its original size; or the failure of
+      an item whose latents are damaged.
     """
     for group in store.groups:
-        height, width = group.height, group.width
-        for start, stop in batch_bounds(group.numbers(), height * width):
-            rows, images = group.rows(start, stop), decode_range(model, group, start, stop)
-            for row, image in zip(rows, images, strict=True):
-                if row.fov.known and not keep_border:
-                    mask = row.fov.mask(height, width, *row.origin)
-                    image = np.where(mask[..., None], image, np.uint8(0))
-                yield row, image
+        for start, stop in batch_bounds(group.numbers(), group.height * group.width):
+            yield from _decoded(model, store, group, start, stop, keep_border)
+
+
+def _decoded(
+    model: Model, store: LatentStore, group: LatentGroup, start: int, stop: int, keep_border: bool
+) -> list[tuple[Row, np.ndarray] | Failure]:
+    try:
+        rows, images = group.rows(start, stop), decode_range(model, group, start, stop)
+        results = []
+        for row, image in zip(rows, images, strict=True):
+            if row.fov.known and not keep_border:
+                mask = row.fov.mask(group.height, group.width, *row.origin)
+                image = np.where(mask[..., None], image, np.uint8(0))
+            results.append((row, image))
+        return results
+    except Exception as error:
+        if stop - start == 1:
+            name = f"item {start} of {group.height}x{group.width}"
+            return [failure_of(name, store.path, error)]
+    # One item spoils a range: the others go through by themselves.
+    return [
+        result
+        for number in range(start, stop)
+        for result in _decoded(model, store, group, number, number + 1, keep_border)
+    ]
 
 
 def decode_range(model: Model, group: LatentGroup, start: int, stop: int) -> np.ndarray:
@@ -143,20 +183,30 @@ def decode_range(model: Model, group: LatentGroup, start: int, stop: int) -> np.
 
 def decode_to_folder(
     model: Model, store: LatentStore, out: Path, *, keep_border: bool = False
-) -> int:
-    """Writes every item as OUT/<item id>.png; returns how many.
+) -> list[Failure]:
+    """Writes every item as OUT/<item id>.png.
 
-    Raises:
-      DataError: An id leads out of the folder.
+    Returns:
+      The items that could not be decoded or written; the others are there.
     """
+    failures = []
     bar = tqdm(total=len(store), unit=" images", desc="decode", disable=not sys.stderr.isatty())
     with bar:
-        for row, image in decoded(model, store, keep_border=keep_border):
-            name = PurePosixPath(row.item_id)
-            if name.is_absolute() or ".." in name.parts or not name.parts:
-                raise DataError(f"{store.path}: item {row.item_id!r} has no place below {out}")
-            path = out / f"{name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_image(path, image)
+        for result in decoded(model, store, keep_border=keep_border):
             bar.update()
-    return len(store)
+            if isinstance(result, Failure):
+                failures.append(result)
+                continue
+            row, image = result
+            try:
+                write_image(_place(store, row, out), image)
+            except Exception as error:
+                failures.append(failure_of(row.item_id, store.path, error))
+    return failures
+
+
+def _place(store: LatentStore, row: Row, out: Path) -> Path:
+    name = PurePosixPath(row.item_id)
+    if name.is_absolute() or ".." in name.parts or not name.parts:
+        raise DataError(f"{store.path}: item {row.item_id!r} has no place below {out}")
+    return out / f"{name}.png"

@@ -17,8 +17,9 @@ import numpy as np
 import vae
 from data.cores import available_cores
 from data.errors import DataError, UsageError
+from data.failures import Failure, failure_of
 from data.files import replacing, write_beside
-from data.inputs import Failure, Inputs, Item
+from data.inputs import Inputs, Item
 from vae.inference import pictures
 from vae.inference.batches import item_batches
 from vae.inference.compare import compare
@@ -70,19 +71,32 @@ def reconstruct_inputs(
       A reconstruction for each image, or the failure in its place.
     """
     for group in item_batches(inputs.read()):
-        if isinstance(group[0], Failure):
-            yield from group
-            continue
+        yield from _reconstruct(model, group, keep_border)
+
+
+def _reconstruct(
+    model: Model, group: list[Item] | list[Failure], keep_border: bool
+) -> list[Reconstruction | Failure]:
+    if isinstance(group[0], Failure):
+        return group
+    try:
         images = [item.image if keep_border else item.inside() for item in group]
         if len(group) == 1:
             outputs = [model.reconstruct(images[0])]
         else:
             outputs = model.reconstruct(np.stack(images))
+        results = []
         for item, image, output in zip(group, images, outputs, strict=True):
-            mask = item.mask()
-            if item.fov.known and not keep_border:
-                output = np.where(mask[..., None], output, np.uint8(0))
-            yield Reconstruction(item, image, output, *compare(image, output, mask))
+            output = output if keep_border else item.inside(output)
+            results.append(
+                Reconstruction(item, image, output, *compare(image, output, item.mask()))
+            )
+        return results
+    except Exception as error:
+        if len(group) == 1:
+            return [failure_of(group[0].item_id, group[0].path, error)]
+    # One item spoils a group: the others go through by themselves.
+    return [result for item in group for result in _reconstruct(model, [item], keep_border)]
 
 
 def write_reconstructions(
@@ -124,12 +138,22 @@ def write_in_order(
 
     Args:
       results: Of images; a failure goes through as it is.
-      write: Writes the files of a result, and returns its row of the table.
+      write: Writes the files of a result, and returns its row of the table. An error that it
+        raises is the failure of its item.
       nbytes: What a result holds while it waits.
 
     Yields:
       A row for each result once its files are there, or the failure in its place.
     """
+
+    def attempt(result: Result | Failure) -> Row | Failure:
+        if isinstance(result, Failure):
+            return result
+        try:
+            return write(result)
+        except Exception as error:
+            return failure_of(result.item.item_id, result.item.path, error)
+
     waiting: collections.deque = collections.deque()
     size = 0
     with concurrent.futures.ThreadPoolExecutor(min(available_cores(), 8)) as pool:
@@ -139,9 +163,8 @@ def write_in_order(
                     future, freed = waiting.popleft()
                     size -= freed
                     yield future.result()
-                failed = isinstance(result, Failure)
-                held = 0 if failed else nbytes(result)
-                waiting.append((pool.submit(_itself if failed else write, result), held))
+                held = 0 if isinstance(result, Failure) else nbytes(result)
+                waiting.append((pool.submit(attempt, result), held))
                 size += held
                 while waiting and waiting[0][0].done():
                     future, freed = waiting.popleft()
@@ -152,10 +175,6 @@ def write_in_order(
         finally:
             for future, _ in waiting:
                 future.cancel()
-
-
-def _itself(failure: Failure) -> Failure:
-    return failure
 
 
 def write_table(path: str | os.PathLike, rows: Sequence[Mapping[str, str | int | float]]) -> None:
@@ -226,7 +245,7 @@ def _write(
         "path": item.path,
         "height": height,
         "width": width,
-        "fov": "circle" if item.fov.known else "lit region",
+        "fov": item.field,
         "ssim": round(result.ssim, 6),
         "psnr": round(result.psnr, 4),
         "photograph": item.photograph,

@@ -1,0 +1,160 @@
+"""The part of a photograph that is used: the disc found, the whole picture, or a given mask.
+
+Commands share three options for it: `--fov`, `--fov_mask` and `--max_lost_share`.
+"""
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from data.errors import DataError, UsageError
+from data.fov import MAX_LOST_SHARE, UNKNOWN, FieldOfView, lit_region, locate_fov
+from data.images import IMAGE_SUFFIXES, read_image
+
+CHOICES = ("auto", "none")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FovChoice:
+    """How the field of view of photographs is found.
+
+    Attributes:
+      fov: "auto" searches the disc, "none" takes the whole picture.
+      fov_mask: Folder with a mask for each photograph, which replaces the search; or None.
+      max_lost_share: Largest share of the lit area outside the disc, 0 to 1; more is refused.
+    """
+
+    fov: str = "auto"
+    fov_mask: str | None = None
+    max_lost_share: float = MAX_LOST_SHARE
+
+    def __post_init__(self):
+        """Refuses what makes no sense.
+
+        Raises:
+          UsageError: A value is out of range, there is no such folder, or both are given.
+        """
+        if self.fov not in CHOICES:
+            raise UsageError(f"fov {self.fov!r}: expected one of {', '.join(CHOICES)}")
+        if not 0 <= self.max_lost_share <= 1:
+            raise UsageError(f"max_lost_share {self.max_lost_share}: expected a share from 0 to 1")
+        if self.fov_mask is not None and self.fov == "none":
+            raise UsageError("fov none takes the whole picture and fov_mask a part: choose one")
+        if self.fov_mask is not None and not os.path.isdir(self.fov_mask):
+            raise UsageError(f"fov_mask {self.fov_mask}: no such folder; expected one of masks")
+
+    @property
+    def given(self) -> bool:
+        """True where the disc is not searched."""
+        return self.fov == "none" or self.fov_mask is not None
+
+
+AUTO = FovChoice()
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """The part of a photograph that is used.
+
+    Attributes:
+      fov: The disc; unknown where there is none.
+      mask: bool [H, W] where the choice was not the disc, else None.
+      lost_share: Share of the lit area outside, 0 to 1; -1 where the whole picture is taken.
+    """
+
+    fov: FieldOfView
+    mask: np.ndarray | None
+    lost_share: float
+
+    def inside(self, height: int, width: int) -> np.ndarray:
+        """The region as bool [height, width], the photograph's size."""
+        return self.fov.mask(height, width) if self.mask is None else self.mask
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Registers the options of `FovChoice`."""
+    parser.add_argument(
+        "--fov",
+        choices=CHOICES,
+        default="auto",
+        help="auto finds the lit disc; none takes the whole picture: disc crops, ultra-wide field",
+    )
+    parser.add_argument(
+        "--fov_mask",
+        metavar="DIR",
+        help="masks instead of the search: DIR/<path or name of the photograph>[_mask].png or "
+        "another image format, of its size, white inside",
+    )
+    parser.add_argument(
+        "--max_lost_share",
+        type=float,
+        default=MAX_LOST_SHARE,
+        metavar="SHARE",
+        help="refuse a photograph of whose lit area more lies outside the disc that was found "
+        f"({MAX_LOST_SHARE})",
+    )
+
+
+def find_region(image: np.ndarray, path: str, name: str, choice: FovChoice) -> Region:
+    """Finds the part of a photograph that is used.
+
+    Args:
+      image: uint8 [H, W, 3].
+      path: Of its file, for errors.
+      name: Its path below the folder that was searched, without suffix, by which a mask is found.
+      choice: How.
+
+    Raises:
+      NoSurroundError, DataError: See `data.fov.locate_fov`; or the mask is missing, unreadable,
+        empty, or of another size.
+    """
+    height, width = image.shape[:2]
+    if choice.fov == "none":
+        return Region(UNKNOWN, np.ones((height, width), bool), -1.0)
+    if choice.fov_mask is None:
+        located = locate_fov(image, path, choice.max_lost_share)
+        return Region(located.fov, None, located.lost_share)
+    mask = _read_mask(choice.fov_mask, name, path, (height, width))
+    lit = lit_region(image)
+    lost_share = float((lit & ~mask).sum() / max(1, lit.sum()))
+    return Region(_disc_of(mask), mask, lost_share)
+
+
+def _disc_of(mask: np.ndarray) -> FieldOfView:
+    """The disc of a mask that is one, else the unknown field of view."""
+    picture = np.repeat(mask[..., None] * np.uint8(255), 3, axis=2)
+    try:
+        return locate_fov(picture).fov
+    except DataError:
+        return UNKNOWN
+
+
+def _read_mask(folder: str, name: str, path: str, size: tuple[int, int]) -> np.ndarray:
+    file = next((file for file in _candidates(Path(folder), name) if file.exists()), None)
+    if file is None:
+        stem = name.rpartition("/")[2]
+        raise DataError(
+            f"{path}: no mask in {folder}; expected {name}.png, {stem}.png or {stem}_mask.png, or "
+            "another image format"
+        )
+    mask = read_image(file).max(axis=2) > 127
+    if mask.shape != size:
+        raise DataError(
+            f"{file}: the mask has {mask.shape[1]} x {mask.shape[0]} pixels and {path}"
+            f" {size[1]} x {size[0]}; expected the same size"
+        )
+    if not mask.any():
+        raise DataError(f"{file}: the mask is black everywhere; expected white inside")
+    return mask
+
+
+def _candidates(folder: Path, name: str) -> Iterator[Path]:
+    for stem in dict.fromkeys((name, name.rpartition("/")[2])):
+        for end in ("", "_mask"):
+            for suffix in IMAGE_SUFFIXES:
+                for spelled in (suffix, suffix.upper()):
+                    yield folder / f"{stem}{end}{spelled}"
