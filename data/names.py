@@ -1,8 +1,10 @@
 """Names of photographs: the paths of their files, with accents in one form."""
 
 import unicodedata
-from collections.abc import Iterable
-from pathlib import PurePath
+from collections.abc import Container, Iterable, Sequence
+from pathlib import Path, PurePath
+
+from data.errors import DataError
 
 _SHOWN = 5  # names listed in a message before "and n more"
 
@@ -32,6 +34,40 @@ def photograph_id(below: str, root: PurePath) -> str:
     while len(parts) < 2:
         parts.insert(0, (above.pop() if above else "") or "photographs")
     return composed("/".join(parts))
+
+
+def path_below(root: Path, path: Path) -> str:
+    """The path of a photograph below the root without its suffix, with forward slashes."""
+    return path.relative_to(root).with_suffix("").as_posix()
+
+
+def name_photographs(
+    root: Path, paths: Sequence[Path], taken: Container[str] = ()
+) -> dict[str, Path]:
+    """Gives each file its id (`photograph_id`).
+
+    Args:
+      root: The folder that was searched, an absolute path.
+      paths: Files below it.
+      taken: Names that no id may begin with.
+
+    Raises:
+      DataError: Two files would have one id, or an id would begin with a name that is taken.
+    """
+    files: dict[str, Path] = {}
+    for path in paths:
+        id = photograph_id(path_below(root, path), root)
+        if (first := id.split("/")[0]) in taken:
+            raise DataError(
+                f"{path}: make-tiles writes a file or folder of its own called {first!r} beside"
+                f" the tiles; rename that folder of photographs"
+            )
+        if (other := files.setdefault(id, path)) is not path:
+            raise DataError(
+                f"two photographs would be called {id!r}, the path without the suffix: {other} and"
+                f" {path}; rename one of the two files"
+            )
+    return files
 
 
 def label_of(id: str) -> str:

@@ -63,9 +63,7 @@ def from_regex(
             f" {shorten(alike)} count as different people; if they are not, write [^/] for the"
             f" characters of a name"
         )
-    return [
-        Known(patient, label_of(id), "") for id, patient in zip(ids, patients, strict=True)
-    ]
+    return [Known(patient, label_of(id), "") for id, patient in zip(ids, patients, strict=True)]
 
 
 def from_csv(path: Path, ids: Sequence[str], report: Callable[[str], None]) -> list[Known]:
@@ -106,7 +104,9 @@ def from_csv(path: Path, ids: Sequence[str], report: Callable[[str], None]) -> l
     if unmatched:
         report(f"{path}: {len(unmatched)} rows match no photograph: {shorten(unmatched)}")
     if missing := [id for id in ids if id not in found]:
-        raise DataError(f"{path}: lacks {len(missing)} of {len(ids)} photographs: {shorten(missing)}")
+        raise DataError(
+            f"{path}: lacks {len(missing)} of {len(ids)} photographs: {shorten(missing)}"
+        )
     return [found[id] for id in ids]
 
 

@@ -25,7 +25,7 @@ from data.manifest import (
     write_manifest,
     write_photographs,
 )
-from data.names import photograph_id, shorten
+from data.names import name_photographs, path_below, shorten
 from data.splits import REGEX_EXAMPLE, SPLITS, Assignment, assign_splits
 from data.views import VIEWS, pack_views
 
@@ -145,10 +145,10 @@ def make_tiles(
     if out.is_relative_to(root) or root.is_relative_to(out):
         raise UsageError(f"{out} and the photographs in {root}: neither may lie in the other")
 
-    files = _by_id(root, list_images(root))
+    files = name_photographs(root, list_images(root), taken=_TAKEN)
     assigned = assign_splits(
         list(files),
-        searched=[_below(root, path) for path in files.values()],
+        searched=[path_below(root, path) for path in files.values()],
         patients=patients,
         patient_regex=patient_regex,
         val=val,
@@ -211,28 +211,6 @@ def _check_options(cut: Cut, file_format: str, limit: int | None, workers: int |
         raise UsageError(f"fov_width {cut.fov_width} is smaller than a tile of {cut.tile}")
     if file_format not in ("png", "jpg"):
         raise UsageError(f"file_format {file_format!r}: expected png or jpg")
-
-
-def _by_id(root: Path, paths: Sequence[Path]) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for path in paths:
-        id = photograph_id(_below(root, path), root)
-        if id.split("/")[0] in _TAKEN:
-            raise DataError(
-                f"{path}: make-tiles writes a file or folder of its own called"
-                f" {id.split('/')[0]!r} beside the tiles; rename that folder of photographs"
-            )
-        if (other := files.setdefault(id, path)) is not path:
-            raise DataError(
-                f"two photographs would be called {id!r}, the path without the suffix: {other} and"
-                f" {path}; rename one of the two files"
-            )
-    return files
-
-
-def _below(root: Path, path: Path) -> str:
-    """The path of a photograph below the root without its suffix, with forward slashes."""
-    return path.relative_to(root).with_suffix("").as_posix()
 
 
 def _limited(assigned: Mapping[str, Assignment], limit: int | None) -> Mapping[str, Assignment]:

@@ -163,7 +163,7 @@ def collect(
         if patients or patient_regex or stratify:
             raise UsageError(
                 f"{root / manifest.MANIFEST} says already whose the tiles are; give --patients, "
-                "--patient_regex or --stratify to make-tiles, or build from a tree without a manifest"
+                "--patient_regex or --stratify to make-tiles, or build a tree without a manifest"
             )
         table = root / manifest.PHOTOGRAPHS if manifest.PHOTOGRAPHS in there else None
         return _from_manifest(root, table, report)
@@ -179,9 +179,7 @@ def collect(
     )
 
 
-def _from_manifest(
-    root: AnyPath, table: AnyPath | None, report: Callable[[str], None]
-) -> TileList:
+def _from_manifest(root: AnyPath, table: AnyPath | None, report: Callable[[str], None]) -> TileList:
     tiles = TileList(root, photographs=table)
     patients: set[str] = set()
     photographs: set[str] = set()

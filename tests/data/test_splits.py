@@ -292,9 +292,7 @@ def test_copies_follow_a_named_split_and_refuse_two(tmp_path):
     # By way of a third: x and z share one photograph, z and y another.
     path = write(tmp_path / "p.csv", header, "1,x,train", "2,y,test", "3,z,", "4,z,")
     with pytest.raises(DataError, match=r"b/4 is in train and b/2 in test"):
-        assign_splits(
-            [*ids, "b/4"], patients=path, val=0, copies=[["a/1", "b/3"], ["b/4", "b/2"]]
-        )
+        assign_splits([*ids, "b/4"], patients=path, val=0, copies=[["a/1", "b/3"], ["b/4", "b/2"]])
 
 
 def test_accents_in_either_form_are_one_name(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 from data.inputs import Failure, Inputs, Item
 from vae.inference import pictures
 from vae.inference.enhance import EnhancementModel
+from vae.inference.one_colour import NOTE, is_one_colour
 from vae.inference.reconstruct import file_name, write_in_order, write_picture
 
 ENHANCED, COMPARISONS, CHANGES, UNCERTAINTY = FOLDERS = (
@@ -34,12 +35,14 @@ class Enhancement:
       image: uint8 [H, W, 3], black outside a known field of view.
       output: uint8 [H, W, 3].
       uncertainty: float32 [H, W] in grey levels, or None.
+      note: The reason why nothing was changed, or "".
     """
 
     item: Item
     image: np.ndarray
     output: np.ndarray
     uncertainty: np.ndarray | None
+    note: str = ""
 
 
 def enhance_inputs(
@@ -70,7 +73,8 @@ def enhance_inputs(
             image = item.inside()
             output = model.enhance(image, item.fov, strength=strength)
             uncertainty = model.uncertainty(image, item.fov, samples=samples) if samples else None
-            yield Enhancement(item, image, output, uncertainty)
+            note = NOTE if is_one_colour(image, item.fov) else ""
+            yield Enhancement(item, image, output, uncertainty, note)
 
 
 def write_enhancements(
@@ -136,6 +140,6 @@ def write_enhancements(
             write_picture(out / UNCERTAINTY / name, picture, {**origin, "scale": scale})
             sure = result.uncertainty[mask] if mask.any() else inside
             row["mean_uncertainty"] = round(float(sure.mean()), 3)
-        return row | {"label": item.label} | origin
+        return row | {"label": item.label, "note": result.note} | origin
 
     yield from write_in_order(results, write, lambda result: 4 * result.image.nbytes)
