@@ -69,7 +69,7 @@ def assign_splits(
     place of a patient among those of the same label counts.
 
     Args:
-      photographs: Ids "<folders>/<stem>"; the last folder is the label.
+      photographs: Ids "<folders>/<stem>", each once; the last folder is the label.
       searched: For each photograph the text that `patient_regex` is searched in; None for the ids.
       patients: CSV file with the columns photograph and patient, and optionally label and split.
         `photograph` is an id or the end of one ("<stem>", "<folder>/<stem>"), with or without an
@@ -103,10 +103,10 @@ def assign_splits(
     copies = [[composed(id) for id in group] for group in copies]
     if copies:
         count = sum(len(group) - 1 for group in copies)
-        report(
-            f"{count:,} photograph{'s are copies' if count > 1 else ' is a copy'} of others, byte"
-            f" for byte, and kept in one split with them: {_listed(copies)}"
+        said = (
+            "photographs are copies of others" if count > 1 else "photograph is a copy of another"
         )
+        report(f"{count:,} {said}, byte for byte; copies share a split: {_listed(copies)}")
     if patients is not None:
         rows = from_csv(Path(patients), ids, report)
     elif patient_regex is not None:
@@ -121,8 +121,8 @@ def assign_splits(
         )
     known = dict(zip(ids, rows, strict=True))
     persons = _persons(known, copies, report)
-    _choose(list({id(person): person for person in persons.values()}.values()), val, test,
-            stratify, report)  # fmt: skip
+    distinct = list({id(person): person for person in persons.values()}.values())
+    _choose(distinct, val, test, stratify, report)
     return {
         given: Assignment(id, row.patient, row.label, persons[row.patient].split)
         for given, (id, row) in zip(photographs, known.items(), strict=True)
