@@ -1,4 +1,4 @@
-"""Whose photographs they are: from a CSV file, or from a regular expression."""
+"""Reads the patients of photographs from a CSV file, or finds them by a regular expression."""
 
 import collections
 import csv
@@ -15,7 +15,7 @@ SPLITS = ("train", "val", "test")
 
 
 class Known(NamedTuple):
-    """What somebody said of a photograph; `split` is "" where nobody named one."""
+    """Patient, label and split of a photograph; `split` is "" where nobody named one."""
 
     patient: str
     label: str

@@ -1,4 +1,4 @@
-"""Which photograph belongs to which patient and split. A patient is never in two splits."""
+"""Gives photographs their patients and splits. A patient is never in two splits."""
 
 import collections
 import dataclasses
@@ -20,7 +20,7 @@ REGEX_EXAMPLE = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Assignment:
-    """What is known of a photograph besides its pixels; names are composed (`data.names`)."""
+    """Names of a photograph, its patient, label and split; composed (`data.names`)."""
 
     photograph: str
     patient: str

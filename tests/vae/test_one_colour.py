@@ -1,4 +1,4 @@
-"""Which photographs are of one colour, on a real one made bad or grey on purpose."""
+"""Colours of a real photograph that was made bad or grey on purpose are counted."""
 
 import cv2
 import numpy as np
