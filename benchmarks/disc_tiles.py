@@ -79,7 +79,7 @@ def main():
             tile = image[max(y, 0) : y + TILE, max(x, 0) : x + TILE]
             if tile.shape[:2] != (TILE, TILE) or (tile.max(axis=-1) < DARK).mean() > 0.05:
                 continue
-            name = f"{row.photograph}/{row.photograph.split('/')[1]}_disc_y{y}_x{x}.png"
+            name = f"{row.photograph}/{row.photograph.rpartition('/')[2]}_disc_y{y}_x{x}.png"
             if name not in taken:
                 taken.add(name)
                 write_image(os.path.join(arguments.out, name), tile)

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 from pathlib import Path
 
 import cv2
@@ -47,7 +46,7 @@ class Cut:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Job:
-    """A photograph to cut: its file, its id "<label>/<stem>", where to, and the tiles' suffix."""
+    """A photograph to cut: its file, its id "<folders>/<stem>", where to, and the tiles' suffix."""
 
     path: Path
     photograph: str
@@ -74,7 +73,7 @@ class Job:
 
     def tile_name(self, y: int, x: int) -> str:
         """Path of a tile relative to `out`, with forward slashes."""
-        stem = self.photograph.split("/", 1)[1]
+        stem = self.photograph.rpartition("/")[2]
         return f"{self.photograph}/{stem}_y{y}_x{x}{self.suffix}"
 
 
@@ -287,9 +286,12 @@ def finished(job: Job) -> Record | None:
 def _write_tiles(job: Job, photograph: Photograph, placed: list[tuple[int, int, float]]) -> Record:
     image = photograph.image
     job.record_path.unlink(missing_ok=True)
-    if job.folder.exists():  # tiles of an interrupted run, or of an older file of this name
-        shutil.rmtree(job.folder)
-    job.folder.mkdir(parents=True)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    # Tiles of an interrupted run, or of an older file of this name. Folders in it belong to other
+    # photographs: of a/b.jpg and a/b/c.jpg, the second's tiles lie in a folder in the first's.
+    for path in job.folder.iterdir():
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
     size = 0
     for y, x, _ in placed:
         tile = image[y : y + job.cut.tile, x : x + job.cut.tile]

@@ -8,6 +8,7 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data import fov, records
+from data.names import composed
 from data.record_files import damaged
 from data.views import place_of
 
@@ -29,8 +30,10 @@ class Example:
             raise self._damaged("is no example") from error
 
     def text(self, name: str) -> str:
-        """One of tile_id, photograph, patient, label."""
-        return self._features[name].bytes_list.value[0].decode()
+        """One of tile_id, which is a file's path, and photograph, patient, label, which are names:
+        their accents are composed."""
+        text = self._features[name].bytes_list.value[0].decode()
+        return text if name == "tile_id" else composed(text)
 
     def geometry(self) -> tuple[fov.FieldOfView, int, int]:
         """The field of view of the tile's photograph, and the tile's origin (y, x) in it."""

@@ -15,11 +15,14 @@ from data import storage
 from data.errors import DataError
 from data.files import replacing
 from data.fov import FIELDS, FieldOfView
-from data.splits import SPLITS
+from data.names import composed
+from data.patients import SPLITS
 
 MANIFEST = "manifest.csv"
 PHOTOGRAPHS = "photographs.csv"
 OVERLAYS = "overlays"  # A folder beside the tiles, of pictures to look at.
+
+_FILES = ("tile", "path")  # Columns of files' names, which are taken as they are.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class TileRow:
 
     Attributes:
       tile: Path of the file relative to the manifest, with forward slashes.
-      photograph: "<label>/<stem of the photograph's file>".
+      photograph: Its id, the path of its file below the folder of photographs without the suffix.
       patient: Photographs of one patient are in one split.
       label: The photograph's folder, or the patients file's word.
       split: "train", "val" or "test".
@@ -152,9 +155,10 @@ def iterate_manifest(path: str | os.PathLike) -> Iterator[TileRow]:
     for line, row in _read(path, TileRow):
         if PurePosixPath(row.tile).is_absolute() or ".." in PurePosixPath(row.tile).parts:
             raise DataError(f"{path} line {line}: tile {row.tile!r} is outside the folder")
-        if row.tile_id in seen:
+        name = composed(row.tile_id)
+        if name in seen:
             raise DataError(f"{path} line {line}: a second row for tile {row.tile_id!r}")
-        seen.add(row.tile_id)
+        seen.add(name)
         if split_of.setdefault(row.patient, row.split) != row.split:
             raise DataError(
                 f"{path} line {line}: patient {row.patient!r} is in {split_of[row.patient]} and in"
@@ -223,8 +227,11 @@ def _convert(
         if text is None or (of is str and not text):
             raise DataError(f"{path} line {line}: no {name}")
         try:
-            # Labels and photographs repeat on every row: one copy of each is enough.
-            values[name] = sys.intern(text) if of is str and name != "tile" else of(text)
+            if of is str and name not in _FILES:
+                # Labels and photographs repeat on every row: one copy of each is enough.
+                values[name] = sys.intern(composed(text))
+            else:
+                values[name] = of(text)
         except ValueError:
             raise DataError(
                 f"{path} line {line}: {name} is {text!r}, expected {of.__name__}"

@@ -1,26 +1,26 @@
-"""Which photograph belongs to which patient and split. A patient is never in two splits."""
+"""Gives photographs their patients and splits. A patient is never in two splits."""
 
-import csv
+import collections
 import dataclasses
 import hashlib
 import os
-import re
-import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from data.errors import DataError, UsageError
-from data.images import IMAGE_SUFFIXES
+from data.names import composed, label_of, shorten
+from data.patients import SPLITS, Known, from_csv, from_regex
 
-SPLITS = ("train", "val", "test")
+__all__ = ["REGEX_EXAMPLE", "SPLITS", "Assignment", "assign_splits", "hash_split"]
 
-_SHOWN = 5  # names listed in a message before "and n more"
-REGEX_EXAMPLE = "--patient_regex '^([^_]+)_' makes p01_L and p01_R two photographs of patient p01"
+REGEX_EXAMPLE = (
+    "--patient_regex '([^/_]+)_[^/]*$' makes hrf/p01_L and hrf/p01_R two photographs of patient p01"
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Assignment:
-    """What is known of a photograph besides its pixels."""
+    """Names of a photograph, its patient, label and split; composed (`data.names`)."""
 
     photograph: str
     patient: str
@@ -28,207 +28,231 @@ class Assignment:
     split: str
 
 
+@dataclasses.dataclass(slots=True)
+class _Person:
+    """Patients who are put into one split: one, or several who share copies of a photograph.
+
+    Attributes:
+      names: Of the patients.
+      labels: Of their photographs.
+      named: The split that somebody named, or "".
+      draw: In [0, 1), the place between the splits.
+      split: The split in the end.
+    """
+
+    names: list[str]
+    labels: list[str]
+    named: str = ""
+    draw: float = 0.0
+    split: str = ""
+
+
 def assign_splits(
     photographs: Sequence[str],
     *,
+    searched: Sequence[str] | None = None,
     patients: str | os.PathLike | None = None,
     patient_regex: str | None = None,
     val: float = 0.1,
     test: float = 0.1,
+    stratify: str | None = None,
+    copies: Sequence[Sequence[str]] = (),
     photograph_is_patient: bool = True,
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Assignment]:
     """Gives every photograph a patient, a label and a split.
 
     Patients come from the CSV file, else from the regular expression, else each photograph is its
-    own. A split that the file does not name follows from a hash of the patient, so it stays the
-    same when photographs are added.
+    own. A split that the file does not name follows from a hash of the patient's name, so it stays
+    the same when photographs are added. There are two exceptions: a split that would be empty takes
+    the patient whose hash is nearest to it, until it has one of its own; and with `stratify` the
+    place of a patient among those of the same label counts.
 
     Args:
-      photographs: Ids "<folder>/<stem>".
+      photographs: Ids "<folders>/<stem>", each once; the last folder is the label.
+      searched: For each photograph the text that `patient_regex` is searched in; None for the ids.
       patients: CSV file with the columns photograph and patient, and optionally label and split.
-        `photograph` is a file name with or without suffix, or "<folder>/<file name>". Its label
-        replaces the folder's.
-      patient_regex: Searched in each photograph's stem; the first group, else the whole match, is
-        the patient.
+        `photograph` is an id or the end of one ("<stem>", "<folder>/<stem>"), with or without an
+        image suffix. Its label replaces the folder's.
+      patient_regex: The first group, else the whole match, is the patient.
       val: Share of the patients for validation; 0 wants the split empty.
       test: Share of the patients for the test; 0 wants the split empty.
+      stratify: "label" takes the shares of the patients of each label; None of all together.
+      copies: Groups of photographs whose files have the same content. They share a split: where
+        nothing tells patients apart as one patient, else by putting their patients into one split.
       photograph_is_patient: Whether photographs without any word on patients are accepted, each as
         its own patient.
       report: Receives a line on what looks wrong but is no error.
 
     Returns:
-      An assignment for each given id, in the given order. Where a label was replaced, the
-      assignment's `photograph` is "<new label>/<stem>".
+      An assignment for each given id, in the given order.
 
     Raises:
       UsageError: A share or the expression is no good, or nothing tells patients apart and
         `photograph_is_patient` is false.
       DataError: The file is unreadable or contradicts itself, photographs are missing from it or
-        do not match the expression, or a split would be empty.
+        do not match the expression, or there are not enough patients for the splits.
     """
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
         raise UsageError(f"val {val} and test {test}: expected shares from 0, together below 1")
     if patients is not None and patient_regex is not None:
         raise UsageError("both patients and patient_regex are given: choose one")
+    if stratify not in (None, "label"):
+        raise UsageError(f"stratify {stratify!r}: expected label")
+    ids = [composed(id) for id in photographs]
+    copies = [[composed(id) for id in group] for group in copies]
+    if copies:
+        count = sum(len(group) - 1 for group in copies)
+        said = (
+            "photographs are copies of others" if count > 1 else "photograph is a copy of another"
+        )
+        report(f"{count:,} {said}, byte for byte; copies share a split: {_listed(copies)}")
     if patients is not None:
-        known = _from_csv(Path(patients), photographs, report)
+        rows = from_csv(Path(patients), ids, report)
     elif patient_regex is not None:
-        known = _from_regex(patient_regex, photographs)
+        rows = from_regex(patient_regex, ids, ids if searched is None else searched, report)
     elif photograph_is_patient:
-        known = [Assignment(id, id, id.split("/")[0], "") for id in photographs]
+        first = {id: group[0] for group in copies for id in group}
+        rows = [Known(first.get(id, id), label_of(id), "") for id in ids]
     else:
         raise UsageError(
             f"no word on patients, and tiles of one patient in two splits would leak:"
             f" {REGEX_EXAMPLE}; --patients_unknown accepts each photograph as its own patient"
         )
-    assigned = _complete(known, val, test)
-    _refuse_empty({a.split for a in assigned}, len({a.patient for a in assigned}), val, test)
-    return dict(zip(photographs, assigned, strict=True))
+    known = dict(zip(ids, rows, strict=True))
+    persons = _persons(known, copies, report)
+    distinct = list({id(person): person for person in persons.values()}.values())
+    _choose(distinct, val, test, stratify, report)
+    return {
+        given: Assignment(id, row.patient, row.label, persons[row.patient].split)
+        for given, (id, row) in zip(photographs, known.items(), strict=True)
+    }
 
 
 def hash_split(patient: str, val: float, test: float) -> str:
     """The split of a patient, a function of the name and the shares only."""
-    # Composed and decomposed accents are the same name: file systems differ in which they keep.
-    name = unicodedata.normalize("NFC", patient).encode()
-    draw = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") / 2**64
+    return _cut(_draw(patient), val, test)
+
+
+def _draw(name: str) -> float:
+    digest = hashlib.blake2b(composed(name).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def _cut(draw: float, val: float, test: float) -> str:
     if draw < test:
         return "test"
     return "val" if draw < test + val else "train"
 
 
-def _complete(known: Sequence[Assignment], val: float, test: float) -> list[Assignment]:
-    """Fills in missing splits: the patient's where a row names it, else by hash."""
-    named: dict[str, Assignment] = {}
-    for row in known:
-        if row.split and (other := named.setdefault(row.patient, row)).split != row.split:
+def _listed(copies: Iterable[Sequence[str]]) -> str:
+    return shorten(" = ".join(group) for group in copies)
+
+
+def _persons(
+    known: dict[str, Known], copies: Sequence[Sequence[str]], report: Callable[[str], None]
+) -> dict[str, _Person]:
+    """The person of each patient's name.
+
+    Raises:
+      DataError: Two splits are named for one person.
+    """
+    persons: dict[str, _Person] = {}
+    named: dict[str, str] = {}  # patient: photograph
+    for photograph, row in known.items():
+        person = persons.setdefault(row.patient, _Person([row.patient], []))
+        person.labels.append(row.label)
+        if not row.split:
+            continue
+        other = named.setdefault(row.patient, photograph)
+        if person.named and person.named != row.split:
             raise DataError(
-                f"patient {row.patient!r} is in {other.split} ({other.photograph}) and in"
-                f" {row.split} ({row.photograph}); a patient belongs to one split: correct the"
-                f" file, or give different people different names"
+                f"patient {row.patient!r} is in {person.named} ({other}) and in {row.split}"
+                f" ({photograph}); a patient belongs to one split: correct the file, or give"
+                f" different people different names"
             )
-    splits = {patient: row.split for patient, row in named.items()}
-    return [
-        dataclasses.replace(
-            row, split=splits.get(row.patient) or hash_split(row.patient, val, test)
+        person.named = row.split
+    joined = []
+    for group in copies:
+        first, person = group[0], persons[known[group[0]].patient]
+        for photograph in group[1:]:
+            other = persons[known[photograph].patient]
+            if other is person:
+                continue
+            if person.named and other.named and person.named != other.named:
+                raise DataError(
+                    f"{first} is in {person.named} and {photograph} in {other.named} by the splits"
+                    f" of their patients, and their files have the same content: name one split for"
+                    f" patients {', '.join(map(repr, sorted(person.names + other.names)))}, or"
+                    f" remove one of the files"
+                )
+            joined.append(group)
+            person.names += other.names
+            person.labels += other.labels
+            person.named = person.named or other.named
+            persons.update(dict.fromkeys(other.names, person))
+    if joined:
+        people = {min(person.names): sorted(person.names) for person in persons.values()}
+        report(
+            "patients of different names share copies and are put into one split: "
+            + shorten(" and ".join(names) for names in people.values() if len(names) > 1)
         )
-        for row in known
-    ]
+    return persons
 
 
-def _refuse_empty(present: set[str], patients: int, val: float, test: float) -> None:
-    wanted = {"train": 1.0, "val": val, "test": test}
-    for split in SPLITS:
-        if wanted[split] and split not in present:
+def _choose(
+    people: Sequence[_Person],
+    val: float,
+    test: float,
+    stratify: str | None,
+    report: Callable[[str], None],
+) -> None:
+    """Sets the split of each person.
+
+    Raises:
+      DataError: There is nobody left for a split.
+    """
+    for person in people:
+        person.draw = _draw(min(person.names))
+    if stratify:
+        _spread(people)
+    for person in people:
+        person.split = person.named or _cut(person.draw, val, test)
+    # From the lowest draws to the highest.
+    for split, share in (("test", test), ("val", val), ("train", 1.0)):
+        present = collections.Counter(person.split for person in people)
+        if not share or present[split]:
+            continue
+        movable = [p for p in people if not p.named and present[p.split] > 1]
+        if not movable:
             way_out = "name splits in a --patients file"
             if split != "train":
-                way_out = f"--{split} 0 wants none, a larger share may help, or {way_out}"
+                way_out = f"--{split} 0 wants none, or {way_out}"
             raise DataError(
-                f"split {split} is empty: none of {patients} patients is in it; {way_out}"
+                f"split {split} is empty: none of {len(people)} patients can be put into it;"
+                f" {way_out}"
             )
-
-
-def _from_regex(expression: str, photographs: Sequence[str]) -> list[Assignment]:
-    try:
-        pattern = re.compile(expression)
-    except re.error as error:
-        raise UsageError(
-            f"patient_regex {expression!r} is no regular expression: {error}"
-        ) from None
-    matches = {id: pattern.search(id.split("/", 1)[1]) for id in photographs}
-    patients = {id: (m[1] if pattern.groups else m[0]) if m else "" for id, m in matches.items()}
-    unmatched = [id for id, patient in patients.items() if not patient]
-    if unmatched:
-        raise DataError(
-            f"patient_regex {expression!r} finds no patient in {len(unmatched)} of"
-            f" {len(photographs)} photographs: {shorten(unmatched)}"
+        order = sorted(movable, key=lambda person: (person.draw, min(person.names)))
+        moved = order[-1 if split == "train" else 0]
+        report(
+            f"no patient fell into {split} by the hash of the name: {min(moved.names)!r} is moved"
+            f" there from {moved.split}"
         )
-    return [Assignment(id, patients[id], id.split("/")[0], "") for id in photographs]
+        moved.split = split
 
 
-def _from_csv(
-    path: Path, photographs: Sequence[str], report: Callable[[str], None]
-) -> list[Assignment]:
-    rows = _read_patients(path)
-    by_name: dict[str, list[str]] = {}
-    for id in photographs:
-        for name in (id, id.split("/", 1)[1]):
-            by_name.setdefault(_normal(name), []).append(id)
+def _spread(people: Sequence[_Person]) -> None:
+    """Replaces draws by places among the people of the same label: a systematic sample of each.
 
-    found: dict[str, Assignment] = {}
-    unmatched = []
-    for line, row in rows:
-        ids = by_name.get(_normal(row["photograph"]), [])
-        if len(ids) > 1:  # the same file name in several folders: the label may tell
-            ids = [id for id in ids if id.split("/")[0] == row["label"]] or ids
-        if not ids:
-            unmatched.append(row["photograph"])
-            continue
-        if len(ids) > 1:
-            raise DataError(
-                f"{path} line {line}: {row['photograph']!r} may be {shorten(ids)}; write"
-                f" folder/name"
-            )
-        if ids[0] in found:
-            raise DataError(f"{path} line {line}: a second row for {ids[0]!r}")
-        folder, stem = ids[0].split("/", 1)
-        label = row["label"] or folder
-        found[ids[0]] = Assignment(f"{label}/{stem}", row["patient"], label, row["split"])
-    if unmatched:
-        report(f"{path}: {len(unmatched)} rows match no photograph: {shorten(unmatched)}")
-    if missing := [id for id in photographs if id not in found]:
-        raise DataError(
-            f"{path}: lacks {len(missing)} of {len(photographs)} photographs: {shorten(missing)}"
-        )
-    return [found[id] for id in photographs]
-
-
-def _read_patients(path: Path) -> list[tuple[int, Mapping[str, str]]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            columns = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = columns
-            for column in ("photograph", "patient"):
-                if column not in columns:
-                    raise DataError(
-                        f"{path}: lacks the column {column!r}; expected"
-                        f" photograph,patient[,label][,split], found {','.join(columns)}"
-                    )
-            rows = [(reader.line_num, row) for row in reader]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: is no UTF-8 CSV file: {error}") from error
-
-    cleaned = []
-    for line, row in rows:
-        row = {c: (row.get(c) or "").strip() for c in ("photograph", "patient", "label", "split")}
-        for column in ("photograph", "patient"):
-            if not row[column]:
-                raise DataError(f"{path} line {line}: no {column}")
-        if row["split"] and row["split"] not in SPLITS:
-            raise DataError(
-                f"{path} line {line}: split is {row['split']!r}, expected one of"
-                f" {', '.join(SPLITS)}, or nothing"
-            )
-        if "/" in row["label"] or row["label"].startswith("."):
-            raise DataError(f"{path} line {line}: label {row['label']!r} is no name of a folder")
-        cleaned.append((line, row))
-    return cleaned
-
-
-def _normal(name: str) -> str:
-    """A photograph's name as it is compared: forward slashes, no image suffix, accents composed."""
-    name = unicodedata.normalize("NFC", name.replace("\\", "/"))
-    for suffix in IMAGE_SUFFIXES:
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name
-
-
-def shorten(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    A label's places begin at a draw of its own: with few people of each of many labels, the splits
+    take their shares of all.
+    """
+    by_label = collections.defaultdict(list)
+    for person in people:
+        if not person.named:
+            counts = collections.Counter(person.labels)
+            by_label[max(sorted(counts), key=counts.get)].append(person)
+    for label, group in by_label.items():
+        group.sort(key=lambda person: (person.draw, min(person.names)))
+        for place, person in enumerate(group):
+            person.draw = (place + _draw(label)) / len(group)

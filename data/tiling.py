@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from data.copies import find_copies
 from data.cores import available_cores
 from data.cutting import Cut, Job, Record, finished, tile_origins
 from data.cutting_run import estimate, format_bytes, format_time, run
@@ -18,19 +19,23 @@ from data.fov import FIELDS, MAX_LOST_SHARE
 from data.images import list_images
 from data.manifest import (
     MANIFEST,
+    OVERLAYS,
     PHOTOGRAPHS,
     PhotographRow,
     TileRow,
     write_manifest,
     write_photographs,
 )
+from data.names import name_photographs, path_below, shorten
 from data.region import FovChoice
-from data.splits import REGEX_EXAMPLE, SPLITS, Assignment, assign_splits, shorten
+from data.splits import REGEX_EXAMPLE, SPLITS, Assignment, assign_splits
 from data.views import VIEWS, pack_views
 
 __all__ = ["REJECTED", "TilingSummary", "make_tiles", "tile_origins"]
 
 _OPTIONS = "make_tiles.json"
+# Names in the folder of tiles that no folder of photographs may have.
+_TAKEN = frozenset((MANIFEST, PHOTOGRAPHS, VIEWS, OVERLAYS, REJECTED, _OPTIONS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +95,7 @@ def make_tiles(
     patients_unknown: bool = False,
     val: float = 0.1,
     test: float = 0.1,
+    stratify: str | None = None,
     limit: int | None = None,
     overlays: bool = False,
     seed: int = 0,
@@ -98,10 +104,12 @@ def make_tiles(
 ) -> TilingSummary:
     """Cuts every photograph of a tree into tiles inside its field of view.
 
-    A photograph's label is its folder's name; its id is "<label>/<stem>" and its tiles are
-    `out/<label>/<stem>/<stem>_y<y>_x<x>.png`. `manifest.csv`, `photographs.csv` and
+    A photograph's id is its path below `photographs` without the suffix (directly in it,
+    "<name of the folder>/<stem>"), and its tiles are `out/<id>/<stem>_y<y>_x<x>.png`. Its label is
+    the name of its folder, or the word of `patients`. `manifest.csv`, `photographs.csv` and
     `views.npy`, the photographs in 64 x 64 pixels, are written at the end. Interrupted, the same
-    call continues: finished photographs are not cut again.
+    call continues: finished photographs are not cut again. Photographs whose files have the same
+    content are reported and share a split.
 
     Args:
       photographs: Folder searched for images, with its subfolders.
@@ -116,10 +124,12 @@ def make_tiles(
       file_format: "png", or "jpg" (quality 95, 4:4:4) for the tiles of train; val's and test's
         are always PNG.
       patients: CSV file with photograph, patient and optionally label, split.
-      patient_regex: Finds the patient in a photograph's file name.
+      patient_regex: Searched in each path below `photographs`, without the suffix; the first
+        group, else the whole match, is the patient.
       patients_unknown: Confirms that each photograph counts as its own patient.
       val: Share of the patients for validation, where the file names no split.
       test: Share of the patients for the test, where the file names no split.
+      stratify: "label" takes these shares of the patients of each label.
       limit: Cuts only so many photographs, of every split in turn.
       overlays: Writes pictures of the fields of view and the tiles to `out/overlays`.
       seed: Of the jitter.
@@ -144,9 +154,17 @@ def make_tiles(
     if out.is_relative_to(root) or root.is_relative_to(out):
         raise UsageError(f"{out} and the photographs in {root}: neither may lie in the other")
 
-    files = _by_id(list_images(root))
+    files = name_photographs(root, list_images(root), taken=_TAKEN)
     assigned = assign_splits(
-        list(files), patients=patients, patient_regex=patient_regex, val=val, test=test, report=say
+        list(files),
+        searched=[path_below(root, path) for path in files.values()],
+        patients=patients,
+        patient_regex=patient_regex,
+        val=val,
+        test=test,
+        stratify=stratify,
+        copies=find_copies(files),
+        report=say,
     )
     if patients is None and patient_regex is None and not patients_unknown:
         say(
@@ -165,7 +183,6 @@ def make_tiles(
         )
         for id, assignment in chosen.items()
     ]
-    _refuse_shared_ids(jobs)
     _claim(
         out,
         {
@@ -176,6 +193,7 @@ def make_tiles(
             "patient_regex": patient_regex,
             "val": val,
             "test": test,
+            "stratify": stratify,
         },
     )
     todo = [job for job in jobs if finished(job) is None]
@@ -202,29 +220,6 @@ def _check_options(cut: Cut, file_format: str, limit: int | None, workers: int |
         raise UsageError(f"fov_width {cut.fov_width} is smaller than a tile of {cut.tile}")
     if file_format not in ("png", "jpg"):
         raise UsageError(f"file_format {file_format!r}: expected png or jpg")
-
-
-def _by_id(paths: Sequence[Path]) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for path in paths:
-        id = f"{path.parent.name}/{path.stem}"
-        if (other := files.setdefault(id, path)) is not path:
-            raise DataError(
-                f"two photographs are called {id!r}: {other} and {path}; rename one of them or"
-                f" its folder"
-            )
-    return files
-
-
-def _refuse_shared_ids(jobs: Sequence[Job]) -> None:
-    """Labels from the patients file may bring photographs of different folders together."""
-    paths: dict[str, Path] = {}
-    for job in jobs:
-        if (other := paths.setdefault(job.photograph, job.path)) is not job.path:
-            raise DataError(
-                f"two photographs are called {job.photograph!r} under their new label: {other} and"
-                f" {job.path}; rename one of them"
-            )
 
 
 def _flat(cut: Cut) -> dict[str, object]:

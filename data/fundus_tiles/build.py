@@ -82,6 +82,7 @@ def build(
     patients_unknown: bool = False,
     val: float = 0.1,
     test: float = 0.1,
+    stratify: str | None = None,
     workers: int | None = None,
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
@@ -100,10 +101,12 @@ def build(
       file_format: "tfrecord" or "array_record".
       max_rejected: Share of the tiles that may be left out.
       patients: Without a manifest: CSV file with photograph, patient and optionally label, split.
-      patient_regex: Without a manifest: searched in the photographs' names; names the patient.
+      patient_regex: Without a manifest: searched in the paths of the photographs' folders below
+        `tiles`; the first group, else the whole match, is the patient.
       patients_unknown: Without a manifest: accepts that nothing tells patients apart.
       val: Without a manifest: share of the patients for validation.
       test: Without a manifest: share of the patients for the test.
+      stratify: Without a manifest: "label" takes these shares of the patients of each label.
       workers: Threads that read and validate, with `beam` processes; None for one a core.
       shard_bytes: About how large a shard is.
       overwrite: Replaces a dataset of other tiles; the old one stays until the new one is whole.
@@ -140,6 +143,7 @@ def build(
         patients_unknown=patients_unknown,
         val=val,
         test=test,
+        stratify=stratify,
         report=report,
     )
     target = data_dir / NAME / VERSION

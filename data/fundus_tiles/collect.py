@@ -5,14 +5,16 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data import manifest, storage
 from data.errors import DataError, UsageError
 from data.images import IMAGE_SUFFIXES, require_utf8
-from data.splits import SPLITS, assign_splits, shorten
+from data.names import composed, photograph_id, shorten
+from data.splits import SPLITS, assign_splits
 from data.storage import AnyPath, is_remote
 
 
@@ -131,20 +133,24 @@ def collect(
     patients_unknown: bool = False,
     val: float = 0.1,
     test: float = 0.1,
+    stratify: str | None = None,
     report: Callable[[str], None] = print,
 ) -> TileList:
     """Lists the tiles below a directory.
 
-    With a `manifest.csv` the manifest says everything. Without one, a tile's folder is its
-    photograph, the folder above that its label, and the splits follow from the options.
+    With a `manifest.csv` the manifest says everything. Without one, the path of a tile's folder
+    below `root` is its photograph, the folder above that its label, and the splits follow from the
+    options.
 
     Args:
       root: Directory of tiles, also one in a bucket.
       patients: CSV file with photograph, patient and optionally label, split.
-      patient_regex: Searched in the names of the photographs' folders; names the patient.
+      patient_regex: Searched in the paths of the photographs' folders below `root`; the first
+        group, else the whole match, is the patient.
       patients_unknown: Accepts that nothing tells patients apart.
       val: Share of the patients for validation.
       test: Share of the patients for the test.
+      stratify: "label" takes these shares of the patients of each label.
       report: Receives a line on what looks wrong but is no error.
 
     Raises:
@@ -156,25 +162,37 @@ def collect(
     if not there and not (isinstance(root, Path) and root.is_dir()):
         raise DataError(f"{root}: no such directory; expected a folder of tiles")
     if manifest.MANIFEST in there:
-        if patients or patient_regex:
+        if patients or patient_regex or stratify:
             raise UsageError(
-                f"{root / manifest.MANIFEST} says already whose the tiles are; give --patients or "
-                "--patient_regex to make-tiles, or build from a tree without a manifest"
+                f"{root / manifest.MANIFEST} says already whose the tiles are; give --patients, "
+                "--patient_regex or --stratify to make-tiles, or build a tree without a manifest"
             )
-        photographs = root / manifest.PHOTOGRAPHS if manifest.PHOTOGRAPHS in there else None
-        return _from_manifest(root, photographs, report)
-    return _from_tree(root, patients, patient_regex, patients_unknown, val, test, report)
+        table = root / manifest.PHOTOGRAPHS if manifest.PHOTOGRAPHS in there else None
+        return _from_manifest(root, table, report)
+    return _from_tree(
+        root,
+        report,
+        patients=patients,
+        patient_regex=patient_regex,
+        photograph_is_patient=patients_unknown,
+        val=val,
+        test=test,
+        stratify=stratify,
+    )
 
 
-def _from_manifest(
-    root: AnyPath, photographs: AnyPath | None, report: Callable[[str], None]
-) -> TileList:
-    tiles = TileList(root, photographs=photographs)
+def _from_manifest(root: AnyPath, table: AnyPath | None, report: Callable[[str], None]) -> TileList:
+    tiles = TileList(root, photographs=table)
+    patients: set[str] = set()
+    photographs: set[str] = set()
     for row in manifest.iterate_manifest(root / manifest.MANIFEST):
         origin = Origin(**{name: getattr(row, name) for name in _ORIGIN_COLUMNS})
         tiles.add(row.tile, origin, row.y, row.x)
-        # make-tiles that was told nothing of patients names each after its photograph.
-        tiles.patients_known |= row.patient != row.photograph
+        patients.add(row.patient)
+        photographs.add(row.photograph)
+    # make-tiles that was told nothing of patients names each after its photograph, or after
+    # another photograph of the same content.
+    tiles.patients_known = not patients <= photographs
 
     sizes = dict.fromkeys(tiles.paths, -1)
     for path, size in _files(root):
@@ -191,36 +209,36 @@ def _from_manifest(
     return tiles
 
 
-def _from_tree(
-    root: AnyPath,
-    patients: str | os.PathLike | None,
-    patient_regex: str | None,
-    patients_unknown: bool,
-    val: float,
-    test: float,
-    report: Callable[[str], None],
-) -> TileList:
+def _from_tree(root: AnyPath, report: Callable[[str], None], **options: Any) -> TileList:
+    """Lists a tree without a manifest; `options` are those of `assign_splits`."""
     files = dict(_files(root))
     if not files:
         raise DataError(f"{root}: no tiles; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
-    photographs = {folder: _photograph(root, folder) for folder in set(map(_folder, files))}
+    above = root.resolve() if isinstance(root, Path) else root
+    folders: dict[str, str] = {}
+    for folder in sorted(set(map(_folder, files))):
+        id = photograph_id(folder, above)
+        if (other := folders.setdefault(id, folder)) != folder:
+            raise DataError(
+                f"{root}: tiles in the folders {other!r} and {folder!r} would be of one photograph"
+                f" {id!r}; rename one of the folders"
+            )
     assigned = assign_splits(
-        sorted(set(photographs.values())),
-        patients=patients,
-        patient_regex=patient_regex,
-        val=val,
-        test=test,
-        photograph_is_patient=patients_unknown,
+        list(folders),
+        # The root itself has no path below it: its id, which is its name, is searched.
+        searched=[folder or id for id, folder in folders.items()],
         report=report,
+        **options,
     )
     origins = {
-        folder: Origin(found.photograph, found.patient, found.label, found.split)
-        for folder, found in ((folder, assigned[id]) for folder, id in photographs.items())
+        folders[id]: Origin(found.photograph, found.patient, found.label, found.split)
+        for id, found in assigned.items()
     }
-    tiles = TileList(root, patients_known=bool(patients or patient_regex))
+    known = bool(options["patients"] or options["patient_regex"])
+    tiles = TileList(root, patients_known=known)
     seen: dict[str, str] = {}
     for path in files:
-        if (other := seen.setdefault(tile_id(path), path)) != path:
+        if (other := seen.setdefault(composed(tile_id(path)), path)) != path:
             raise DataError(f"{root}: {other} and {path} would be one tile; rename one")
         tiles.add(path, origins[_folder(path)])
     tiles.sizes = np.fromiter(files.values(), np.int64, len(files))
@@ -250,13 +268,6 @@ def _files(root: AnyPath, folder: str = "") -> Iterator[tuple[str, int]]:
 
 def _folder(path: str) -> str:
     return path.rpartition("/")[0]
-
-
-def _photograph(root: AnyPath, folder: str) -> str:
-    """The id "<label>/<photograph>" of the tiles in a folder: its name and the one above it."""
-    above = root.resolve() if isinstance(root, Path) else root
-    folders = (*above.parts, *PurePosixPath(folder).parts)
-    return "/".join(folders[-2:])
 
 
 def _hash(name: str) -> int:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -323,7 +324,7 @@ def test_patients_of_a_manifest_are_not_named_again(tiny_tiles, tmp_path):
 def test_tree_without_manifest(tmp_path):
     _tree(tmp_path / "t")
     report = build(
-        tmp_path / "t", tmp_path / "d", patient_regex="^([^_]+)_", val=0.3, test=0.3, report=quietly
+        tmp_path / "t", tmp_path / "d", patient_regex="/([^_]+)_", val=0.3, test=0.3, report=quietly
     )
     assert sum(report.counts.values()) == 50
     examples = _examples(tmp_path / "d")
@@ -336,6 +337,43 @@ def test_tree_without_manifest(tmp_path):
     assert len(splits) == 5
     assert all(len(split) == 1 for split in splits.values())
     assert report.patients_known
+
+
+def test_photographs_of_a_deep_tree_are_the_paths_of_their_folders(tmp_path):
+    root = tmp_path / "t"
+    folders = ["siteA/P1/OD", "siteB/P1/OD", "siteB/P2/OD", "P3"]
+    for number, folder in enumerate(folders):
+        (root / folder).mkdir(parents=True)
+        (root / folder / "0.png").write_bytes(encode_image(_picture(number), ".png"))
+    build(root, tmp_path / "d", patient_regex=r"^(.*P\d)", val=0.3, test=0.3, report=quietly)
+    found = {
+        id: tuple(example[name].decode() for name in ("photograph", "patient", "label"))
+        for id, example in _examples(tmp_path / "d").items()
+    }
+    assert found == {
+        "siteA/P1/OD/0": ("siteA/P1/OD", "siteA/P1", "P1"),
+        "siteB/P1/OD/0": ("siteB/P1/OD", "siteB/P1", "P1"),
+        "siteB/P2/OD/0": ("siteB/P2/OD", "siteB/P2", "P2"),
+        "P3/0": ("t/P3", "P3", "t"),
+    }
+    (root / "t" / "P3").mkdir(parents=True)
+    (root / "t" / "P3" / "1.png").write_bytes(encode_image(_picture(9), ".png"))
+    with pytest.raises(DataError, match=r"'P3' and 't/P3' would be of one photograph 't/P3'"):
+        build(root, tmp_path / "e", patients_unknown=True, report=quietly)
+
+
+def test_names_are_stored_with_their_accents_composed(tmp_path):
+    label = unicodedata.normalize("NFD", "é")
+    for number in range(3):
+        folder = tmp_path / "t" / label / f"{label}{number}_L"
+        folder.mkdir(parents=True)
+        (folder / "0.png").write_bytes(encode_image(_picture(number), ".png"))
+    build(tmp_path / "t", tmp_path / "d", patient_regex="/([^_]+)_", report=quietly)
+    examples = _examples(tmp_path / "d")
+    # A tile's id is its path, as it is on the disk.
+    assert set(examples) == {f"{label}/{label}{number}_L/0" for number in range(3)}
+    assert {e["patient"].decode() for e in examples.values()} == {"é0", "é1", "é2"}
+    assert {e["label"].decode() for e in examples.values()} == {"é"}
 
 
 def test_no_patients_in_sight_are_refused_or_recorded(tmp_path):

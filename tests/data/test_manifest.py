@@ -1,4 +1,5 @@
 import dataclasses
+import unicodedata
 
 import pytest
 
@@ -74,6 +75,31 @@ def test_faulty_rows_are_refused(tmp_path, rows, message):
     write_manifest(tmp_path / "manifest.csv", rows)
     with pytest.raises(DataError, match=message):
         read_manifest(tmp_path / "manifest.csv")
+
+
+def test_accents_in_either_form_are_one_name(tmp_path):
+    """Else one patient could be in two splits, and one tile twice."""
+    row = tile()
+    other = dataclasses.replace(
+        row,
+        **{name: unicodedata.normalize("NFD", getattr(row, name)) for name in
+           ("tile", "photograph", "label")},
+    )  # fmt: skip
+    write_manifest(tmp_path / "m.csv", [other])
+    # Names are composed, the path of a file stays what it is.
+    assert read_manifest(tmp_path / "m.csv") == [dataclasses.replace(row, tile=other.tile)]
+    write_manifest(tmp_path / "m.csv", [row, other])
+    with pytest.raises(DataError, match="line 3: a second row for tile"):
+        read_manifest(tmp_path / "m.csv")
+    jörg = unicodedata.normalize("NFC", "Jörg"), unicodedata.normalize("NFD", "Jörg")
+    rows = [tile(patient=jörg[0]), tile("b.png", patient=jörg[1], split="test")]
+    write_manifest(tmp_path / "m.csv", rows)
+    with pytest.raises(DataError, match="patient 'Jörg' is in train and in test"):
+        read_manifest(tmp_path / "m.csv")
+    name = unicodedata.normalize("NFD", "é/a b")
+    write_photographs(tmp_path / "p.csv", [photograph(), photograph(name)])
+    with pytest.raises(DataError, match="line 3: a second row"):
+        read_photographs(tmp_path / "p.csv")
 
 
 def test_faulty_files_are_refused(tmp_path):

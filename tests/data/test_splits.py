@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 import unicodedata
 
 import pytest
@@ -26,7 +27,7 @@ def test_photographs_are_their_own_patients():
 
 
 def test_no_two_splits_share_a_patient():
-    assigned = assign_splits(MANY, patient_regex=r"^(p\d+)_", val=0.3, test=0.3)
+    assigned = assign_splits(MANY, patient_regex=r"(p\d+)_", val=0.3, test=0.3)
     splits = collections.defaultdict(set)
     for a in assigned.values():
         splits[a.patient].add(a.split)
@@ -60,15 +61,42 @@ def test_hash_split_takes_its_shares_and_ignores_the_form_of_accents():
 def test_regex_takes_the_first_group_or_the_match():
     ids = ["a/01_L", "a/01_R", "a/02_L"]
     options = {"val": 0, "test": 0}
-    grouped = assign_splits(ids, patient_regex=r"^(\d+)_", **options)
+    grouped = assign_splits(ids, patient_regex=r"(\d+)_", **options)
     assert [a.patient for a in grouped.values()] == ["01", "01", "02"]
     matched = assign_splits(ids, patient_regex=r"\d+_", **options)
     assert [a.patient for a in matched.values()] == ["01_", "01_", "02_"]
 
 
+def test_regex_is_searched_in_the_whole_path():
+    ids = ["siteA/P1/OD", "siteA/P1/OS", "siteB/P1/OD"]
+    options = {"val": 0, "test": 0}
+    found = assign_splits(ids, patient_regex=r"^(site./P\d+)/", **options)
+    assert [a.patient for a in found.values()] == ["siteA/P1", "siteA/P1", "siteB/P1"]
+    assert {a.label for a in found.values()} == {"P1"}
+    # Files without a folder: their ids name the root, which is not searched.
+    found = assign_splits(["P9/P1_L"], searched=["P1_L"], patient_regex=r"^(P\d)_", **options)
+    assert found["P9/P1_L"].patient == "P1"
+
+
+def test_regex_that_takes_folders_for_a_part_of_the_name_is_reported():
+    reported = []
+    assign_splits(
+        ["sick/p1_L", "well/p1_R", "well/p2_L"],
+        patient_regex="^([^_]+)_",
+        val=0,
+        test=0,
+        report=reported.append,
+    )
+    (line,) = reported
+    assert "sick/p1 and well/p1 count as different people" in line and "p2" not in line
+
+
 def test_regex_must_match_all_and_be_one():
-    with pytest.raises(DataError, match=r"no patient in 2 of 3 photographs: a/x, b/y"):
-        assign_splits(["a/x", "b/y", "b/1"], patient_regex=r"^\d+")
+    with pytest.raises(
+        DataError,
+        match=r"no patient in 2 of 3 photographs: a/x, b/y; it is searched in the path .* 'a/x'",
+    ):
+        assign_splits(["a/x", "b/y", "1/1"], patient_regex=r"^\d+")
     with pytest.raises(UsageError, match="no regular expression"):
         assign_splits(["a/x"], patient_regex="(")
 
@@ -86,10 +114,30 @@ def test_csv_matches_names_and_replaces_labels(tmp_path):
     assert [tuple(getattr(a, n) for n in ("photograph", "patient", "label", "split"))
             for a in assigned.values()] == [
         ("a/1_L", "one", "a", "train"),
-        ("sick/1_R", "one", "sick", "train"),  # its patient is in train
+        ("a/1_R", "one", "sick", "train"),  # its patient is in train
         ("b/2", "two", "b", "val"),
         ("b/3", "three", "b", "test"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["siteB/P1/OD.jpg", "siteB\\P1\\OD", "./siteB/P1/OD.JPG", "siteB/P1/OD"]
+)
+def test_csv_takes_the_end_of_a_path(tmp_path, name):
+    ids = ["siteA/P1/OD", "siteB/P1/OD", "siteB/P1/OS"]
+    path = write(tmp_path / "p.csv", "photograph,patient", "siteA/P1/OD,x", f"{name},y", "OS,y")
+    assigned = assign_splits(ids, patients=path, val=0, test=0)
+    assert [a.patient for a in assigned.values()] == ["x", "y", "y"]
+    assert list(assigned) == ids
+    path = write(tmp_path / "p.csv", "photograph,patient", "P1/OD,x", "OS,y")
+    with pytest.raises(DataError, match=r"line 2: 'P1/OD' may be siteA/P1/OD, siteB/P1/OD"):
+        assign_splits(ids, patients=path)
+
+
+def test_csv_takes_a_whole_path_before_the_end_of_another(tmp_path):
+    path = write(tmp_path / "p.csv", "photograph,patient", "b/c,x", "a/b/c,y", "c.png.jpg,z")
+    assigned = assign_splits(["b/c", "a/b/c", "a/c.png"], patients=path, val=0, test=0)
+    assert [a.patient for a in assigned.values()] == ["x", "y", "z"]
 
 
 def test_csv_without_splits_hashes(tmp_path):
@@ -104,7 +152,7 @@ def test_same_file_names_are_told_apart_by_folder_or_label(tmp_path):
     assigned = assign_splits(["a/1", "b/1"], patients=path, val=0, test=0)
     assert assigned["b/1"].patient == "y"
     path = write(tmp_path / "p.csv", "photograph,patient", "1,x", "a/1,y")
-    with pytest.raises(DataError, match=r"line 2: '1' may be a/1, b/1; write folder/name"):
+    with pytest.raises(DataError, match=r"line 2: '1' may be a/1, b/1; write its folder too"):
         assign_splits(["a/1", "b/1"], patients=path, val=0, test=0)
 
 
@@ -127,7 +175,6 @@ def test_csv_lacking_photographs_names_them_all_at_once(tmp_path):
             r"'training', expected one of train",
         ),
         (["photograph,patient,split", "1,x,train", "2,x,test"], r"'x' is in train .* and in test"),
-        (["photograph,patient,label", "1,x,../up", "2,y,"], r"no name of a folder"),
     ],
 )
 def test_csv_that_contradicts_itself_is_refused(tmp_path, lines, message):
@@ -143,9 +190,30 @@ def test_csv_that_cannot_be_read_is_refused(tmp_path):
         assign_splits(["a/1"], patients=tmp_path / "latin.csv")
 
 
+def test_every_split_asked_for_gets_a_patient():
+    ids = [f"a/{number}" for number in range(3)]
+    for shares in ((0.001, 0.001), (0.49, 0.49), (0.001, 0.9)):
+        reported = []
+        assigned = assign_splits(ids, val=shares[0], test=shares[1], report=reported.append)
+        assert {a.split for a in assigned.values()} == {"train", "val", "test"}
+        assert any("is moved there from" in line for line in reported)
+    # The patients whose hashes are nearest: as by a share that just reaches them.
+    many = [f"a/{number}" for number in range(30)]
+    moved = assign_splits(many, val=1e-9, test=1e-9)
+    (first,) = (id for id, a in moved.items() if a.split == "test")
+    (second,) = (id for id, a in moved.items() if a.split == "val")
+    share = next(n / 1e4 for n in range(1, 10_000) if hash_split(first, 0, n / 1e4) == "test")
+    within = {id for id in many if hash_split(id, 0, share) == "test"}
+    assert within == {first}
+    share = next(n / 1e4 for n in range(1, 10_000) if hash_split(second, 0, n / 1e4) == "test")
+    assert {id for id in many if hash_split(id, 0, share) == "test"} == {first, second}
+
+
 def test_empty_splits_are_refused_unless_wanted(tmp_path):
     with pytest.raises(DataError, match=r"split val is empty: .* --val 0"):
         assign_splits(["a/1"], val=0.01, test=0)
+    with pytest.raises(DataError, match=r"none of 2 patients can be put into it"):
+        assign_splits(["a/1", "a/2"])
     path = write(tmp_path / "p.csv", "photograph,patient,split", "1,x,train", "2,y,test")
     with pytest.raises(DataError, match="split val is empty"):
         assign_splits(["a/1", "a/2"], patients=path)
@@ -153,6 +221,104 @@ def test_empty_splits_are_refused_unless_wanted(tmp_path):
     assert [a.split for a in assigned.values()] == ["train", "test"]
     with pytest.raises(DataError, match="split train is empty"):
         assign_splits(["a/2"], patients=path, val=0)
+
+
+def test_strata_take_their_shares():
+    ids = [f"{label}/{i}" for label, n in (("many", 100), ("few", 20)) for i in range(n)]
+    assigned = assign_splits(ids, val=0.1, test=0.2, stratify="label")
+    counts = collections.Counter((a.label, a.split) for a in assigned.values())
+    assert counts == {
+        ("many", "train"): 70, ("many", "val"): 10, ("many", "test"): 20,
+        ("few", "train"): 14, ("few", "val"): 2, ("few", "test"): 4,
+    }  # fmt: skip
+    # Of many labels of two patients each, the splits take their shares together.
+    pairs = [f"{label}/{eye}" for label in range(200) for eye in "ab"]
+    counts = collections.Counter(
+        a.split for a in assign_splits(pairs, val=0.1, test=0.2, stratify="label").values()
+    )
+    # A fifth of 400 with a standard deviation of 7, a tenth with one of 6.
+    assert abs(counts["test"] - 80) < 35 and abs(counts["val"] - 40) < 30
+    with pytest.raises(UsageError, match="stratify 'camera': expected label"):
+        assign_splits(ids, stratify="camera")
+
+
+def test_strata_keep_patients_together_and_named_splits(tmp_path):
+    ids = [f"{label}/p{i}_{eye}" for i in range(30) for label, eye in (("a", "L"), ("b", "R"))]
+    lines = [f"{id},{id[2:-2]},{'val' if 'p7_' in id else ''}" for id in ids]
+    path = write(tmp_path / "p.csv", "photograph,patient,split", *lines)
+    assigned = assign_splits(ids, patients=path, val=0.2, test=0.2, stratify="label")
+    splits = {(a.patient, a.split) for a in assigned.values()}
+    assert len(splits) == 30 and ("p7", "val") in splits
+
+
+def test_copies_are_one_patient_where_nobody_knows():
+    copies = [["a/p001_L", "b/p050_R", "b/p099_L"], ["a/p002_L", "a/p002_R"]]
+    reported = []
+    assigned = assign_splits(MANY, copies=copies, val=0.4, test=0.3, report=reported.append)
+    for group in copies:
+        found = {(assigned[id].patient, assigned[id].split) for id in group}
+        assert found == {(group[0], hash_split(group[0], 0.4, 0.3))}
+    assert assigned["b/p050_R"].photograph == "b/p050_R"
+    (line,) = reported
+    assert line.startswith("3 photographs are copies of others")
+    assert "a/p001_L = b/p050_R = b/p099_L, a/p002_L = a/p002_R" in line
+
+
+def test_copies_of_different_patients_share_a_split():
+    copies = [["a/p001_L", "a/p050_R"], ["b/p050_L", "b/p099_L"]]
+    reported = []
+    options = {"patient_regex": r"(p\d+)_", "val": 0.4, "test": 0.3}
+    assigned = assign_splits(MANY, copies=copies, report=reported.append, **options)
+    together = ("p001", "p050", "p099")
+    assert {a.split for a in assigned.values() if a.patient in together} == {
+        hash_split("p001", 0.4, 0.3)
+    }
+    assert {assigned[f"a/{patient}_L"].patient for patient in together} == set(together)
+    assert reported[1].endswith("put into one split: p001 and p050 and p099")
+    # All others stay where they are.
+    before = assign_splits(MANY, **options)
+    assert all(assigned[id] == a for id, a in before.items() if a.patient not in together)
+
+
+def test_copies_follow_a_named_split_and_refuse_two(tmp_path):
+    header = "photograph,patient,split"
+    ids, copies = ["a/1", "b/2", "b/3"], [["a/1", "b/2"]]
+    path = write(tmp_path / "p.csv", header, "1,x,", "2,y,test", "3,z,train")
+    assigned = assign_splits(ids, patients=path, val=0, copies=copies)
+    assert [a.split for a in assigned.values()] == ["test", "test", "train"]
+    path = write(tmp_path / "p.csv", header, "1,x,train", "2,y,test", "3,z,train")
+    with pytest.raises(DataError, match=r"a/1 is in train and b/2 in test .* patients 'x', 'y'"):
+        assign_splits(ids, patients=path, val=0, copies=copies)
+    # By way of a third: x and z share one photograph, z and y another.
+    path = write(tmp_path / "p.csv", header, "1,x,train", "2,y,test", "3,z,", "4,z,")
+    with pytest.raises(DataError, match=r"b/4 is in train and b/2 in test"):
+        assign_splits([*ids, "b/4"], patients=path, val=0, copies=[["a/1", "b/3"], ["b/4", "b/2"]])
+
+
+def test_accents_in_either_form_are_one_name(tmp_path):
+    def form(kind, text):
+        return unicodedata.normalize(kind, text)
+
+    nfd = [form("NFD", f"é/Müller_{eye}") for eye in "LR"]
+    rows = [form("NFC", "é/Müller_L,Jörg,Größe,train"), form("NFD", "é/Müller_R,Jörg,Größe,")]
+    path = write(tmp_path / "p.csv", "photograph,patient,label,split", *rows)
+    for ids in (nfd, [form("NFC", id) for id in nfd]):
+        assigned = assign_splits(ids, patients=path, val=0, test=0)
+        assert list(assigned) == ids
+        assert [dataclasses.astuple(a) for a in assigned.values()] == [
+            (f"é/Müller_{eye}", "Jörg", "Größe", "train") for eye in "LR"
+        ]
+    mixed = [nfd[0], form("NFC", nfd[1])]
+    found = assign_splits(mixed, patient_regex=form("NFD", "(Müller)_"), val=0, test=0)
+    assert {a.patient for a in found.values()} == {"Müller"}
+    path = write(
+        tmp_path / "p.csv",
+        "photograph,patient,split",
+        form("NFC", "Müller_L,Jörg,train"),
+        form("NFD", "Müller_R,Jörg,test"),
+    )
+    with pytest.raises(DataError, match="patient 'Jörg' is in train .* and in test"):
+        assign_splits(nfd, patients=path, val=0)
 
 
 @pytest.mark.parametrize(("val", "test"), [(-0.1, 0.1), (0.5, 0.5), (0, 1)])

@@ -159,7 +159,7 @@ def test_tiles_may_be_in_a_bucket(bucket, tiny_data, tiny_tiles, tmp_path):
     assert there.fingerprint == here.fingerprint
     assert there.metadata == here.metadata
     assert there.photographs() == here.photographs()
-    options = {"patient_regex": "^([^_]+)", "report": lambda line: None}
+    options = {"patient_regex": "/([^_]+)", "report": lambda line: None}
     for root in (FolderBucket.root / "eyes" / "tiles", "gs://eyes/tiles"):
         (FolderBucket.root / "eyes" / "tiles" / "manifest.csv").unlink(missing_ok=True)
         build(root, tmp_path / f"tree{'://' in str(root)}", **options)

@@ -2,6 +2,7 @@ import collections
 import csv
 import json
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from data import cutting, cutting_run
 from data.errors import DataError, UsageError
 from data.failures import Failure
 from data.fov import FieldOfView, find_fov
+from data.fundus_tiles.collect import collect
 from data.images import list_images, read_image, write_image
 from data.manifest import read_manifest, read_photographs
 from data.synthetic import fundus_photograph, write_photographs
@@ -18,7 +20,7 @@ from data.tiling import make_tiles, tile_origins
 
 SIZE, TILE = 160, 48
 FAST = {"tile": TILE, "stride": 32, "workers": 1, "progress": False}
-SPLIT = {"patient_regex": r"^(\w\d+)_", "val": 0.25, "test": 0.25}
+SPLIT = {"patient_regex": r"(\w\d+)_", "val": 0.25, "test": 0.25}
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +278,7 @@ def test_patients_file_gives_labels_and_splits(tree, tmp_path):
     make_tiles(tree, tmp_path / "tiles", patients=table, **FAST)
     for row in read_photographs(tmp_path / "tiles/photographs.csv"):
         assert row.label == f"neu {row.photograph[-1]}"
-        assert row.photograph.startswith(row.label + "/")
+        assert row.photograph.split("/")[0] in ("gesund ü", "krank")  # The path all the same.
         assert row.split == splits[int(row.patient[1:]) % 3]
         assert row.path.endswith(f"{row.photograph.split('/')[1]}.png")
 
@@ -296,13 +298,110 @@ def test_each_photograph_is_its_own_patient_and_it_says_so(tree, tmp_path, capsy
 
 def test_names_that_collide_are_refused(tree, tmp_path):
     root = copy(tree, tmp_path)
-    shutil.copytree(root / "krank", root / "again" / "krank")
-    with pytest.raises(DataError, match=r"called 'krank/p01_L': .*p01_L\.png and .*p01_L\.png"):
-        make_tiles(root, tmp_path / "tiles", **SPLIT, **FAST)
-    shutil.rmtree(root / "again")
     Image.open(root / "krank/p01_L.png").save(root / "krank/p01_L.tif")
-    with pytest.raises(DataError, match=r"p01_L\.png and .*p01_L\.tif"):
+    with pytest.raises(DataError, match=r"called 'krank/p01_L'.*p01_L\.png and .*p01_L\.tif"):
         make_tiles(root, tmp_path / "tiles", **SPLIT, **FAST)
+    (root / "krank/p01_L.tif").rename(root / "krank/p77_L.tif")  # As the message says.
+    make_tiles(root, tmp_path / "tiles", **SPLIT, **FAST)
+    # Directly in the root a photograph is named as if it were in a folder of the root's name.
+    (root / root.name).mkdir()
+    for folder in (root, root / root.name):
+        write_image(folder / "p50_L.png", fundus_photograph(50, SIZE))
+    with pytest.raises(DataError, match=r"called 'photographs/p50_L'.*rename one of the two"):
+        make_tiles(root, tmp_path / "tiles", **SPLIT, **FAST)
+
+
+@pytest.mark.parametrize("name", ["overlays", "manifest.csv", "views.npy"])
+def test_folders_that_the_tiles_need_are_refused(tmp_path, name):
+    (tmp_path / "eyes" / name).mkdir(parents=True)
+    write_image(tmp_path / "eyes" / name / "p1.png", fundus_photograph(1, SIZE))
+    with pytest.raises(DataError, match=f"called '{name}' beside the tiles; rename that folder"):
+        make_tiles(tmp_path / "eyes", tmp_path / "tiles", val=0, test=0, **FAST)
+
+
+def _deep_tree(root):
+    """The same names at two sites, a photograph beside a folder of its name, one in the root."""
+    names = ["siteA/P1/OD", "siteB/P1/OD", "siteA/P1", "siteA/P2/OD", "P7_x"]
+    for seed, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        write_image(root / f"{name}.png", fundus_photograph(seed, SIZE))
+    return names
+
+
+def test_names_are_paths_below_the_root(tmp_path):
+    root = tmp_path / ".P3 eyes"
+    *deep, flat = _deep_tree(root)
+    out = tmp_path / "tiles"
+    options = {"patient_regex": r"(P\d)", "val": 0, "test": 0}
+    make_tiles(root, out, **options, **FAST)
+    found = {row.photograph: row for row in read_photographs(out / "photographs.csv")}
+    assert set(found) == {*deep, f"P3 eyes/{flat}"}
+    assert found["siteA/P1/OD"].label == "P1" and found["siteA/P1"].label == "siteA"
+    # The name of the root is not searched: P7, not P3.
+    assert {found[f"P3 eyes/{flat}"].patient, found["siteA/P2/OD"].patient} == {"P7", "P2"}
+    assert found[f"P3 eyes/{flat}"].label == "P3 eyes"
+    for row in read_manifest(out / "manifest.csv"):
+        stem = row.photograph.split("/")[-1]
+        assert row.tile == f"{row.photograph}/{stem}_y{row.y}_x{row.x}.png"
+        assert (out / row.tile).is_file()
+    # Nothing is missed by whoever looks for tiles.
+    assert collect(out).sizes.min() > 0
+
+
+def test_a_photograph_cut_again_keeps_the_tiles_in_folders_of_its_own(tmp_path):
+    root, out = tmp_path / "eyes", tmp_path / "tiles"
+    _deep_tree(root)
+    options = {"val": 0, "test": 0, "overlays": True}
+    make_tiles(root, out, **options, **FAST)
+    inner = sorted((out / "siteA/P1/OD").iterdir())
+    write_image(root / "siteA/P1.png", fundus_photograph(88, SIZE))
+    old = out / "siteA/P1/P1_y0_x0.png"
+    old.touch()
+    assert make_tiles(root, out, **options, **FAST).reused == 4
+    assert sorted((out / "siteA/P1/OD").iterdir()) == inner and not old.exists()
+    rows = read_manifest(out / "manifest.csv")
+    assert all((out / row.tile).stat().st_size for row in rows)
+    assert {path.relative_to(out / "overlays").as_posix() for path in list_images(out / "overlays")
+            } == {f"{row.photograph}.jpg" for row in rows}  # fmt: skip
+
+
+def test_copies_are_told_and_share_a_split(tree, tmp_path, capsys):
+    root = copy(tree, tmp_path)
+    for number in range(1, 9):
+        shutil.copyfile(root / "krank/p01_L.png", root / "gesund ü" / f"z{number}_L.png")
+    (root / "krank/empty_a.png").touch()
+    (root / "krank/empty_b.png").touch()
+    options = {**FAST, "progress": True, "val": 0.3, "test": 0.3}
+    make_tiles(root, tmp_path / "a", **options)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "byte for byte" in line)
+    assert line.startswith("8 photographs are copies of others")
+    assert "gesund ü/z1_L = gesund ü/z2_L" in line and "krank/p01_L" in line
+    assert "empty" not in line
+    rows = read_photographs(tmp_path / "a/photographs.csv")
+    copies = [row for row in rows if "/z" in row.photograph or row.photograph == "krank/p01_L"]
+    assert len(copies) == 9
+    assert len({(row.patient, row.split) for row in copies}) == 1
+    assert not collect(tmp_path / "a").patients_known
+    # By the expression they are nine patients.
+    make_tiles(root, tmp_path / "b", **{**SPLIT, "patient_regex": r"([a-z]+\d*)_"}, **FAST)
+    rows = read_photographs(tmp_path / "b/photographs.csv")
+    copies = [row for row in rows if row.patient[0] == "z" or row.patient == "p01"]
+    assert len({row.patient for row in copies}) == 9 and len({row.split for row in copies}) == 1
+    assert collect(tmp_path / "b").patients_known
+
+
+def test_names_in_tables_have_their_accents_composed(tmp_path):
+    name = unicodedata.normalize("NFD", "é")
+    for seed, folder in enumerate((name, "b")):
+        (tmp_path / "eyes" / folder).mkdir(parents=True)
+        path = tmp_path / "eyes" / folder / f"{name}{seed}_L.png"
+        write_image(path, fundus_photograph(seed, SIZE))
+    options = {"patient_regex": "([^/_]+)_", "val": 0, "test": 0}
+    make_tiles(tmp_path / "eyes", tmp_path / "tiles", **options, **FAST)
+    rows = read_photographs(tmp_path / "tiles/photographs.csv")
+    assert {(row.photograph, row.patient, row.label) for row in rows} == {
+        ("é/é0_L", "é0", "é"), ("b/é1_L", "é1", "b")}  # fmt: skip
+    assert make_tiles(tmp_path / "eyes", tmp_path / "tiles", **options, **FAST).reused == 2
 
 
 def test_empty_tree_is_refused(tmp_path):

@@ -59,7 +59,7 @@ def refused(command, capsys, message) -> int:
 
 def test_photographs_to_dataset(photographs, tmp_path, capsys):
     tiles, data_dir = tmp_path / "tiles", tmp_path / "data"
-    options = ["--patient_regex", "^(p[0-9]+)", *TILING]
+    options = ["--patient_regex", "/(p[0-9]+)", *TILING]
     command = ["make-tiles", "--photographs", str(photographs), "--out", str(tiles), *options]
     assert main(command) == 0
     said = capsys.readouterr().out
@@ -106,9 +106,14 @@ def test_photographs_that_cannot_be_used_are_told_and_the_others_cut(photographs
     [
         ([], 2, "no word on patients.*--patient_regex.*--patients_unknown"),
         (["--patient_regex", "("], 2, "is no regular expression"),
-        (["--patient_regex", "zzz"], 1, "finds no patient in 10 of 10 photographs"),
+        (
+            ["--patient_regex", "zzz"],
+            1,
+            "finds no patient in 10 of 10 .* for example in 'hrf/p0_L ö'",
+        ),
         (["--patients_unknown", "--val", "1"], 2, "val 1.0 and test 0.3"),
-        (["--patients_unknown", "--test", "0.0001"], 1, "split test is empty"),
+        (["--patients_unknown", "--stratify", "age"], 2, "invalid choice: 'age'"),
+        (["--patient_regex", "^(hrf)"], 1, "split val is empty: none of 1 patients"),
         (["--patients_unknown", "--max_rejected", "2"], 2, "expected a share from 0 to 1"),
         (["--patients_unknown", "--workers", "0"], 2, "workers 0: expected at least 1"),
         (["--patients_unknown", "--file_format", "zip"], 2, "invalid choice: 'zip'.*--help"),
@@ -120,7 +125,14 @@ def test_build_refuses(tree, tmp_path, capsys, options, code, message):
     assert not (tmp_path / "d").exists()
 
 
-@pytest.mark.parametrize("options", [["--patients_unknown"], ["--patient_regex", "^(p.)"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--patients_unknown"],
+        ["--patient_regex", "/(p.)"],
+        ["--patient_regex", "/(p.)", "--stratify", "label"],
+    ],
+)
 def test_build_of_a_tree_without_manifest(tree, tmp_path, capsys, options):
     command = ["build", "--tiles", str(tree), "--data_dir", str(tmp_path / "d"), *SPLITS, *options]
     assert main(command) == 0

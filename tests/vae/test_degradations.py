@@ -11,6 +11,7 @@ from skimage import data as bundled
 
 from data.images import read_image, write_image
 from vae.cli import main
+from vae.inference.contact_sheet import contact_sheet
 from vae.training.degradations import DEGRADATIONS, GAMMA, REACH, Place, degrade
 
 SIDE = 64
@@ -161,3 +162,15 @@ def test_contact_sheet_of_a_photograph(tmp_path, capsys):
     assert refused(tmp_path / "eye.png", "--out", tmp_path / "sheet.txt")[0] == 2
     assert refused(tmp_path / "eye.png", "--out", tmp_path / "none" / "sheet.png")[0] == 2
     assert refused(tmp_path / "eye.png", "--out", out, "--seed", "-1")[0] == 2
+
+
+def test_contact_sheet_shows_nothing_outside_the_field_of_view():
+    photograph = bundled.retina()[::3, ::3].copy()
+    clean = contact_sheet(photograph)
+    photograph[:25, :60] = 255  # A name in a corner.
+    photograph[-20:, -70:] = (0, 255, 0)
+    np.testing.assert_array_equal(contact_sheet(photograph), clean)
+    # Black in each panel of a whole photograph: haze is over the eye alone.
+    whole = 24 + 244 * list(DEGRADATIONS).index("haze")
+    assert not clean[whole : whole + 20, 120 + 244 * 4 :][:, :20].any()
+    assert clean[whole + 120, 120 + 244 * 4 + 120].min() > 30

@@ -4,15 +4,19 @@ import csv
 import math
 import resource
 
+import cv2
 import jax
 import numpy as np
 import pytest
 from PIL import Image
+from skimage import data as bundled
 
 import vae
 from configs import enhance256
 from data.errors import DataError
-from data.fov import UNKNOWN, FieldOfView
+from data.fov import UNKNOWN, FieldOfView, find_fov
+from data.images import read_image
+from data.inputs import open_inputs
 from data.views import photograph_view, place_of
 from tests.data.test_images import swapped_profile
 from vae.cli import main
@@ -234,13 +238,49 @@ def test_every_kind_of_file(exported, tmp_path, capsys):
     assert "error: 3 of 10 images failed" in errors and "Traceback" not in errors
     done = {path.stem for path in (out / "enhanced").iterdir()}
     assert done == {"plain", "auge-ü", "grey", "alpha", "cmyk", "deep", "tiny"}
-    # Without a field of view all of it is enhanced; of one colour alone the same as of three.
+    # Without a field of view all of it is enhanced, but for what is grey.
     with (out / "enhanced.csv").open(encoding="utf-8") as file:
-        assert {row["fov"] for row in csv.DictReader(file)} == {"lit region"}
+        rows = {row["id"]: row for row in csv.DictReader(file)}
+    assert {row["fov"] for row in rows.values()} == {"lit region"}
+    assert {name for name in rows if rows[name]["note"]} == {"grey", "deep"}
     opened = {name: np.asarray(Image.open(out / "enhanced" / f"{name}.png")) for name in done}
     np.testing.assert_array_equal(opened["plain"], opened["auge-ü"])
     np.testing.assert_array_equal(opened["plain"], opened["alpha"])
+    np.testing.assert_array_equal(opened["grey"], read_image(folder / "grey.png"))
     assert opened["tiny"].shape == (5, 7, 3) and opened["deep"].dtype == np.uint8
+
+
+def test_photographs_of_one_colour_are_left_as_they_are(exported, model, tmp_path, capsys):
+    photograph = cv2.resize(bundled.retina(), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    green = np.repeat(photograph[..., 1:2], 3, axis=-1)
+    # Text of another colour outside the field of view is no colour of the eye.
+    green[:20, :40] = (255, 255, 0)
+    fov = find_fov(green)
+    np.testing.assert_array_equal(model.enhance(green, fov), green)
+    assert not model.uncertainty(green, fov, samples=2).any()
+    assert (model.enhance(photograph, fov) != photograph).any()
+
+    folder, out = tmp_path / "eyes", tmp_path / "out"
+    folder.mkdir()
+    # Large enough for a field of view to be searched.
+    for name, image in (("colour", photograph), ("grey", green)):
+        large = cv2.resize(image, (400, 400), interpolation=cv2.INTER_AREA)
+        Image.fromarray(large).save(folder / f"{name}.png")
+    arguments = ["--model", str(exported), "--out", str(out), "--uncertainty"]
+    assert main(["enhance", str(folder), *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = (line for line in lines if line.startswith("grey"))
+    note = "one colour only (grey, red-free or angiogram): left as it is"
+    assert line == f"grey  400 x 400  {note}"
+    with (out / "enhanced.csv").open() as file:
+        colour, grey = csv.DictReader(file)
+    assert grey["note"] == note and colour["note"] == ""
+    assert float(grey["largest_change"]) == float(grey["mean_uncertainty"]) == 0
+    assert float(colour["largest_change"]) > 0 and float(colour["mean_uncertainty"]) > 0
+    (item,) = open_inputs([folder / "grey.png"]).read()
+    after = read_image(out / "enhanced" / "grey.png")
+    assert item.fov.known
+    np.testing.assert_array_equal(after, item.inside())
 
 
 def test_a_colour_profile_is_followed(exported, tmp_path):

@@ -24,7 +24,8 @@ def _add_make_tiles(commands) -> None:
         "  fundus-vae make-tiles --photographs eyes --out tiles --patients patients.csv",
     )
     add = parser.add_argument
-    add("--photographs", required=True, metavar="DIR", help="their folder is their label")
+    add("--photographs", required=True, metavar="DIR",
+        help="with subfolders; a photograph's folder is its label")  # fmt: skip
     add("--out", required=True, metavar="DIR", help="new, or begun by the same command")
     add("--tile", type=int, default=256, metavar="PIXELS", help="side of a tile (256)")
     add("--stride", type=int, default=128, metavar="PIXELS", help="between tiles (128)")
@@ -54,7 +55,12 @@ def _add_build(commands) -> None:
         "--beam_options=runner=SparkRunner,...",
     )
     add = parser.add_argument
-    add("--tiles", required=True, metavar="DIR", help="of make-tiles, or LABEL/PHOTOGRAPH/*.png")
+    add(
+        "--tiles",
+        required=True,
+        metavar="DIR",
+        help="of make-tiles, or [...]/LABEL/PHOTOGRAPH/*.png",
+    )
     add("--data_dir", required=True, metavar="DIR", help="where the dataset goes")
     add("--file_format", choices=("tfrecord", "array_record"), default="tfrecord",
         help="tfds's other format")  # fmt: skip
@@ -72,11 +78,15 @@ def _add_build(commands) -> None:
 
 def _add_split_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--patients", metavar="CSV", help="columns photograph, patient[, label, split]")
-    add("--patient_regex", metavar="REGEX", help="its first group in the file name is the patient")
+    add("--patients", metavar="CSV",
+        help="columns photograph (name or path below DIR), patient[, label, split]")  # fmt: skip
+    add("--patient_regex", metavar="REGEX",
+        help="its first group is the patient, in the path below DIR without the suffix: (P\\d+)_ "
+        "finds P07 in hrf/P07_L and in site/P07_1/OD")  # fmt: skip
     add("--patients_unknown", action="store_true", help="accept that nobody knows; tables say so")
     add("--val", type=float, default=0.1, metavar="SHARE", help="of the patients (0.1)")
     add("--test", type=float, default=0.1, metavar="SHARE", help="of the patients (0.1)")
+    add("--stratify", choices=("label",), help="take these shares of each label's patients")
 
 
 def _make_tiles(**options) -> int:

@@ -28,7 +28,9 @@ def add(commands) -> None:
         "  DIR/comparisons/   before, after and what was changed side by side\n"
         "  DIR/changes/       what was changed and by how much, pixel for pixel\n"
         "  DIR/uncertainty/   with --uncertainty: how far off it may be\n"
-        "  DIR/enhanced.csv   how much was changed\n\n" + NOT_FOR_DIAGNOSIS,
+        "  DIR/enhanced.csv   how much was changed\n\n"
+        "Photographs of one colour only (grey, red-free, angiograms) are left as they are.\n"
+        + NOT_FOR_DIAGNOSIS,
         epilog="examples:\n"
         "  fundus-vae enhance eye.jpg --out result\n"
         "  fundus-vae enhance photographs/ --out result --strength 0.5 --uncertainty",
@@ -97,11 +99,11 @@ def _enhance(
         for result in written:
             (failures if isinstance(result, Failure) else rows).append(result)
             if not isinstance(result, Failure):
-                print(
-                    f"{result['id']}  {result['width']} x {result['height']}  changed by "
-                    f"{result['mean_change']:.1f} grey levels on average, "
+                done = result["note"] or (
+                    f"changed by {result['mean_change']:.1f} grey levels on average, "
                     f"{result['share_changed']:.0%} of it by more than {enhanced_files.CHANGED}"
                 )
+                print(f"{result['id']}  {result['width']} x {result['height']}  {done}")
     except KeyboardInterrupt:
         print(f"interrupted; {len(rows):,} of {len(photographs):,} photographs are written to "
               f"{out}; the same command begins anew", file=sys.stderr)  # fmt: skip

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UsageError
+from data.names import composed
 
 MOST = 10_000_000  # tiles; more is a slip of the finger
 NOBODY = "These tiles are of no person's eye. Not for diagnosis, nor as evidence of anything."
@@ -205,7 +206,7 @@ def _check(n: int, how: dict[str, Any]) -> None:
 
 def _check_label(sampler, how: dict[str, Any]) -> None:
     label = how["label"]
-    if label is not None and label not in sampler.labels:
+    if label is not None and composed(label) not in sampler.labels:
         known = ", ".join(sampler.labels) or "none, it was trained without"
         raise UsageError(f"--label {label}: this prior knows {known}")
     if how["guidance"] != 1 and label is None:

@@ -17,6 +17,8 @@ _LABEL, _TEXT = 120, 14
 def contact_sheet(photograph: np.ndarray, seed: int = 0) -> np.ndarray:
     """A row for each degradation, a column for each of `SEVERITIES`, as of one photograph.
 
+    Outside a known field of view, where dates and names are burned in, the sheet is black.
+
     Args:
       photograph: uint8 [H, W, 3], sides of at least `PANEL`.
       seed: Of all that is drawn.
@@ -33,6 +35,8 @@ def contact_sheet(photograph: np.ndarray, seed: int = 0) -> np.ndarray:
     fov = find_fov(photograph)
     centre = (fov.y, fov.x, fov.radius) if fov.known else (height / 2, width / 2, width / 2)
     mask, key = fov_mask(fov, photograph), jax.random.key(seed)
+    if fov.known:
+        photograph = np.where(mask[..., None], photograph, np.uint8(0))
     top = int(np.clip(centre[0] - PANEL / 2, 0, height - PANEL))
     left = int(np.clip(centre[1] - PANEL / 2, 0, width - PANEL))
     # Reduced first, to the size of a panel: what lies over the whole photograph stays what it is.

@@ -78,7 +78,8 @@ class Sources:
 
     def _photograph_row(self, row: Row) -> PhotographRow | None:
         path = Path(row.path)
-        for folder in (path, *path.parents[:4]):  # LABEL/PHOTOGRAPH/TILE below the table
+        depth = row.photograph.count("/") + 3  # PHOTOGRAPH, a path, and TILE below the table
+        for folder in (path, *path.parents[:depth]):
             if (folder / PHOTOGRAPHS).is_file():
                 if folder not in self._tables:
                     table = read_photographs(folder / PHOTOGRAPHS)

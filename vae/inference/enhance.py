@@ -21,6 +21,7 @@ from data.fov import FieldOfView
 from data.views import photograph_view, place_of
 from vae import weights
 from vae.inference.model import batch_size
+from vae.inference.one_colour import is_one_colour
 from vae.inference.windows import filter_windows
 from vae.metrics import to_float
 from vae.models.layers import depth_to_space, space_to_depth
@@ -66,12 +67,16 @@ class EnhancementModel:
           strength: Between 0, nothing is changed, and 1.
 
         Returns:
-          uint8 [H, W, 3]; outside a known field of view as it was.
+          uint8 [H, W, 3]; outside a known field of view as it was. A photograph of one colour
+          (`vae.inference.one_colour`), of which the model learned nothing, is all as it was.
 
         Raises:
           ValueError: Another shape or dtype, or a strength outside [0, 1].
         """
         _check_strength(strength)
+        _check(photograph)
+        if is_one_colour(photograph, fov):
+            return photograph.copy()
         made = self._windows(self._sharp(photograph, fov))
         return _mixed(photograph, made, _inside(photograph, fov), strength)
 
@@ -89,7 +94,8 @@ class EnhancementModel:
 
         Returns:
           float32 [H, W]: a standard deviation in grey levels, root mean square over R, G, B; 0
-          outside a known field of view. The samples' part is each pixel's, the tone's
+          outside a known field of view, and of a photograph of one colour, which is left as it is.
+          The samples' part is each pixel's, the tone's
           (`vae.models.tone.usual_error`, of the weights that ship) the whole photograph's.
 
         Raises:
@@ -97,6 +103,9 @@ class EnhancementModel:
         """
         if samples < 2:
             raise ValueError(f"samples {samples}: expected at least 2")
+        _check(photograph)
+        if is_one_colour(photograph, fov):
+            return np.zeros(photograph.shape[:2], np.float32)
         sharp = self._sharp(photograph, fov)
         mean = np.zeros_like(sharp)
         square = np.zeros_like(sharp)
@@ -172,7 +181,6 @@ class EnhancementModel:
 
     def _toned(self, photograph: np.ndarray, fov: FieldOfView) -> np.ndarray:
         """After the tone stage, float32 [H, W, 3] in about [-1, 1]; black outside."""
-        _check(photograph)
         height, width = photograph.shape[:2]
         inside = np.where(_inside(photograph, fov)[..., None], photograph, np.uint8(0))
         view = photograph_view(photograph, fov)[None]

@@ -11,6 +11,7 @@ from data.failures import Failure, failure_of
 from data.inputs import Inputs, Item
 from vae.inference import pictures
 from vae.inference.enhance import EnhancementModel
+from vae.inference.one_colour import NOTE, is_one_colour
 from vae.inference.reconstruct import file_name, write_in_order, write_picture
 
 ENHANCED, COMPARISONS, CHANGES, UNCERTAINTY = FOLDERS = (
@@ -35,12 +36,14 @@ class Enhancement:
       image: uint8 [H, W, 3], black outside a known field of view.
       output: uint8 [H, W, 3].
       uncertainty: float32 [H, W] in grey levels, or None.
+      note: The reason why nothing was changed, or "".
     """
 
     item: Item
     image: np.ndarray
     output: np.ndarray
     uncertainty: np.ndarray | None
+    note: str = ""
 
 
 def enhance_inputs(
@@ -79,7 +82,8 @@ def _enhance(model: EnhancementModel, item: Item, strength: float, samples: int)
     image = item.inside()
     output = item.inside(model.enhance(image, item.fov, strength=strength))
     uncertainty = model.uncertainty(image, item.fov, samples=samples) if samples else None
-    return Enhancement(item, image, output, uncertainty)
+    note = NOTE if is_one_colour(image, item.fov) else ""
+    return Enhancement(item, image, output, uncertainty, note)
 
 
 def write_enhancements(
@@ -145,6 +149,6 @@ def write_enhancements(
             write_picture(out / UNCERTAINTY / name, picture, {**origin, "scale": scale})
             sure = result.uncertainty[mask] if mask.any() else inside
             row["mean_uncertainty"] = round(float(sure.mean()), 3)
-        return row | {"label": item.label} | origin
+        return row | {"label": item.label, "note": result.note} | origin
 
     yield from write_in_order(results, write, lambda result: 4 * result.image.nbytes)

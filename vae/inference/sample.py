@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data.errors import DataError, UsageError
+from data.names import composed
 from vae import weights
 from vae.inference.model import Model
 from vae.models import LatentFlow
@@ -43,7 +44,7 @@ class Sampler:
         self.side: int = model.tile_size or config.data.crop
         if prior is None and model.tile_size is None:
             self.side = config.data.size
-        self.labels: tuple[str, ...] = tuple(config.model.get("labels", ()))
+        self.labels: tuple[str, ...] = tuple(map(composed, config.model.get("labels", ())))
         self.steps: int = config.prior.sample_steps if prior else 0
         if prior is not None:
             module, variables = make_model(prior.config), jax.device_put(prior.variables)
@@ -145,6 +146,7 @@ class Sampler:
             raise UsageError(f"method {method!r} is none of {', '.join(METHODS)}")
         if steps < 1:
             raise UsageError(f"steps {steps}: expected at least 1")
+        label = None if label is None else composed(label)
         if label is not None and label not in self.labels:
             known = ", ".join(self.labels) or "none: it was trained without"
             raise UsageError(f"label {label!r} is none of this prior's ({known})")

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from data.names import composed
 from vae.metrics import to_float
 from vae.models.prior import LatentFlow, deviations
 from vae.models.spectrum import Spectrum, bands, fit_spectrum, octaves
@@ -158,5 +159,5 @@ def spectrum_of(autoencoder: SavedModel, tiles: Iterable[np.ndarray], size: int)
 
 def label_numbers(names: np.ndarray, labels: tuple[str, ...]) -> np.ndarray:
     """Names str [B] -> int32 [B], as `LatentFlow` counts them; 0 for those it cannot be told."""
-    places = {label: place for place, label in enumerate(labels, 1)}
-    return np.array([places.get(str(name), 0) for name in names], np.int32)
+    places = {composed(label): place for place, label in enumerate(labels, 1)}
+    return np.array([places.get(composed(str(name)), 0) for name in names], np.int32)

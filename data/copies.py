@@ -1,0 +1,58 @@
+"""Files of the same content under several names."""
+
+import collections
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+_CHUNK = 1 << 20
+
+Name = TypeVar("Name")
+
+
+def find_copies(files: Mapping[Name, str | os.PathLike]) -> list[list[Name]]:
+    """Groups the files that are the same byte for byte.
+
+    Only files of equal size are read. Empty files and files that cannot be read are in no group:
+    they are no photographs, and whoever reads them says so.
+
+    Args:
+      files: Path of each file, by its name.
+
+    Returns:
+      The names of each group of two or more, in the order of `files`.
+    """
+    sizes = _grouped((name, _size(path)) for name, path in files.items())
+    return [
+        group
+        for same_size in sizes
+        for group in _grouped((name, _digest(files[name])) for name in same_size)
+    ]
+
+
+def _grouped(keys: Iterable[tuple[Name, int | bytes | None]]) -> list[list[Name]]:
+    """Names of equal keys, two and more; a key of 0 or None is equal to no other."""
+    groups: dict[int | bytes, list[Name]] = collections.defaultdict(list)
+    for name, key in keys:
+        if key:
+            groups[key].append(name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def _size(path: str | os.PathLike) -> int | None:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None
+
+
+def _digest(path: str | os.PathLike) -> bytes | None:
+    digest = hashlib.blake2b(digest_size=32)
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except OSError:
+        return None
+    return digest.digest()
