@@ -14,7 +14,7 @@ from data.cutting import Cut, Job, Record, finished, tile_origins
 from data.cutting_run import estimate, format_bytes, format_time, run
 from data.errors import DataError, UsageError
 from data.files import replacing, write_beside
-from data.images import list_images
+from data.finding import list_images
 from data.manifest import (
     MANIFEST,
     PHOTOGRAPHS,

@@ -7,7 +7,8 @@ import pytest
 from PIL import ImageCms
 
 from data.errors import DataError
-from data.images import decode_image, list_images
+from data.finding import list_images
+from data.images import decode_image
 
 pydicom = pytest.importorskip("pydicom", minversion="3")
 

@@ -6,7 +6,8 @@ from PIL import Image, ImageCms
 
 from data.errors import DataError, UsageError
 from data.files import write_beside
-from data.images import decode_image, list_images, read_image, write_image
+from data.finding import list_images
+from data.images import decode_image, read_image, write_image
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (24, 36, 3), dtype=np.uint8)
 

@@ -9,8 +9,9 @@ from PIL import Image
 
 from data import cutting, cutting_run
 from data.errors import DataError, UsageError
+from data.finding import list_images
 from data.fov import FieldOfView, find_fov
-from data.images import list_images, read_image, write_image
+from data.images import read_image, write_image
 from data.manifest import read_manifest, read_photographs
 from data.synthetic import fundus_photograph, write_photographs
 from data.tiling import make_tiles, tile_origins
