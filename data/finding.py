@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import os
 from pathlib import Path
+from typing import NoReturn
 
 from data import dicom, limits
 from data.errors import DataError
@@ -56,7 +57,7 @@ def find_images(root: str | os.PathLike) -> Found:
     if not root.is_dir():
         raise DataError(f"{root}: no such directory; expected a folder of images")
     visited, paths, left_out = set(), [], collections.Counter()
-    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_refuse_folder):
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=refuse_folder):
         real = os.path.realpath(folder)
         if real in visited:
             subfolders.clear()
@@ -73,8 +74,8 @@ def find_images(root: str | os.PathLike) -> Found:
             ):
                 require_utf8(path)
                 paths.append(Path(folder, name))
-            elif name not in _OUR_FILES:
-                left_out[suffix_of(name)] += 1
+            else:
+                count_left_out(name, left_out)
     found = Found(sorted(paths), left_out)
     if not paths:
         others = found.left_out_line()
@@ -83,6 +84,12 @@ def find_images(root: str | os.PathLike) -> Found:
             + (f"; {others}" if others else "")
         )
     return found
+
+
+def count_left_out(name: str, left_out: collections.Counter[str]) -> None:
+    """Counts a file that is no image, unless it is one of the lists that this program writes."""
+    if os.path.basename(name) not in _OUR_FILES:
+        left_out[suffix_of(name)] += 1
 
 
 def list_images(root: str | os.PathLike) -> list[Path]:
@@ -115,7 +122,12 @@ def _begins_as_image(path: str) -> bool:
     return dicom.is_dicom(beginning) or beginning.startswith(_BEGINNINGS)
 
 
-def _refuse_folder(error: OSError) -> None:
+def refuse_folder(error: OSError) -> NoReturn:
+    """Turns the error of listing a folder into one for a person.
+
+    Raises:
+      DataError: Always.
+    """
     raise DataError(
         f"{error.filename}: this folder cannot be read: {error.strerror}; expected readable"
         " folders of images"

@@ -4,6 +4,7 @@ import functools
 import io
 import os
 import re
+import struct
 from pathlib import Path
 
 import cv2
@@ -282,6 +283,21 @@ def _to_srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform 
     colours = colours.reshape(*colours.shape[:2], -1)  # Grey compares with all three channels.
     change = np.abs(converted.astype(int) - colours).max()
     return transform if change > _SAME_COLOUR else None
+
+
+def require_encoded_size(encoded: bytes, name: str) -> None:
+    """Refuses a PNG or JPEG file of too many pixels by its header; others pass.
+
+    Raises:
+      DataError: The picture is larger than the limit.
+    """
+    size = None
+    if encoded.startswith(_PNG_SIGNATURE) and len(encoded) >= _PNG_BIT_DEPTH_AT:
+        size = struct.unpack_from(">II", encoded, _PNG_BIT_DEPTH_AT - 8)
+    elif encoded.startswith(b"\xff\xd8"):
+        size = jpeg.size(encoded)
+    if size:
+        limits.require_pixels(*size, name)
 
 
 def encode_image(image: np.ndarray, suffix: str, quality: int = 95) -> bytes:

@@ -9,6 +9,7 @@ import concurrent.futures
 import dataclasses
 import itertools
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,9 +18,10 @@ import numpy as np
 
 from data.cores import available_cores
 from data.errors import DataError, UsageError
+from data.finding import find_images, without_suffix
 from data.fov import UNKNOWN, FieldOfView, find_fov, fov_mask
 from data.fundus_tiles import NAME
-from data.images import IMAGE_SUFFIXES, iterate_images, read_image, require_utf8
+from data.images import IMAGE_SUFFIXES, read_image, require_utf8
 from data.manifest import MANIFEST, TileRow, iterate_manifest
 from data.splits import SPLITS
 
@@ -197,10 +199,10 @@ def _open(path: str, split: str | None) -> list["_Files | _Records"]:
             raise DataError(f"{folder / MANIFEST}: no tiles of split {split}")
         return [_Files(path, [row.tile for row in rows], rows)]
     _refuse_split(path, split)
-    files = sorted(os.path.relpath(file, path) for file in iterate_images(folder))
-    if not files:
-        raise DataError(f"{path}: no images; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
-    return [_Files(path, files)]
+    found = find_images(folder)
+    if left_out := found.left_out_line():
+        print(f"{path}: {left_out}", file=sys.stderr, flush=True)
+    return [_Files(path, sorted(os.path.relpath(file, path) for file in found.paths))]
 
 
 def _open_dataset(path: str, split: str | None) -> list["_Records"]:
@@ -248,7 +250,7 @@ class _Files:
         if self._rows is not None:
             return self._rows[number].tile_id
         path = self._paths[number] if self._root else os.path.basename(self._paths[number])
-        return os.path.splitext(path)[0].replace(os.sep, "/")
+        return without_suffix(path).replace(os.sep, "/")
 
     def names(self) -> Iterator[str]:
         return map(self.name, range(len(self)))

@@ -14,7 +14,7 @@ from data.cutting import Cut, Job, Record, finished, tile_origins
 from data.cutting_run import estimate, format_bytes, format_time, run
 from data.errors import DataError, UsageError
 from data.files import replacing, write_beside
-from data.finding import list_images
+from data.finding import find_images, without_suffix
 from data.manifest import (
     MANIFEST,
     PHOTOGRAPHS,
@@ -135,7 +135,10 @@ def make_tiles(
     if out.is_relative_to(root) or root.is_relative_to(out):
         raise UsageError(f"{out} and the photographs in {root}: neither may lie in the other")
 
-    files = _by_id(list_images(root))
+    found = find_images(root)
+    files = _by_id(found.paths)
+    if left_out := found.left_out_line():
+        say(f"{root}: {left_out}")
     assigned = assign_splits(
         list(files), patients=patients, patient_regex=patient_regex, val=val, test=test, report=say
     )
@@ -198,7 +201,7 @@ def _check_options(cut: Cut, file_format: str, limit: int | None, workers: int |
 def _by_id(paths: Sequence[Path]) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in paths:
-        id = f"{path.parent.name}/{path.stem}"
+        id = f"{path.parent.name}/{without_suffix(path.name)}"
         if (other := files.setdefault(id, path)) is not path:
             raise DataError(
                 f"two photographs are called {id!r}: {other} and {path}; rename one of them or"
