@@ -244,14 +244,14 @@ def _picture(page: TiffPage, samples: np.ndarray, name: str) -> Picture:
 
 def _colour_map(page: TiffPage) -> np.ndarray:
     """The palette: uint8 `[2 ** bits, 3]`."""
-    colours = np.asarray(page.tags.valueof("ColorMap") or ())
+    colours = np.asarray(page.tags.valueof("ColorMap", ()))
     if colours.size != 3 << page.bitspersample:
         raise ValueError(
             f"TIFF tag ColorMap of {colours.size} values, expected {3 << page.bitspersample}"
         )
     colours = colours.reshape(3, -1).T
-    # Some writers fill in values of 8 bits; readers since libtiff take them for that.
-    return pixels.scaled(colours, 65535 if colours.max() > 255 else 255).astype(np.uint8)
+    # Writers multiply values of 8 bits by 256 or by 257, and some by nothing.
+    return (colours >> 8 if colours.max() > 255 else colours).astype(np.uint8)
 
 
 def _named(value: int) -> str:
@@ -260,5 +260,6 @@ def _named(value: int) -> str:
 
 def _refused(name: str, tag: str, found: object, expected: object) -> DataError:
     return DataError(
-        f"{name}: TIFF tag {tag} is {found}; expected {expected}; convert the file to plain RGB"
+        f"{name}: TIFF tag {tag} is {found}; expected {expected}; convert the file to RGB of 8 or"
+        " 16 bits"
     )
