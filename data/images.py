@@ -140,7 +140,7 @@ def _decode_jpeg(encoded: bytes, name: str) -> Picture:
     """
     if size := jpeg.size(encoded):
         limits.require_pixels(*size, name)
-    space = simplejpeg.decode_jpeg_header(encoded)[2].upper()
+    space = simplejpeg.decode_jpeg_header(encoded, strict=False)[2].upper()
     if space in ("CMYK", "YCCK"):
         encoded, values = jpeg.whole(encoded), None
     else:

@@ -20,7 +20,7 @@ from data.fundus_tiles.collect import collect
 from data.fundus_tiles.encoded import prepare
 from data.images import decode_image, read_image, require_encoded_size
 from data.inputs import Failure, open_inputs
-from tests.data.test_images import PICTURE, encode
+from tests.data.test_images import PICTURE, chunk, encode
 
 # Reads files and prints the reason of each, and by how many MB the memory grew.
 _READ = """
@@ -65,11 +65,6 @@ def read_apart(paths, **environment) -> tuple[dict[str, str], float, str]:
     return {Path(path).name: reason for path, reason in reasons.items()}, grown, done.stderr
 
 
-def png_chunk(kind: bytes, content: bytes) -> bytes:
-    crc = zlib.crc32(kind + content)
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
-
-
 def jpeg_of(side: int, **options) -> bytes:
     """A JPEG file whose header says another size than its data."""
     encoded = bytearray(encode(Image.fromarray(PICTURE), "JPEG", **options))
@@ -112,9 +107,9 @@ def giants() -> dict[str, bytes]:
         "a.jpg": jpeg_of(65_500),
         "b.jpg": jpeg_of(65_500, progressive=True),
         "c.png": b"\x89PNG\r\n\x1a\n"
-        + png_chunk(b"IHDR", header)
-        + png_chunk(b"IDAT", zlib.compress(bytes(10**6)))
-        + png_chunk(b"IEND", b""),
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(10**6)))
+        + chunk(b"IEND", b""),
         "d.j2k": bytes(jp2),
         "e.bmp": bytes(bmp),
         "f.gif": bytes(gif),
