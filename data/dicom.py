@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import imagecodecs
 import numpy as np
 
-from data import jpeg, jpeg2000, limits, pixels, quiet
+from data import jpeg, jpeg2000, limits, pixels
 from data.errors import DataError
 from data.pixels import Picture
 
@@ -100,7 +100,6 @@ def decode_dicom(encoded: bytes, name: str) -> Picture:
         raise DataError(
             f"{name}: a DICOM file, which pydicom reads: pip install 'fundus-vae[dicom]'"
         ) from None
-    quiet.silence()
     try:
         dataset = _read(encoded, name)
         stored = _require_readable(dataset, name)
@@ -214,10 +213,8 @@ def _stored_values(dataset: "Dataset", name: str) -> np.ndarray:
             dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
             dataset.PlanarConfiguration = 1
         else:
-            if jpeg2000.is_jpeg2000(frame):
-                found = tuple(jpeg2000.header(frame) or ())[:2]
-            else:
-                found = jpeg.size(frame) or ()
+            codec = jpeg2000 if jpeg2000.is_jpeg2000(frame) else jpeg
+            found = tuple(codec.header(frame) or ())[:2]
             if found != (dataset.Columns, dataset.Rows):
                 raise DataError(
                     f"{name}: its compressed picture is {' x '.join(map(str, found)) or 'of no'}"

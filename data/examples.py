@@ -8,6 +8,7 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data import fov, records
+from data.errors import DataError
 from data.images import require_encoded_size
 from data.record_files import damaged
 from data.views import place_of
@@ -58,7 +59,10 @@ class Example:
           DataError: The record holds no image, or one of more pixels than the limit.
         """
         encoded = self._features["image"].bytes_list.value[0]
-        require_encoded_size(encoded, str(self._place[0].locate(self._place[1])[0]))
+        try:
+            require_encoded_size(encoded, "its image")
+        except DataError as error:
+            raise self._damaged(f"is refused: {error}") from None
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
         if image is None:
             raise self._damaged("holds no image")

@@ -6,14 +6,13 @@ import os
 from pathlib import Path
 from typing import NoReturn
 
-from data import dicom, limits
+from data import dicom, jpeg2000, limits, tiff
 from data.errors import DataError
 from data.failures import REJECTED
 from data.images import IMAGE_SUFFIXES, require_utf8
 from data.manifest import MANIFEST, PHOTOGRAPHS
 from data.views import VIEWS
 
-_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*", b"GIF8", b"BM", b"RIFF")
 # Ours beside the images of a folder, not worth a word where others are counted.
 _OUR_FILES = {MANIFEST, PHOTOGRAPHS, REJECTED, VIEWS}
 
@@ -119,7 +118,13 @@ def _begins_as_image(path: str) -> bool:
             beginning = file.read(2048)
     except (OSError, DataError):
         return False
-    return dicom.is_dicom(beginning) or beginning.startswith(_BEGINNINGS)
+    return (
+        dicom.is_dicom(beginning)
+        or tiff.is_tiff(beginning)
+        or jpeg2000.is_jpeg2000(beginning)
+        or beginning.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8"))
+        or (beginning.startswith(b"RIFF") and beginning[8:12] == b"WEBP")
+    )
 
 
 def refuse_folder(error: OSError) -> NoReturn:

@@ -10,7 +10,6 @@ from pathlib import Path
 import cv2
 import imagecodecs
 import numpy as np
-import simplejpeg
 from PIL import Image, ImageCms
 
 from data import dicom, jpeg, jpeg2000, limits, pixels, quiet, tiff
@@ -138,13 +137,13 @@ def _decode_jpeg(encoded: bytes, name: str) -> Picture:
 
     Of a JPEG with further pictures behind it (MPO: previews, depth) the first is the photograph.
     """
-    if size := jpeg.size(encoded):
-        limits.require_pixels(*size, name)
-    space = simplejpeg.decode_jpeg_header(encoded, strict=False)[2].upper()
-    if space in ("CMYK", "YCCK"):
+    if not (header := jpeg.header(encoded)):
+        raise DataError(f"{name}: cannot be decoded: a JPEG file without a frame header")
+    limits.require_pixels(header.width, header.height, name)
+    if header.channels == 4:
         encoded, values = jpeg.whole(encoded), None
     else:
-        values, encoded = jpeg.decode(encoded, grey=space == "GRAY")
+        values, encoded = jpeg.decode(encoded, grey=header.channels == 1)
     with Image.open(io.BytesIO(encoded), formats=("JPEG",)) as opened:
         profile = opened.info.get("icc_profile")
         orientation = opened.getexif().get(_ORIENTATION)
@@ -171,11 +170,16 @@ def _require_png_colours(opened: Image.Image, encoded: bytes, name: str) -> None
     gamma = opened.info.get("gamma")
     if gamma is None or "srgb" in opened.info or "icc_profile" in opened.info:
         return
-    if abs(gamma - _SRGB_GAMMA) > _GAMMA_TOLERANCE:
+    if not is_srgb_gamma(gamma):
         raise DataError(
             f"{name}: PNG chunk gAMA is {gamma:g}; expected {_SRGB_GAMMA:.5f} (sRGB) or an ICC"
             " profile"
         )
+
+
+def is_srgb_gamma(gamma: float) -> bool:
+    """Says if the number of a gAMA chunk stands for the curve of sRGB."""
+    return abs(gamma - _SRGB_GAMMA) <= _GAMMA_TOLERANCE
 
 
 def _wide_values(opened: Image.Image, encoded: bytes, name: str) -> np.ndarray | None:
@@ -187,11 +191,11 @@ def _wide_values(opened: Image.Image, encoded: bytes, name: str) -> np.ndarray |
     if opened.format == "PNG" and encoded[_PNG_BIT_DEPTH_AT] == 16:
         values, bits = imagecodecs.png_decode(encoded), 16
     elif opened.format == "JPEG2000" and (header := jpeg2000.header(encoded)):
-        if header.signed or header.bits > 16:
+        if header.signed or header.bits > 16 or header.channels > 4:
             kind = "signed" if header.signed else "unsigned"
             raise DataError(
-                f"{name}: JPEG 2000 values of {header.bits} bits, {kind}; expected up to 16,"
-                " unsigned"
+                f"{name}: JPEG 2000 of {header.channels} channels of {header.bits} bits, {kind};"
+                " expected up to 4 of up to 16 bits, unsigned"
             )
         if header.bits <= 8:
             return None
@@ -205,8 +209,6 @@ def _wide_values(opened: Image.Image, encoded: bytes, name: str) -> np.ndarray |
         values, bits = pixels.over_black(values[..., :-1], values[..., -1], name), 16
     if channels in (1, 2):
         values = values.reshape(values.shape[:2])
-    elif channels not in (3, 4):
-        raise DataError(f"{name}: {channels} channels; expected grey or RGB")
     return pixels.scaled(values, (1 << bits) - 1)
 
 
@@ -295,9 +297,9 @@ def require_encoded_size(encoded: bytes, name: str) -> None:
     if encoded.startswith(_PNG_SIGNATURE) and len(encoded) >= _PNG_BIT_DEPTH_AT:
         size = struct.unpack_from(">II", encoded, _PNG_BIT_DEPTH_AT - 8)
     elif encoded.startswith(b"\xff\xd8"):
-        size = jpeg.size(encoded)
+        size = jpeg.header(encoded)
     if size:
-        limits.require_pixels(*size, name)
+        limits.require_pixels(*size[:2], name)
 
 
 def encode_image(image: np.ndarray, suffix: str, quality: int = 95) -> bytes:

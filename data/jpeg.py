@@ -16,6 +16,7 @@ _RESTARTS = set(range(0xD0, 0xD8))
 _MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
 # In entropy-coded data restart markers belong to the data too.
 _END_OF_DATA = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)
+_CHANNELS = {"GRAY": 1, "CMYK": 4, "YCCK": 4}
 _STRAY = "extraneous bytes before marker"  # A warning of libjpeg.
 
 
@@ -35,6 +36,14 @@ class Segment(NamedTuple):
     body: int
     stop: int
     data_stop: int
+
+
+class Header(NamedTuple):
+    """Width and height in pixels, and the number of channels."""
+
+    width: int
+    height: int
+    channels: int
 
 
 def segments(encoded: bytes) -> Iterator[Segment]:
@@ -65,13 +74,21 @@ def segments(encoded: bytes) -> Iterator[Segment]:
     raise ValueError("it is truncated: no end-of-image marker")
 
 
-def size(encoded: bytes) -> tuple[int, int] | None:
-    """Width and height as the frame header says; None where there is no frame header."""
+def header(encoded: bytes) -> Header | None:
+    """Reads the frame header; None where there is none.
+
+    Where libjpeg can decode the file, the size is what libjpeg itself will take memory for.
+    """
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(encoded, strict=False)
+        return Header(width, height, _CHANNELS.get(space.upper(), 3))
+    except (ValueError, KeyError):
+        pass  # Lossless JPEG, JPEG-LS, unusual subsampling, or no JPEG.
     try:
         for segment in segments(encoded):
             if segment.marker in SOF:
-                height, width = struct.unpack_from(">HH", encoded, segment.body + 1)
-                return width, height
+                height, width, channels = struct.unpack_from(">HHB", encoded, segment.body + 1)
+                return Header(width, height, channels)
     except (ValueError, struct.error):
         pass
     return None

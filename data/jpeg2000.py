@@ -16,12 +16,14 @@ class Header(NamedTuple):
       height: Pixels.
       bits: Of a value, the most of all components.
       signed: Some component has signed values.
+      channels: Components.
     """
 
     width: int
     height: int
     bits: int
     signed: bool
+    channels: int
 
 
 def is_jpeg2000(encoded: bytes) -> bool:
@@ -40,4 +42,5 @@ def header(encoded: bytes) -> Header | None:
     if at < 0 or not depths:
         return None
     bits = max((depth & 0x7F) + 1 for depth in depths)
-    return Header(right - left, bottom - top, bits, any(depth & 0x80 for depth in depths))
+    signed = any(depth & 0x80 for depth in depths)
+    return Header(right - left, bottom - top, bits, signed, count)

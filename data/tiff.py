@@ -30,7 +30,7 @@ _JPEG = COMPRESSION.JPEG
 _COMPRESSIONS = (
     *(COMPRESSION.NONE, COMPRESSION.LZW, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE),
     *(COMPRESSION.PACKBITS, COMPRESSION.ZSTD, COMPRESSION.LZMA, _JPEG),
-    *(COMPRESSION.CCITTRLE, COMPRESSION.CCITT_T4, COMPRESSION.CCITT_T6),
+    *(COMPRESSION.CCITTRLE, COMPRESSION.CCITTFAX3, COMPRESSION.CCITTFAX4),
 )
 _CHANNELS = {
     PHOTOMETRIC.MINISWHITE: 1,
@@ -42,6 +42,7 @@ _CHANNELS = {
     PHOTOMETRIC.SEPARATED: 4,
 }
 _MAX_SAMPLES = 16
+_MAX_PAGES = 100  # One and its reduced copies.
 _YCBCR_COEFFICIENTS = (0.299, 0.587, 0.114)
 _YCBCR_RANGES = (0, 255, 128, 255, 128, 255)
 
@@ -83,7 +84,9 @@ def decode_tiff(encoded: bytes, name: str) -> Picture:
 
 def _full_page(file: tifffile.TiffFile, name: str) -> TiffPage:
     found = []
-    for number in range(len(file.pages)):
+    if (pages := len(file.pages)) > _MAX_PAGES:
+        raise DataError(f"{name}: holds {pages} TIFF pages; expected one picture a file")
+    for number in range(pages):
         page = file.pages.get(number)
         kind = int(page.tags.valueof("NewSubfileType") or 0)
         if kind & _MASK:
@@ -186,7 +189,7 @@ def _require_whole(page: TiffPage, encoded: bytes, name: str) -> None:
         if page.compression == _JPEG:
             tables = page.jpegtables
             strip = tables[:-2] + data[2:] if tables else data
-            limits.require_pixels(*(jpeg.size(strip) or (0, 0)), name)
+            limits.require_pixels(*(jpeg.header(strip) or (0, 0))[:2], name)
             if page.bitspersample == 8:
                 jpeg.whole(strip)
 

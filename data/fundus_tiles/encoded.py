@@ -13,7 +13,7 @@ import numpy as np
 
 from data import jpeg
 from data.errors import DataError
-from data.images import decode_image, encode_image, require_encoded_size
+from data.images import decode_image, encode_image, is_srgb_gamma, require_encoded_size
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_KEPT = {b"IHDR", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"sBIT"}
@@ -137,6 +137,10 @@ def _strip_png(encoded: bytes) -> bytes:
                 raise _Recode  # Grey, palette, alpha or 16 bits.
         if kind in _PNG_RECODED:
             raise _Recode
+        if kind == b"gAMA":
+            (gamma,) = struct.unpack_from(">I", encoded, at + 8)
+            if not is_srgb_gamma(gamma / 1e5):
+                raise _Recode
         if kind in _PNG_KEPT:
             kept.append(encoded[at:after])
         at = after

@@ -2,6 +2,7 @@
 
 import io
 
+import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
@@ -286,3 +287,33 @@ def test_jpeg_inside_is_read_and_its_damage_is_refused():
 def test_grey_that_is_not_read_is_refused_by_name(elements, reason):
     with pytest.raises(DataError, match=f"^x: .*{reason}"):
         grey(**elements)
+
+
+def test_table_of_undefined_length_is_applied():
+    entries = np.random.default_rng(0).integers(0, 4096, 4096).astype(np.uint16)
+    dataset = pydicom.dcmread(io.BytesIO(dicom(RAMP, "MONOCHROME2", **OF_12_BITS)))
+    dataset.VOILUTSequence = table(entries, bits=12)
+    dataset["VOILUTSequence"].is_undefined_length = True
+    decoded = decode_image(stored_by(dataset), "x")
+    np.testing.assert_array_equal(decoded[..., 0], rounded(entries[RAMP] / 4095))
+
+
+@pytest.mark.parametrize("bits", [8, 12])
+def test_jpeg_2000_inside_keeps_the_values(bits):
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import JPEG2000Lossless
+
+    values = RAMP if bits == 12 else PICTURE[..., 0]
+    dataset = pydicom.dcmread(
+        io.BytesIO(dicom(values, "MONOCHROME2", BitsStored=bits, HighBit=bits - 1))
+    )
+    frame = imagecodecs.jpeg2k_encode(
+        values, level=0, reversible=True, bitspersample=bits, codecformat="j2k"
+    )
+    dataset.PixelData = encapsulate([frame])
+    dataset["PixelData"].is_undefined_length = True
+    decoded = decode_image(stored_by(dataset, JPEG2000Lossless), "x")
+    np.testing.assert_array_equal(decoded[..., 0], rounded(values / ((1 << bits) - 1)))
+    dataset.PixelData = encapsulate([frame[: len(frame) // 2]])
+    with pytest.raises(DataError, match="x: cannot be decoded"):
+        decode_image(stored_by(dataset), "x")

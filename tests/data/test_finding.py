@@ -5,12 +5,14 @@ import os
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data.errors import DataError
 from data.finding import Found, find_images, list_images, suffix_of, without_suffix
 from data.fundus_tiles.collect import collect
 from data.images import IMAGE_SUFFIXES, write_image
 from data.inputs import Failure, Item, open_inputs
+from tests.data.test_images import encode
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (24, 36, 3), dtype=np.uint8)
 
@@ -120,3 +122,11 @@ def test_tiles_are_counted_and_links_followed_once(tmp_path):
     tiles = collect(tmp_path, patients_unknown=True, val=0, test=0, report=said.append)
     assert tiles.paths == ["hrf/p0/0.png", "hrf/p0/loop.png"] and tiles.sizes[1] == -1
     assert f"{tmp_path}: left out: 1 .csv" in said
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "GIF", "WEBP", "JPEG2000"])
+def test_images_without_a_suffix_are_found(kind, tmp_path):
+    (tmp_path / "eye").write_bytes(encode(Image.fromarray(PICTURE), kind))
+    (tmp_path / "sound").write_bytes(b"RIFF\0\0\0\0WAVEfmt ")
+    found = find_images(tmp_path)
+    assert [path.name for path in found.paths] == ["eye"] and found.left_out == {"": 1}

@@ -2,6 +2,7 @@ import io
 import struct
 import zlib
 
+import cv2
 import imagecodecs
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image, ImageCms
 
 from data.errors import DataError, UsageError
 from data.files import write_beside
+from data.fundus_tiles.encoded import prepare
 from data.images import decode_image, read_image, write_image
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (24, 36, 3), dtype=np.uint8)
@@ -57,8 +59,6 @@ def test_cmyk_is_converted():
 @pytest.mark.parametrize("kind", [".png", ".tiff"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_16_bit_is_scaled(kind, channels):
-    import cv2
-
     wide = np.random.default_rng(1).integers(0, 65536, (20, 20, channels), dtype=np.uint16)
     wide[..., 3:] = 65535  # opaque
     _, encoded = cv2.imencode(kind, wide)
@@ -231,6 +231,16 @@ def with_chunk(encoded: bytes, kind: bytes, content: bytes) -> bytes:
     return encoded[:33] + chunk(kind, content) + encoded[33:]
 
 
+def test_tiles_of_another_gamma_are_refused_and_stray_bytes_are_not():
+    linear = with_chunk(encode(Image.fromarray(PICTURE)), b"gAMA", struct.pack(">I", 100000))
+    with pytest.raises(DataError, match="the tile: PNG chunk gAMA is 1"):
+        prepare(linear)
+    encoded = encode(Image.fromarray(np.tile(PICTURE, (8, 8, 1))), "JPEG")
+    at = encoded.index(b"\xff\xdb")
+    kept = prepare(encoded[:at] + b"stray\0\1" + encoded[at:-2] + bytes(9) + encoded[-2:])
+    np.testing.assert_array_equal(decode_image(kept.data, "x"), decode_image(encoded, "x"))
+
+
 def test_16_bit_colour_may_be_transparent():
     wide = np.full((4, 5), 30000, np.uint16)
     wide[0, 1] = 30001  # The same in 8 bits.
@@ -345,3 +355,14 @@ def test_first_picture_of_mpo_is_the_photograph():
     encoded = encode(Image.fromarray(PICTURE), "MPO", save_all=True, append_images=later)
     alone = decode_image(encode(Image.fromarray(PICTURE), "JPEG"), "x")
     np.testing.assert_array_equal(decode_image(encoded, "x"), alone)
+
+
+@pytest.mark.parametrize("factors", [0x111111, 0x211111, 0x221111, 0x121111, 0x411111])
+def test_every_chroma_subsampling_is_read(factors):
+    smooth = cv2.GaussianBlur(np.tile(PICTURE, (4, 4, 1)), (0, 0), 9)
+    options = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factors, cv2.IMWRITE_JPEG_QUALITY, 95]
+    encoded = cv2.imencode(".jpg", smooth[..., ::-1], options)[1].tobytes()
+    decoded = decode_image(encoded, "x").astype(int)
+    assert np.abs(decoded - smooth).max() < 12
+    with Image.open(io.BytesIO(encoded)) as picture:
+        np.testing.assert_array_equal(decoded, np.array(picture))
