@@ -4,7 +4,6 @@ import functools
 import io
 import os
 import re
-import struct
 from pathlib import Path
 
 import cv2
@@ -12,7 +11,7 @@ import imagecodecs
 import numpy as np
 from PIL import Image, ImageCms
 
-from data import dicom, jpeg, jpeg2000, limits, pixels, quiet, tiff
+from data import dicom, jpeg, jpeg2000, limits, pixels, png, quiet, tiff
 from data.errors import DataError, FundusError, UsageError
 from data.files import write_beside
 from data.pixels import Picture
@@ -30,8 +29,6 @@ _NO_MARK = "TGA"
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 _SAME_COLOUR = 2  # Grey levels by which colour management rounds the colours of sRGB itself.
 _ORIENTATION = 0x0112
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_BIT_DEPTH_AT = 24  # signature 8, chunk length 4, "IHDR" 4, width 4, height 4
 _SRGB_GAMMA, _GAMMA_TOLERANCE = 1 / 2.2, 0.02
 # "P5" or "P6", width, height and largest value, with comments between them.
 _WIDE_PNM = re.compile(rb"P([56])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)" + rb"\s", re.DOTALL)
@@ -122,14 +119,22 @@ def _decode(encoded: bytes, name: str) -> Picture:
         limits.require_pixels(*opened.size, name)
         if (frames := getattr(opened, "n_frames", 1)) > 1:
             raise DataError(f"{name}: holds {frames} frames; expected one picture a file")
+        profile = opened.info.get("icc_profile")
         if opened.format == "PNG":
-            _require_png_colours(opened, encoded, name)
-        values = _wide_values(opened, encoded, name)
-        if values is None:
-            opened.load()  # Reports truncated files.
-            values = _narrow_values(opened, encoded, name)
-        values = pixels.upright(values, opened.getexif().get(_ORIENTATION))
-        return Picture(values, _mode(values), opened.info.get("icc_profile"))
+            values = _flat(png.decode(encoded), name)
+            kinds = {kind for kind, _, _ in png.chunks(encoded)}
+            _require_png_colours(opened, kinds, name)
+            # Pillow decodes all pixels to look for an orientation behind them.
+            turned = png.may_be_turned(encoded)
+            orientation = opened.getexif().get(_ORIENTATION) if turned else None
+        else:
+            values = _wide_jpeg2000(opened, encoded, name)
+            if values is None:
+                opened.load()  # Reports truncated files.
+                values = _narrow_values(opened, encoded, name)
+            orientation = opened.getexif().get(_ORIENTATION)
+        values = pixels.upright(values, orientation)
+        return Picture(values, _mode(values), profile)
 
 
 def _decode_jpeg(encoded: bytes, name: str) -> Picture:
@@ -158,17 +163,16 @@ def _mode(values: np.ndarray) -> str:
     return "L" if values.ndim == 2 else {3: "RGB", 4: "CMYK"}[values.shape[2]]
 
 
-def _require_png_colours(opened: Image.Image, encoded: bytes, name: str) -> None:
+def _require_png_colours(opened: Image.Image, kinds: set[bytes], name: str) -> None:
     """Refuses PNG chunks that say of the values what only a colour profile can undo here.
 
     Raises:
       DataError: A cICP chunk, or without a profile a gAMA chunk of another gamma than sRGB's.
     """
-    beginning = encoded[: max(encoded.find(b"IDAT"), 0)]
-    if b"cICP" in beginning:
+    if b"cICP" in kinds:
         raise DataError(f"{name}: PNG chunk cICP is not read; expected sRGB or an ICC profile")
     gamma = opened.info.get("gamma")
-    if gamma is None or "srgb" in opened.info or "icc_profile" in opened.info:
+    if gamma is None or kinds & {b"sRGB", b"iCCP"}:
         return
     if not is_srgb_gamma(gamma):
         raise DataError(
@@ -182,39 +186,46 @@ def is_srgb_gamma(gamma: float) -> bool:
     return abs(gamma - _SRGB_GAMMA) <= _GAMMA_TOLERANCE
 
 
-def _wide_values(opened: Image.Image, encoded: bytes, name: str) -> np.ndarray | None:
-    """Decodes pictures of more than 8 bits a value, which Pillow clips or cuts.
+def _wide_jpeg2000(opened: Image.Image, encoded: bytes, name: str) -> np.ndarray | None:
+    """Decodes JPEG 2000 of more than 8 bits a value, which Pillow cuts.
 
     Returns:
-      uint8 `[H, W]` or `[H, W, 3]` over black, or None for a picture of 8 bits or less.
+      uint8 `[H, W]` or `[H, W, 3]` over black, or None for another picture.
     """
-    if opened.format == "PNG" and encoded[_PNG_BIT_DEPTH_AT] == 16:
-        values, bits = imagecodecs.png_decode(encoded), 16
-    elif opened.format == "JPEG2000" and (header := jpeg2000.header(encoded)):
-        if header.signed or header.bits > 16 or header.channels > 4:
-            kind = "signed" if header.signed else "unsigned"
-            raise DataError(
-                f"{name}: JPEG 2000 of {header.channels} channels of {header.bits} bits, {kind};"
-                " expected up to 4 of up to 16 bits, unsigned"
-            )
-        if header.bits <= 8:
-            return None
-        values, bits = imagecodecs.jpeg2k_decode(encoded), header.bits
-    else:
+    if opened.format != "JPEG2000" or not (header := jpeg2000.header(encoded)):
         return None
-    channels = values.shape[2] if values.ndim == 3 else 1
-    if channels in (2, 4):
-        top = (1 << bits) - 1
-        values = values if bits == 16 else _stretched(values, top)
-        values, bits = pixels.over_black(values[..., :-1], values[..., -1], name), 16
-    if channels in (1, 2):
-        values = values.reshape(values.shape[:2])
-    return pixels.scaled(values, (1 << bits) - 1)
+    if header.signed or header.bits > 16 or header.channels > 4:
+        kind = "signed" if header.signed else "unsigned"
+        raise DataError(
+            f"{name}: JPEG 2000 of {header.channels} channels of {header.bits} bits, {kind};"
+            " expected up to 4 of up to 16 bits, unsigned"
+        )
+    if header.bits <= 8:
+        return None
+    top = (1 << header.bits) - 1
+    values = imagecodecs.jpeg2k_decode(encoded)
+    if values.ndim == 3 and values.shape[2] in (2, 4):  # Alpha needs values of full range.
+        values = ((values.astype(np.uint32) * 65535 + top // 2) // top).astype(np.uint16)
+        return _flat(values, name)
+    return pixels.scaled(values, top)
 
 
-def _stretched(values: np.ndarray, top: int) -> np.ndarray:
-    """Scales values of `top` at most to uint16 of 65535 at most."""
-    return ((values.astype(np.uint32) * 65535 + top // 2) // top).astype(np.uint16)
+def _flat(values: np.ndarray, name: str) -> np.ndarray:
+    """Composites on black where there is alpha, and scales to 8 bits.
+
+    Args:
+      values: uint8 or uint16 `[H, W]` or `[H, W, C]`: grey, grey and alpha, RGB, or RGBA.
+      name: The file, for an error.
+
+    Returns:
+      uint8 `[H, W]` or `[H, W, 3]`.
+    """
+    top = np.iinfo(values.dtype).max
+    if values.ndim == 3 and values.shape[2] in (2, 4):
+        values = pixels.over_black(values[..., :-1], values[..., -1], name)
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[..., 0]
+    return pixels.scaled(values, top)
 
 
 def _narrow_values(opened: Image.Image, encoded: bytes, name: str) -> np.ndarray:
@@ -294,8 +305,8 @@ def require_encoded_size(encoded: bytes, name: str) -> None:
       DataError: The picture is larger than the limit.
     """
     size = None
-    if encoded.startswith(_PNG_SIGNATURE) and len(encoded) >= _PNG_BIT_DEPTH_AT:
-        size = struct.unpack_from(">II", encoded, _PNG_BIT_DEPTH_AT - 8)
+    if encoded.startswith(png.SIGNATURE):
+        size = png.size(encoded)
     elif encoded.startswith(b"\xff\xd8"):
         size = jpeg.header(encoded)
     if size:

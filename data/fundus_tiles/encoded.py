@@ -8,14 +8,10 @@ import dataclasses
 import struct
 import zlib
 
-import cv2
-import numpy as np
-
-from data import jpeg
+from data import jpeg, png
 from data.errors import DataError
 from data.images import decode_image, encode_image, is_srgb_gamma, require_encoded_size
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_KEPT = {b"IHDR", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"sBIT"}
 _PNG_RECODED = {b"iCCP", b"tRNS", b"eXIf", b"cICP", b"acTL"}  # Profile, alpha, turn, animation.
 
@@ -55,7 +51,7 @@ def prepare(encoded: bytes) -> Encoded:
     try:
         if encoded.startswith(b"\xff\xd8"):
             kept = _strip_jpeg(encoded)
-        elif encoded.startswith(_PNG_SIGNATURE):
+        elif encoded.startswith(png.SIGNATURE):
             kept = _strip_png(encoded)
         else:
             raise _Recode
@@ -66,14 +62,12 @@ def prepare(encoded: bytes) -> Encoded:
         reason = str(error) if isinstance(error, ValueError) else "it is truncated"
         raise DataError(f"damaged: {reason}") from error
     try:
-        if kept.startswith(_PNG_SIGNATURE):
-            image = cv2.imdecode(np.frombuffer(kept, np.uint8), cv2.IMREAD_COLOR)
+        if kept.startswith(png.SIGNATURE):
+            image = png.decode(kept)
         else:
             image, kept = jpeg.decode(kept)
-    except (cv2.error, ValueError) as error:
-        raise DataError(f"damaged: {getattr(error, 'err', error)}") from error
-    if image is None:
-        raise DataError("damaged: cannot be decoded")
+    except (RuntimeError, ValueError) as error:
+        raise DataError(f"damaged: {error}") from error
     return Encoded(kept, *image.shape[:2])
 
 
@@ -118,8 +112,8 @@ def _turned(app1: bytes) -> bool:
 
 def _strip_png(encoded: bytes) -> bytes:
     """The same PNG with no chunks but those that decoding needs."""
-    kept = [_PNG_SIGNATURE]
-    at, kind = len(_PNG_SIGNATURE), b""
+    kept = [png.SIGNATURE]
+    at, kind = len(png.SIGNATURE), b""
     view = memoryview(encoded)
     while kind != b"IEND":
         if at + 12 > len(encoded):
