@@ -121,9 +121,9 @@ def _decode(encoded: bytes, name: str) -> Picture:
             raise DataError(f"{name}: holds {frames} frames; expected one picture a file")
         profile = opened.info.get("icc_profile")
         if opened.format == "PNG":
-            values = _flat(png.decode(encoded), name)
             kinds = {kind for kind, _, _ in png.chunks(encoded)}
             _require_png_colours(opened, kinds, name)
+            values = _flat(png.decode(encoded), name)
             # Pillow decodes all pixels to look for an orientation behind them.
             turned = png.may_be_turned(encoded)
             orientation = opened.getexif().get(_ORIENTATION) if turned else None

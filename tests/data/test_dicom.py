@@ -46,6 +46,11 @@ def dicom(pixels: np.ndarray, photometric: str = "RGB", **elements) -> bytes:
     return stream.getvalue()
 
 
+def test_pixels_belong_to_the_caller():
+    for encoded in (dicom(PICTURE), dicom(PICTURE[..., 0].copy(), "MONOCHROME2")):
+        assert decode_image(encoded, "x").flags.writeable
+
+
 def test_rgb_keeps_its_values():
     np.testing.assert_array_equal(decode_image(dicom(PICTURE), "x"), PICTURE)
     planar = dicom(np.ascontiguousarray(PICTURE.transpose(2, 0, 1)).reshape(20, 30, 3))

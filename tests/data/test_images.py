@@ -241,6 +241,13 @@ def test_tiles_of_another_gamma_are_refused_and_stray_bytes_are_not():
     np.testing.assert_array_equal(decode_image(kept.data, "x"), decode_image(encoded, "x"))
 
 
+def test_png_without_its_end_is_whole_and_without_its_last_data_is_not():
+    encoded = encode(Image.fromarray(PICTURE))
+    np.testing.assert_array_equal(decode_image(encoded[:-12], "x"), PICTURE)
+    with pytest.raises(DataError, match="x: cannot be decoded"):
+        decode_image(encoded[:-13], "x")
+
+
 def test_16_bit_colour_may_be_transparent():
     wide = np.full((4, 5), 30000, np.uint16)
     wide[0, 1] = 30001  # The same in 8 bits.
@@ -366,3 +373,11 @@ def test_every_chroma_subsampling_is_read(factors):
     assert np.abs(decoded - smooth).max() < 12
     with Image.open(io.BytesIO(encoded)) as picture:
         np.testing.assert_array_equal(decoded, np.array(picture))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_pixels_belong_to_the_caller(kind, mode):
+    decoded = decode_image(encode(Image.fromarray(PICTURE).convert(mode), kind), "x")
+    assert decoded.dtype == np.uint8 and decoded.shape == PICTURE.shape
+    assert decoded.flags.writeable and decoded.flags.c_contiguous

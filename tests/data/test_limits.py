@@ -9,6 +9,7 @@ import sys
 import zlib
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -20,7 +21,7 @@ from data.fundus_tiles.collect import collect
 from data.fundus_tiles.encoded import prepare
 from data.images import decode_image, read_image, require_encoded_size
 from data.inputs import Failure, open_inputs
-from tests.data.test_images import PICTURE, chunk, encode
+from tests.data.test_images import PICTURE, chunk, encode, with_chunk
 
 # Reads files and prints the reason of each, and by how many MB the memory grew.
 _READ = """
@@ -251,6 +252,11 @@ def test_decoders_are_silent(tmp_path):
     whole["large"] = encode(Image.fromarray(large), compress_level=1)
     profile = encode(Image.fromarray(PICTURE), icc_profile=b"damaged")
     whole["profile"] = profile
+    # libpng warns of both chunks.
+    whole["odd"] = with_chunk(encode(Image.fromarray(PICTURE)), b"sBIT", b"\x09\x09\x09")
+    whole["odd16"] = with_chunk(
+        imagecodecs.png_encode(PICTURE.astype(np.uint16)), b"tIME", b"\0\0\x20"
+    )
     files = {}
     for kind, encoded in whole.items():
         files[f"{kind}_whole.tga"] = encoded

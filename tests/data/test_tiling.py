@@ -361,3 +361,11 @@ def test_options_out_of_range_are_refused(tree, tmp_path, options, message):
     with pytest.raises(UsageError, match=message):
         make_tiles(tree, tmp_path / "tiles", **{**FAST, **options})
     assert not (tmp_path / "tiles").exists()
+
+
+def test_files_that_are_left_out_are_said(tmp_path, capsys):
+    root = tmp_path / "photographs"
+    write_image(root / "a" / "p01.png", fundus_photograph((0, 0), 200))
+    (root / "a" / "grades.csv").touch()
+    make_tiles(root, tmp_path / "out", tile=64, val=0, test=0, workers=1, progress=True)
+    assert f"{root}: left out: 1 .csv" in capsys.readouterr().out
