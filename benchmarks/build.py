@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 from input_pipeline import write_tiles
 
-from data.images import list_images
+from data.finding import list_images
 
 _PROGRAM = """
 import json, sys

@@ -8,6 +8,8 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data import fov, records
+from data.errors import DataError
+from data.images import require_encoded_size
 from data.names import composed
 from data.record_files import damaged
 from data.views import place_of
@@ -54,10 +56,14 @@ class Example:
         """The tile as it was built: uint8 [H, W, 3].
 
         Raises:
-          DataError: The record holds no image.
+          DataError: The record holds no image, or one of more pixels than the limit.
         """
-        encoded = np.frombuffer(self._features["image"].bytes_list.value[0], np.uint8)
-        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
+        encoded = self._features["image"].bytes_list.value[0]
+        try:
+            require_encoded_size(encoded, "its image")
+        except DataError as error:
+            raise self._damaged(f"is refused: {error}") from None
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
         if image is None:
             raise self._damaged("holds no image")
         return image

@@ -1,64 +1,39 @@
 """Reading and writing pictures: any common file in, 8-bit sRGB out."""
 
-import contextlib
+import functools
 import io
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
+import imagecodecs
 import numpy as np
-import simplejpeg
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms
 
-from data import dicom
-from data.errors import DataError, UsageError
+from data import dicom, jpeg, jpeg2000, limits, pixels, png, quiet, tiff
+from data.errors import DataError, FundusError, UsageError
 from data.files import write_beside
+from data.pixels import Picture
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".ppm", *dicom.SUFFIXES)
+# The kinds that are read; `data.finding` takes the same from folders.
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".webp"),
+    *(".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
+    *dicom.SUFFIXES,
+)
+# Pillow tries no others: some of its formats start programs, others have no mark of their own.
+_FORMATS = ("PNG", "BMP", "DIB", "GIF", "WEBP", "JPEG2000", "PPM")
+_NO_MARK = "TGA"
 
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-_TIFF_BITS_PER_SAMPLE = 258
-_PNG_BIT_DEPTH_AT = 24  # signature 8, chunk length 4, "IHDR" 4, width 4, height 4
+_SAME_COLOUR = 2  # Grey levels by which colour management rounds the colours of sRGB itself.
+_ORIENTATION = 0x0112
+_SRGB_GAMMA, _GAMMA_TOLERANCE = 1 / 2.2, 0.02
 # "P5" or "P6", width, height and largest value, with comments between them.
 _WIDE_PNM = re.compile(rb"P([56])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)" + rb"\s", re.DOTALL)
 
-
-def list_images(root: str | os.PathLike) -> list[Path]:
-    """The image files below `root`, sorted by path; hidden files and folders are skipped.
-
-    Raises:
-      DataError: `root` is no directory, or holds no image.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise DataError(f"{root}: no such directory; expected a folder of images")
-    found = sorted(iterate_images(root))
-    if not found:
-        raise DataError(f"{root}: no images; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
-    return found
-
-
-def iterate_images(root: Path) -> Iterator[Path]:
-    """The image files below `root` in no order; hidden files and folders are skipped.
-
-    Raises:
-      DataError: The name of one is not UTF-8.
-    """
-    visited = set()  # collections are often assembled from links: follow them, but not in circles
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in visited:
-            subfolders.clear()
-            continue
-        visited.add(real)
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in files:
-            # The dot also skips macOS's "._photo.jpg" companions and our unfinished writes.
-            if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES):
-                require_utf8(os.path.join(folder, name))
-                yield Path(folder, name)
+quiet.silence()
 
 
 def require_utf8(path: str) -> None:
@@ -80,13 +55,10 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
       uint8 `[H, W, 3]`, sRGB.
 
     Raises:
-      DataError: The file cannot be read or is no complete image; the message names it.
+      DataError: The file cannot be read, is no regular file, is too large or is no complete
+        image; the message names it.
     """
-    try:
-        encoded = Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    return decode_image(encoded, str(path))
+    return decode_image(limits.read_file(path), os.fspath(path))
 
 
 def decode_image(encoded: bytes, name: str) -> np.ndarray:
@@ -94,105 +66,251 @@ def decode_image(encoded: bytes, name: str) -> np.ndarray:
 
     EXIF orientation is applied, grey becomes RGB, transparency is composited on black, CMYK is
     converted, 16 bits are scaled to 8 and an embedded colour profile is converted to sRGB. Of a
-    DICOM file nothing but the picture is read.
+    DICOM file nothing but the picture is read. Files of several pictures are refused, and so are
+    pictures that hide behind an alpha of 0 everywhere.
 
     Args:
       encoded: The bytes of a file.
-      name: What to call it in an error.
+      name: The file, for an error. TGA files are known by the end of this name only.
 
     Returns:
       uint8 `[H, W, 3]`, sRGB.
 
     Raises:
-      DataError: The bytes are empty, truncated, damaged or no image.
+      DataError: The bytes are empty, truncated, damaged or no image, the picture is larger than
+        the limit, or has properties that are not read here.
+      UsageError: The limit in the environment is no number.
     """
     if not encoded:
         raise DataError(f"{name}: the file is empty (0 bytes)")
-    if dicom.is_dicom(encoded):
-        values, profile = dicom.decode_dicom(encoded, name)
-        return np.array(_to_srgb(Image.fromarray(values), profile))
     try:
-        if encoded.startswith(b"\xff\xd8"):
-            # Damage inside a JPEG is a mere warning to Pillow, which gives a picture all the same.
-            simplejpeg.decode_jpeg(encoded, strict=True)
-        if (header := _WIDE_PNM.match(encoded)) and int(header[4]) > 255:
-            return _decode_wide_pnm(header, encoded)
-        with Image.open(io.BytesIO(encoded)) as opened:
-            opened.load()  # reports truncated files, which OpenCV fills with grey in silence
-            profile = opened.info.get("icc_profile")
-            picture = _to_8_bit(opened, encoded)
-            picture = ImageOps.exif_transpose(picture)
-            picture = _over_black(picture)
-            return np.array(_to_srgb(picture, profile))
+        return _to_srgb(_decode(encoded, name))
     except Image.UnidentifiedImageError as error:
         raise DataError(f"{name}: is no image, or is damaged at its beginning") from error
-    except MemoryError:
+    except Image.DecompressionBombError as error:  # Of more than twice the limit.
+        megapixels = limits.max_pixels() / 1e6
+        raise DataError(
+            f"{name}: its header says more than {2 * megapixels:g} megapixels; expected at most"
+            f" {megapixels:g}; set {limits.VARIABLE} to read larger pictures"
+        ) from error
+    except (FundusError, MemoryError):
         raise
     except (
         Exception
     ) as error:  # the decoders raise OSError, SyntaxError, ValueError, struct.error...
-        raise DataError(f"{name}: cannot be decoded: {error}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{name}: cannot be decoded: {reason}") from error
 
 
-def _to_8_bit(picture: Image.Image, encoded: bytes) -> Image.Image:
-    """16-bit files scaled by 255/65535 (Pillow clips grey ones and cuts the low byte of others)."""
-    bits = 8
-    if picture.format == "PNG":
-        bits = encoded[_PNG_BIT_DEPTH_AT]
-    elif picture.format == "TIFF":
-        bits = max(picture.tag_v2.get(_TIFF_BITS_PER_SAMPLE, (8,)))
-    elif picture.mode.startswith("I"):
-        bits = 16
-    if bits <= 8:
-        return picture
-    values = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
-    if values is None or values.dtype != np.uint16:
-        raise ValueError(f"{bits} bits a value; expected 8 or 16 bits, unsigned")
-    values = ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-    if values.ndim == 3:
-        order = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}[values.shape[2]]
-        values = cv2.cvtColor(values, order)
-    scaled = Image.fromarray(values)
-    scaled.info.update(picture.info)
-    if exif := picture.getexif():
-        scaled.info["exif"] = exif.tobytes()
-    return scaled
+def _decode(encoded: bytes, name: str) -> Picture:
+    if dicom.is_dicom(encoded):
+        return dicom.decode_dicom(encoded, name)
+    if tiff.is_tiff(encoded):
+        return tiff.decode_tiff(encoded, name)
+    if (header := _WIDE_PNM.match(encoded)) and int(header[4]) > 255:
+        return _decode_wide_pnm(header, encoded, name)
+    # Pillow refuses twice its own limit, which must not be below ours.
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limits.max_pixels())
+    if encoded.startswith(b"\xff\xd8"):
+        return _decode_jpeg(encoded, name)
+    formats = (*_FORMATS, _NO_MARK) if name.lower().endswith(".tga") else _FORMATS
+    with Image.open(io.BytesIO(encoded), formats=formats) as opened:
+        limits.require_pixels(*opened.size, name)
+        if (frames := getattr(opened, "n_frames", 1)) > 1:
+            raise DataError(f"{name}: holds {frames} frames; expected one picture a file")
+        profile = opened.info.get("icc_profile")
+        if opened.format == "PNG":
+            kinds = {kind for kind, _, _ in png.chunks(encoded)}
+            _require_png_colours(opened, kinds, name)
+            values = _flat(png.decode(encoded), name)
+            # Pillow decodes all pixels to look for an orientation behind them.
+            turned = png.may_be_turned(encoded)
+            orientation = opened.getexif().get(_ORIENTATION) if turned else None
+        else:
+            values = _wide_jpeg2000(opened, encoded, name)
+            if values is None:
+                opened.load()  # Reports truncated files.
+                values = _narrow_values(opened, encoded, name)
+            orientation = opened.getexif().get(_ORIENTATION)
+        values = pixels.upright(values, orientation)
+        return Picture(values, _mode(values), profile)
 
 
-def _decode_wide_pnm(header: re.Match, encoded: bytes) -> np.ndarray:
-    """Binary PPM and PGM of two bytes a value: uint8 [H, W, 3].
+def _decode_jpeg(encoded: bytes, name: str) -> Picture:
+    """Decodes the pixels with simplejpeg, which is strict, and reads the metadata with Pillow.
+
+    Of a JPEG with further pictures behind it (MPO: previews, depth) the first is the photograph.
+    """
+    if not (header := jpeg.header(encoded)):
+        raise DataError(f"{name}: cannot be decoded: a JPEG file without a frame header")
+    limits.require_pixels(header.width, header.height, name)
+    if header.channels == 4:
+        encoded, values = jpeg.whole(encoded), None
+    else:
+        values, encoded = jpeg.decode(encoded, grey=header.channels == 1)
+    with Image.open(io.BytesIO(encoded), formats=("JPEG",)) as opened:
+        profile = opened.info.get("icc_profile")
+        orientation = opened.getexif().get(_ORIENTATION)
+        if values is None:
+            opened.load()
+            values = np.array(opened)
+    values = pixels.upright(values, orientation)
+    return Picture(values, _mode(values), profile)
+
+
+def _mode(values: np.ndarray) -> str:
+    return "L" if values.ndim == 2 else {3: "RGB", 4: "CMYK"}[values.shape[2]]
+
+
+def _require_png_colours(opened: Image.Image, kinds: set[bytes], name: str) -> None:
+    """Refuses PNG chunks that say of the values what only a colour profile can undo here.
+
+    Raises:
+      DataError: A cICP chunk, or without a profile a gAMA chunk of another gamma than sRGB's.
+    """
+    if b"cICP" in kinds:
+        raise DataError(f"{name}: PNG chunk cICP is not read; expected sRGB or an ICC profile")
+    gamma = opened.info.get("gamma")
+    if gamma is None or kinds & {b"sRGB", b"iCCP"}:
+        return
+    if not is_srgb_gamma(gamma):
+        raise DataError(
+            f"{name}: PNG chunk gAMA is {gamma:g}; expected {_SRGB_GAMMA:.5f} (sRGB) or an ICC"
+            " profile"
+        )
+
+
+def is_srgb_gamma(gamma: float) -> bool:
+    """Says if the number of a gAMA chunk stands for the curve of sRGB."""
+    return abs(gamma - _SRGB_GAMMA) <= _GAMMA_TOLERANCE
+
+
+def _wide_jpeg2000(opened: Image.Image, encoded: bytes, name: str) -> np.ndarray | None:
+    """Decodes JPEG 2000 of more than 8 bits a value, which Pillow cuts.
+
+    Returns:
+      uint8 `[H, W]` or `[H, W, 3]` over black, or None for another picture.
+    """
+    if opened.format != "JPEG2000" or not (header := jpeg2000.header(encoded)):
+        return None
+    if header.signed or header.bits > 16 or header.channels > 4:
+        kind = "signed" if header.signed else "unsigned"
+        raise DataError(
+            f"{name}: JPEG 2000 of {header.channels} channels of {header.bits} bits, {kind};"
+            " expected up to 4 of up to 16 bits, unsigned"
+        )
+    if header.bits <= 8:
+        return None
+    top = (1 << header.bits) - 1
+    values = imagecodecs.jpeg2k_decode(encoded)
+    if values.ndim == 3 and values.shape[2] in (2, 4):  # Alpha needs values of full range.
+        values = ((values.astype(np.uint32) * 65535 + top // 2) // top).astype(np.uint16)
+        return _flat(values, name)
+    return pixels.scaled(values, top)
+
+
+def _flat(values: np.ndarray, name: str) -> np.ndarray:
+    """Composites on black where there is alpha, and scales to 8 bits.
+
+    Args:
+      values: uint8 or uint16 `[H, W]` or `[H, W, C]`: grey, grey and alpha, RGB, or RGBA.
+      name: The file, for an error.
+
+    Returns:
+      uint8 `[H, W]` or `[H, W, 3]`.
+    """
+    top = np.iinfo(values.dtype).max
+    if values.ndim == 3 and values.shape[2] in (2, 4):
+        values = pixels.over_black(values[..., :-1], values[..., -1], name)
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[..., 0]
+    return pixels.scaled(values, top)
+
+
+def _narrow_values(opened: Image.Image, encoded: bytes, name: str) -> np.ndarray:
+    """The values of a picture of 8 bits or less: uint8 `[H, W]` or `[H, W, 3]` over black."""
+    if opened.mode.startswith(("I", "F")):
+        raise DataError(
+            f"{name}: {opened.format} of Pillow's mode {opened.mode}; expected values of 8 bits,"
+            " or of 16 bits in PNG, TIFF, PGM, PPM or JPEG 2000"
+        )
+    if opened.mode in ("L", "RGB") and "transparency" not in opened.info:
+        return np.array(opened)
+    if not (opened.has_transparency_data or opened.mode in ("RGBa", "La")):
+        return np.array(opened.convert("L" if opened.mode == "1" else "RGB"))
+    values = np.array(opened.convert("RGBA"))
+    colours, alpha = values[..., :3], values[..., 3]
+    # The fourth byte of these formats is unused more often than not.
+    unused = (opened.format in ("BMP", "DIB") and not alpha.any()) or (
+        opened.format == "TGA" and not encoded[17] & 15
+    )
+    return np.ascontiguousarray(colours) if unused else pixels.over_black(colours, alpha, name)
+
+
+def _decode_wide_pnm(header: re.Match, encoded: bytes, name: str) -> Picture:
+    """Decodes binary PPM and PGM of two bytes a value.
 
     Pillow takes seconds over them, in a loop of Python, and OpenCV forgets their largest value.
     """
     width, height, top = (int(header[group]) for group in (2, 3, 4))
-    channels = 3 if header[1] == b"6" else 1
-    values = np.frombuffer(encoded, ">u2", height * width * channels, header.end())
-    scaled = (np.minimum(values, top).astype(np.uint32) * 255 + top // 2) // top
-    return np.broadcast_to(
-        scaled.astype(np.uint8).reshape(height, width, channels), (height, width, 3)
-    ).copy()
+    limits.require_pixels(width, height, name)
+    if top > 65535:
+        raise DataError(f"{name}: its largest value is {top}; expected at most 65535")
+    shape = (height, width, 3) if header[1] == b"6" else (height, width)
+    values = np.frombuffer(encoded, ">u2", int(np.prod(shape)), header.end()).reshape(shape)
+    return Picture(pixels.scaled(values, top), "RGB" if len(shape) == 3 else "L")
 
 
-def _over_black(picture: Image.Image) -> Image.Image:
-    """Composites transparency on black, the colour around a field of view."""
-    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
-        return Image.alpha_composite(black, picture).convert("RGB")
-    return picture
+def _to_srgb(picture: Picture) -> np.ndarray:
+    """Converts to sRGB: uint8 `[H, W, 3]`. Pixels that are sRGB already keep their values."""
+    if picture.profile and (transform := _to_srgb_transform(picture.profile, picture.mode)):
+        return np.array(ImageCms.applyTransform(picture.image(), transform))
+    if picture.mode == "RGB":
+        return picture.values
+    if picture.mode == "L":
+        return np.repeat(picture.values[..., None], 3, axis=2)
+    return np.array(picture.image().convert("RGB"))
 
 
-def _to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
-    if profile:
-        # A profile that is damaged or made for another kind of picture is ignored, as viewers do.
-        with contextlib.suppress(ImageCms.PyCMSError, OSError, ValueError):
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            # Pixels that are sRGB already keep their exact values.
-            if "sRGB" not in ImageCms.getProfileDescription(source):
-                if picture.mode not in ("RGB", "L", "CMYK"):
-                    picture = picture.convert("RGB")
-                picture = ImageCms.profileToProfile(picture, source, _SRGB, outputMode="RGB")
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+@functools.lru_cache(maxsize=8)
+def _to_srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """The transform from a profile to sRGB.
+
+    Returns:
+      None where the transform changes no colour by more than rounding does, and for a profile
+      that is damaged or made for another kind of picture, which viewers ignore.
+    """
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        transform = ImageCms.buildTransform(source, _SRGB, mode, "RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return None
+    if mode not in ("RGB", "L"):
+        return transform
+    steps = np.linspace(0, 255, 18).round().astype(np.uint8)
+    colours = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(len(steps), -1, 3)
+    if mode == "L":
+        colours = np.ascontiguousarray(colours[..., 0])
+    converted = np.array(ImageCms.applyTransform(Picture(colours, mode).image(), transform))
+    colours = colours.reshape(*colours.shape[:2], -1)  # Grey compares with all three channels.
+    change = np.abs(converted.astype(int) - colours).max()
+    return transform if change > _SAME_COLOUR else None
+
+
+def require_encoded_size(encoded: bytes, name: str) -> None:
+    """Refuses a PNG or JPEG file of too many pixels by its header; others pass.
+
+    Raises:
+      DataError: The picture is larger than the limit.
+    """
+    size = None
+    if encoded.startswith(png.SIGNATURE):
+        size = png.size(encoded)
+    elif encoded.startswith(b"\xff\xd8"):
+        size = jpeg.header(encoded)
+    if size:
+        limits.require_pixels(*size[:2], name)
 
 
 def encode_image(image: np.ndarray, suffix: str, quality: int = 95) -> bytes:

@@ -9,6 +9,7 @@ import concurrent.futures
 import dataclasses
 import itertools
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,10 +19,12 @@ import numpy as np
 from data.cores import available_cores
 from data.errors import DataError, UsageError
 from data.failures import Failure, failure_of
+from data.finding import find_images
 from data.fov import UNKNOWN, FieldOfView, NoSurroundError, fov_mask
 from data.fundus_tiles import NAME
-from data.images import IMAGE_SUFFIXES, iterate_images, read_image, require_utf8
+from data.images import IMAGE_SUFFIXES, read_image, require_utf8
 from data.manifest import MANIFEST, TileRow, iterate_manifest
+from data.names import without_suffix
 from data.region import AUTO, FovChoice, find_region
 from data.splits import SPLITS
 
@@ -208,10 +211,10 @@ def _open(path: str, split: str | None, choice: FovChoice) -> list["_Files | _Re
             raise DataError(f"{folder / MANIFEST}: no tiles of split {split}")
         return [_Files(path, [row.tile for row in rows], choice, rows)]
     _refuse_split(path, split)
-    files = sorted(os.path.relpath(file, path) for file in iterate_images(folder))
-    if not files:
-        raise DataError(f"{path}: no images; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
-    return [_Files(path, files, choice)]
+    found = find_images(folder)
+    if left_out := found.left_out_line():
+        print(f"{path}: {left_out}", file=sys.stderr, flush=True)
+    return [_Files(path, sorted(os.path.relpath(file, path) for file in found.paths), choice)]
 
 
 def _open_dataset(path: str, split: str | None) -> list["_Records"]:
@@ -262,7 +265,7 @@ class _Files:
         if self._rows is not None:
             return self._rows[number].tile_id
         path = self._paths[number] if self._root else os.path.basename(self._paths[number])
-        return os.path.splitext(path)[0].replace(os.sep, "/")
+        return without_suffix(path).replace(os.sep, "/")
 
     def names(self) -> Iterator[str]:
         return map(self.name, range(len(self)))

@@ -1,5 +1,6 @@
 """Names of photographs: the paths of their files, with accents in one form."""
 
+import os
 import unicodedata
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path, PurePath
@@ -38,7 +39,22 @@ def photograph_id(below: str, root: PurePath) -> str:
 
 def path_below(root: Path, path: Path) -> str:
     """The path of a photograph below the root without its suffix, with forward slashes."""
-    return path.relative_to(root).with_suffix("").as_posix()
+    return without_suffix(path.relative_to(root).as_posix())
+
+
+def suffix_of(name: str) -> str:
+    """The suffix of a file's name in small letters, with its dot.
+
+    It is "" where there is none, and for the last number of a name such as "1.2.840.10008",
+    which DICOM files have.
+    """
+    suffix = os.path.splitext(name)[1].lower()
+    return "" if suffix[1:].isdigit() else suffix
+
+
+def without_suffix(name: str) -> str:
+    """A file's name or path without the suffix that `suffix_of` finds."""
+    return name[: len(name) - len(suffix_of(name))]
 
 
 def name_photographs(

@@ -18,6 +18,7 @@ from etils import epath
 from fsspec.implementations.local import LocalFileSystem
 
 from data.errors import DataError, FundusError, UsageError
+from data.limits import require_regular
 
 AnyPath = Path | epath.Path
 _SCHEMES = ("gs://", "s3://", "az://", "hf://")
@@ -101,8 +102,10 @@ def read_bytes(path: AnyPath) -> bytes:
 
     Raises:
       OSError: It is not there or cannot be read.
+      DataError: It is no regular file.
     """
     if not is_remote(path):
+        require_regular(path)
         return Path(path).read_bytes()
     with _told(path):
         fs, name = filesystem(path)
@@ -120,6 +123,7 @@ def download(path: AnyPath, target: Path) -> None:
 def open_binary(path: AnyPath) -> Iterator[IO[bytes]]:
     """Opens a file to be read from its beginning to its end."""
     if not is_remote(path):
+        require_regular(path)
         with open(path, "rb", buffering=1 << 20) as file:
             yield file
         return

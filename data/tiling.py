@@ -15,8 +15,8 @@ from data.cutting_run import estimate, format_bytes, format_time, run
 from data.errors import DataError, UsageError
 from data.failures import REJECTED, Failure, write_rejected
 from data.files import write_beside
+from data.finding import find_images
 from data.fov import FIELDS, MAX_LOST_SHARE
-from data.images import list_images
 from data.manifest import (
     MANIFEST,
     OVERLAYS,
@@ -154,7 +154,10 @@ def make_tiles(
     if out.is_relative_to(root) or root.is_relative_to(out):
         raise UsageError(f"{out} and the photographs in {root}: neither may lie in the other")
 
-    files = name_photographs(root, list_images(root), taken=_TAKEN)
+    found = find_images(root)
+    if left_out := found.left_out_line():
+        say(f"{root}: {left_out}")
+    files = name_photographs(root, found.paths, taken=_TAKEN)
     assigned = assign_splits(
         list(files),
         searched=[path_below(root, path) for path in files.values()],

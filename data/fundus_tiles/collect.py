@@ -1,6 +1,7 @@
 """Finding the tiles of a tree, with or without a manifest, and what is known of each."""
 
 import array
+import collections
 import dataclasses
 import hashlib
 import os
@@ -12,6 +13,7 @@ import numpy as np
 
 from data import manifest, storage
 from data.errors import DataError, UsageError
+from data.finding import count_left_out, left_out_line, refuse_folder
 from data.images import IMAGE_SUFFIXES, require_utf8
 from data.names import composed, photograph_id, shorten
 from data.splits import SPLITS, assign_splits
@@ -195,7 +197,7 @@ def _from_manifest(root: AnyPath, table: AnyPath | None, report: Callable[[str],
     tiles.patients_known = not patients <= photographs
 
     sizes = dict.fromkeys(tiles.paths, -1)
-    for path, size in _files(root):
+    for path, size in _files(root, collections.Counter()):
         if path in sizes:
             sizes[path] = size
         elif not path.startswith(f"{manifest.OVERLAYS}/"):
@@ -211,9 +213,16 @@ def _from_manifest(root: AnyPath, table: AnyPath | None, report: Callable[[str],
 
 def _from_tree(root: AnyPath, report: Callable[[str], None], **options: Any) -> TileList:
     """Lists a tree without a manifest; `options` are those of `assign_splits`."""
-    files = dict(_files(root))
+    left_out: collections.Counter[str] = collections.Counter()
+    files = dict(_files(root, left_out))
+    others = left_out_line(left_out)
     if not files:
-        raise DataError(f"{root}: no tiles; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
+        raise DataError(
+            f"{root}: no tiles; expected files ending in {', '.join(IMAGE_SUFFIXES)}"
+            + (f"; {others}" if others else "")
+        )
+    if others:
+        report(f"{root}: {others}")
     above = root.resolve() if isinstance(root, Path) else root
     folders: dict[str, str] = {}
     for folder in sorted(set(map(_folder, files))):
@@ -245,25 +254,63 @@ def _from_tree(root: AnyPath, report: Callable[[str], None], **options: Any) -> 
     return tiles
 
 
-def _files(root: AnyPath, folder: str = "") -> Iterator[tuple[str, int]]:
+def _files(root: AnyPath, left_out: collections.Counter[str]) -> Iterator[tuple[str, int]]:
     """Relative path and size in bytes of every image below `root`, sorted; no hidden ones.
 
-    Not `list_images`: a list of millions of `Path`s would take more memory than all the rest.
+    Not `find_images`: a list of millions of `Path`s would take more memory than all the rest.
+
+    Args:
+      root: Directory of tiles.
+      left_out: Counts the other files by their suffix; see `data.finding.Found`.
+
+    Yields:
+      The path, and -1 for the size of a link to nothing.
+
+    Raises:
+      DataError: A folder cannot be read, or the name of an image is not UTF-8.
     """
-    if is_remote(root):
-        for path, found in storage.entries(root).items():
-            if path.lower().endswith(IMAGE_SUFFIXES):
-                yield path, found.size
+    found = _remote_files(root) if is_remote(root) else _local_files(root, "", set())
+    for path, size in found:
+        if path.lower().endswith(IMAGE_SUFFIXES):
+            require_utf8(path)
+            yield path, size
+        else:
+            count_left_out(path, left_out)
+
+
+def _remote_files(root: AnyPath) -> Iterator[tuple[str, int]]:
+    for path, found in storage.entries(root).items():
+        yield path, found.size
+
+
+def _local_files(root: Path, folder: str, visited: set[str]) -> Iterator[tuple[str, int]]:
+    real = os.path.realpath(root / folder)
+    if real in visited:  # A link to a folder that was listed.
         return
-    with os.scandir(root / folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _files(root, f"{folder}{entry.name}/")
-            elif entry.name.lower().endswith(IMAGE_SUFFIXES):
-                require_utf8(path := f"{folder}{entry.name}")
-                yield path, entry.stat().st_size
+    visited.add(real)
+    try:
+        with os.scandir(root / folder) as entries:
+            entries = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        refuse_folder(error)
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if _is_folder(entry):
+            yield from _local_files(root, f"{folder}{entry.name}/", visited)
+            continue
+        try:
+            size = entry.stat().st_size
+        except OSError:
+            size = -1
+        yield f"{folder}{entry.name}", size
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # A link to itself.
+        return False
 
 
 def _folder(path: str) -> str:

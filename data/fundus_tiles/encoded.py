@@ -5,25 +5,17 @@ people, cameras or software are cut out. Everything else is decoded and encoded 
 """
 
 import dataclasses
-import re
 import struct
 import zlib
 
-import cv2
-import numpy as np
-import simplejpeg
-
+from data import jpeg, png
 from data.errors import DataError
-from data.images import decode_image, encode_image
+from data.images import decode_image, encode_image, is_srgb_gamma, require_encoded_size
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_KEPT = {b"IHDR", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"sBIT"}
 _PNG_RECODED = {b"iCCP", b"tRNS", b"eXIf", b"cICP", b"acTL"}  # Profile, alpha, turn, animation.
 
-# In entropy-coded data 0xFF is followed by 0x00 (stuffing) or a restart marker, else data end.
-_JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)
-_SOI, _EOI, _SOS, _COM, _APP0, _APP1, _APP2, _APP14 = 0xD8, 0xD9, 0xDA, 0xFE, 0xE0, 0xE1, 0xE2, 0xEE
-_SOF = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_COM, _APP0, _APP1, _APP2, _APP14 = 0xFE, 0xE0, 0xE1, 0xE2, 0xEE
 _APPS = set(range(0xE0, 0xF0)) | {_COM}
 
 
@@ -55,10 +47,11 @@ def prepare(encoded: bytes) -> Encoded:
     Raises:
       DataError: The bytes are empty, truncated, damaged or no image.
     """
+    require_encoded_size(encoded, "the tile")
     try:
         if encoded.startswith(b"\xff\xd8"):
             kept = _strip_jpeg(encoded)
-        elif encoded.startswith(_PNG_SIGNATURE):
+        elif encoded.startswith(png.SIGNATURE):
             kept = _strip_png(encoded)
         else:
             raise _Recode
@@ -69,53 +62,32 @@ def prepare(encoded: bytes) -> Encoded:
         reason = str(error) if isinstance(error, ValueError) else "it is truncated"
         raise DataError(f"damaged: {reason}") from error
     try:
-        if kept.startswith(_PNG_SIGNATURE):
-            image = cv2.imdecode(np.frombuffer(kept, np.uint8), cv2.IMREAD_COLOR)
+        if kept.startswith(png.SIGNATURE):
+            image = png.decode(kept)
         else:
-            image = simplejpeg.decode_jpeg(kept, strict=True)
-    except (cv2.error, ValueError) as error:
-        raise DataError(f"damaged: {getattr(error, 'err', error)}") from error
-    if image is None:
-        raise DataError("damaged: cannot be decoded")
+            image, kept = jpeg.decode(kept)
+    except (RuntimeError, ValueError) as error:
+        raise DataError(f"damaged: {error}") from error
     return Encoded(kept, *image.shape[:2])
 
 
 def _strip_jpeg(encoded: bytes) -> bytes:
     """The same JPEG with no segments but those that decoding needs."""
-    kept = [encoded[:2]]
-    at, end = 2, 0
-    while not end:
-        if encoded[at] != 0xFF:
-            raise ValueError("not a JPEG segment where one should begin")
-        while encoded[at + 1] == 0xFF:  # Fill bytes.
-            at += 1
-        marker = encoded[at + 1]
-        if marker == _EOI:
-            end = at + 2
-            kept.append(encoded[at:end])
-            continue
-        (length,) = struct.unpack_from(">H", encoded, at + 2)
-        body, after = at + 4, at + 2 + length
-        if after > len(encoded):
-            raise ValueError("it is truncated")
-        if marker in _SOF and (encoded[body] != 8 or encoded[body + 5] != 3):
+    kept = []
+    for segment in jpeg.segments(encoded):
+        marker, body = segment.marker, segment.body
+        if marker in jpeg.SOF and (encoded[body] != 8 or encoded[body + 5] != 3):
             raise _Recode  # Grey, CMYK or 12 bits.
-        if marker == _APP1 and _turned(encoded[body:after]):
+        if marker == _APP1 and _turned(encoded[body : segment.stop]):
             raise _Recode
         if marker == _APP2 and encoded.startswith(b"ICC_PROFILE", body):
             raise _Recode
-        if marker == _SOS:
-            found = _JPEG_MARKER.search(encoded, after)
-            if not found:
-                raise ValueError("it is truncated: no end-of-image marker")
-            after = found.end() - 2
         # JFIF states the density, Adobe's segment the colour transform.
         needed = (marker == _APP0 and encoded.startswith(b"JFIF", body)) or (
             marker == _APP14 and encoded.startswith(b"Adobe", body)
         )
         if marker not in _APPS or needed:
-            kept.append(encoded[at:after])
-        at = after
+            kept.append(encoded[segment.start : segment.data_stop])
     stripped = b"".join(kept)
     return encoded if len(stripped) == len(encoded) else stripped
 
@@ -140,8 +112,8 @@ def _turned(app1: bytes) -> bool:
 
 def _strip_png(encoded: bytes) -> bytes:
     """The same PNG with no chunks but those that decoding needs."""
-    kept = [_PNG_SIGNATURE]
-    at, kind = len(_PNG_SIGNATURE), b""
+    kept = [png.SIGNATURE]
+    at, kind = len(png.SIGNATURE), b""
     view = memoryview(encoded)
     while kind != b"IEND":
         if at + 12 > len(encoded):
@@ -159,6 +131,10 @@ def _strip_png(encoded: bytes) -> bytes:
                 raise _Recode  # Grey, palette, alpha or 16 bits.
         if kind in _PNG_RECODED:
             raise _Recode
+        if kind == b"gAMA":
+            (gamma,) = struct.unpack_from(">I", encoded, at + 8)
+            if not is_srgb_gamma(gamma / 1e5):
+                raise _Recode
         if kind in _PNG_KEPT:
             kept.append(encoded[at:after])
         at = after

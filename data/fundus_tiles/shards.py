@@ -5,7 +5,7 @@ import concurrent.futures
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from data import storage
+from data import limits, storage
 from data.cores import available_cores
 from data.errors import DataError
 from data.fundus_tiles.collect import TileList
@@ -100,6 +100,7 @@ class Shard:
     def _read(self, number: int) -> Encoded:
         path = self.tiles.root / self.tiles.paths[number]
         try:
+            limits.require_bytes(int(self.tiles.sizes[number]), "the tile")
             encoded = storage.read_bytes(path)
         except OSError as error:
             raise DataError(error.strerror or str(error)) from error

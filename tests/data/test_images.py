@@ -1,12 +1,17 @@
 import io
+import struct
+import zlib
 
+import cv2
+import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
 from data.errors import DataError, UsageError
 from data.files import write_beside
-from data.images import decode_image, list_images, read_image, write_image
+from data.fundus_tiles.encoded import prepare
+from data.images import decode_image, read_image, write_image
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (24, 36, 3), dtype=np.uint8)
 
@@ -36,14 +41,12 @@ def test_palette_and_one_bit_become_rgb():
     assert set(np.unique(bits)) == {0, 255}
 
 
-@pytest.mark.parametrize("alpha", [0, 128, 255])
+@pytest.mark.parametrize("alpha", [1, 128, 255])
 def test_alpha_is_composited_on_black(alpha):
     picture = Image.fromarray(PICTURE)
     picture.putalpha(alpha)
-    # Pillow's integer composition is off by at most one grey level.
-    np.testing.assert_allclose(
-        decode_image(encode(picture), "x").astype(float), PICTURE * (alpha / 255), atol=1
-    )
+    expected = np.floor(PICTURE.astype(float) * alpha / 255 + 0.5)
+    np.testing.assert_array_equal(decode_image(encode(picture), "x"), expected)
 
 
 def test_cmyk_is_converted():
@@ -56,8 +59,6 @@ def test_cmyk_is_converted():
 @pytest.mark.parametrize("kind", [".png", ".tiff"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_16_bit_is_scaled(kind, channels):
-    import cv2
-
     wide = np.random.default_rng(1).integers(0, 65536, (20, 20, channels), dtype=np.uint16)
     wide[..., 3:] = 65535  # opaque
     _, encoded = cv2.imencode(kind, wide)
@@ -155,22 +156,6 @@ def test_missing_file_is_refused(tmp_path):
         read_image(tmp_path / "gone.png")
 
 
-def test_list_images_sorts_and_skips_what_is_hidden(tmp_path):
-    for name in ("b/2.JPG", "b/10.png", "a/ü 1.tif", "a/notes.txt", ".git/x.png", "a/._2.jpg"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "b" / "circle").symlink_to(tmp_path)  # following it must end
-    listed = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
-    assert listed == ["a/ü 1.tif", "b/10.png", "b/2.JPG"]
-
-
-def test_list_images_refuses_nothing(tmp_path):
-    with pytest.raises(DataError, match="no images"):
-        list_images(tmp_path)
-    with pytest.raises(DataError, match="no such directory"):
-        list_images(tmp_path / "gone")
-
-
 def test_write_image_png_is_lossless_and_jpg_is_444(tmp_path):
     write_image(tmp_path / "ö.png", PICTURE)
     np.testing.assert_array_equal(read_image(tmp_path / "ö.png"), PICTURE)
@@ -189,3 +174,210 @@ def test_failed_write_leaves_nothing(tmp_path):
     with pytest.raises(OSError, match="taken"):
         write_beside(tmp_path / "taken", b"a file cannot replace a folder")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def profile_of_gamma_1() -> bytes:
+    """A linear profile that calls itself sRGB: the curve of sRGB is replaced by none."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert b"para" in profile and b"s\0R\0G\0B" in profile
+    return profile.replace(b"para" + bytes(4) + b"\0\3", b"curv" + bytes(4) + b"\0\0")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_profile_counts_by_what_it_does_and_not_by_its_name(kind):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    encoded = encode(Image.fromarray(PICTURE), kind, icc_profile=profile_of_gamma_1(), **options)
+    light = PICTURE / 255
+    expected = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    decoded = decode_image(encoded, "x").astype(int)
+    assert np.abs(decoded - expected * 255).max() <= 2
+
+
+def test_profile_that_is_srgb_by_another_name_changes_nothing():
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = profile.replace("sRGB".encode("utf-16-be"), "mine".encode("utf-16-be"))
+    encoded = encode(Image.fromarray(PICTURE), icc_profile=profile)
+    np.testing.assert_array_equal(decode_image(encoded, "x"), PICTURE)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_alpha_of_zero_everywhere_is_refused(kind):
+    picture = Image.fromarray(PICTURE)
+    picture.putalpha(0)
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    with pytest.raises(DataError, match="^eye.png: its alpha channel is 0 everywhere"):
+        decode_image(encode(picture, kind, **options), "eye.png")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bit_alpha_is_composited_on_black(channels):
+    wide = np.random.default_rng(1).integers(0, 65536, (20, 20, channels + 1), dtype=np.uint16)
+    decoded = decode_image(imagecodecs.png_encode(wide), "x")
+    over = np.floor(wide[..., :-1].astype(float) * wide[..., -1:] / 65535 + 0.5)
+    expected = np.floor(over * (255 / 65535) + 0.5).astype(np.uint8)
+    np.testing.assert_array_equal(decoded, np.repeat(expected, 3 // channels, 2))
+    wide[..., -1] = 0
+    with pytest.raises(DataError, match="x: its alpha channel is 0 everywhere"):
+        decode_image(imagecodecs.png_encode(wide), "x")
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    crc = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
+
+
+def with_chunk(encoded: bytes, kind: bytes, content: bytes) -> bytes:
+    """A PNG file with one more chunk behind its header."""
+    return encoded[:33] + chunk(kind, content) + encoded[33:]
+
+
+def test_tiles_of_another_gamma_are_refused_and_stray_bytes_are_not():
+    linear = with_chunk(encode(Image.fromarray(PICTURE)), b"gAMA", struct.pack(">I", 100000))
+    with pytest.raises(DataError, match="the tile: PNG chunk gAMA is 1"):
+        prepare(linear)
+    encoded = encode(Image.fromarray(np.tile(PICTURE, (8, 8, 1))), "JPEG")
+    at = encoded.index(b"\xff\xdb")
+    kept = prepare(encoded[:at] + b"stray\0\1" + encoded[at:-2] + bytes(9) + encoded[-2:])
+    np.testing.assert_array_equal(decode_image(kept.data, "x"), decode_image(encoded, "x"))
+
+
+def test_png_without_its_end_is_whole_and_without_its_last_data_is_not():
+    encoded = encode(Image.fromarray(PICTURE))
+    np.testing.assert_array_equal(decode_image(encoded[:-12], "x"), PICTURE)
+    with pytest.raises(DataError, match="x: cannot be decoded"):
+        decode_image(encoded[:-13], "x")
+
+
+def test_16_bit_colour_may_be_transparent():
+    wide = np.full((4, 5), 30000, np.uint16)
+    wide[0, 1] = 30001  # The same in 8 bits.
+    encoded = with_chunk(imagecodecs.png_encode(wide), b"tRNS", struct.pack(">H", 30001))
+    decoded = decode_image(encoded, "x")
+    assert (decoded[0, 1] == 0).all() and (decoded[1:] == 117).all()
+
+
+def test_png_of_another_gamma_is_refused_by_name():
+    encoded = encode(Image.fromarray(PICTURE))
+    as_srgb = with_chunk(encoded, b"gAMA", struct.pack(">I", 45455))
+    np.testing.assert_array_equal(decode_image(as_srgb, "x"), PICTURE)
+    linear = with_chunk(encoded, b"gAMA", struct.pack(">I", 100000))
+    with pytest.raises(DataError, match=r"x: PNG chunk gAMA is 1; expected 0\.45455"):
+        decode_image(linear, "x")
+    np.testing.assert_array_equal(decode_image(with_chunk(linear, b"sRGB", b"\0"), "x"), PICTURE)
+    with pytest.raises(DataError, match="x: PNG chunk cICP is not read"):
+        decode_image(with_chunk(encoded, b"cICP", bytes([9, 16, 0, 1])), "x")
+
+
+def bmp_of_32_bits(alpha: int, names_alpha: bool) -> bytes:
+    height, width = PICTURE.shape[:2]
+    values = np.dstack([PICTURE[..., ::-1], np.full((height, width), alpha, np.uint8)])[::-1]
+    size = 108 if names_alpha else 40
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + bytes(52)
+    info = struct.pack("<IiiHHIIiiII", size, width, height, 1, 32, 3 * names_alpha, *[0] * 5)
+    info += masks * names_alpha
+    start = 14 + len(info)
+    return (
+        b"BM" + struct.pack("<IHHI", start + values.nbytes, 0, 0, start) + info + values.tobytes()
+    )
+
+
+@pytest.mark.parametrize("names_alpha", [False, True])
+def test_unused_fourth_byte_of_bmp_is_no_alpha(names_alpha):
+    decoded = decode_image(bmp_of_32_bits(0, names_alpha), "x")
+    np.testing.assert_array_equal(decoded, PICTURE)
+
+
+def test_alpha_of_bmp_is_composited():
+    decoded = decode_image(bmp_of_32_bits(127, True), "x")
+    np.testing.assert_array_equal(decoded, np.rint(PICTURE * (127 / 255)))
+
+
+def test_tga_is_known_by_its_suffix_only():
+    encoded = encode(Image.fromarray(PICTURE), "TGA")
+    np.testing.assert_array_equal(decode_image(encoded, "eye.TGA"), PICTURE)
+    with pytest.raises(DataError, match="eye.png: is no image"):
+        decode_image(encoded, "eye.png")
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "PCX", "ICO"])
+def test_other_formats_are_no_image_whatever_their_name(kind):
+    with pytest.raises(DataError, match="eye.png: is no image"):
+        decode_image(encode(Image.fromarray(PICTURE), kind), "eye.png")
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_several_frames_are_refused(kind):
+    frames = [Image.fromarray(PICTURE[::-1])]
+    encoded = encode(Image.fromarray(PICTURE), kind, save_all=True, append_images=frames)
+    with pytest.raises(DataError, match="x: holds 2 frames; expected one picture a file"):
+        decode_image(encoded, "x")
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "JPEG2000", "TGA", "DIB"])
+def test_further_formats_keep_their_values(kind):
+    picture = Image.fromarray(PICTURE)
+    if kind == "GIF":
+        picture = picture.quantize(64).convert("P")
+    encoded = encode(picture, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    np.testing.assert_array_equal(decode_image(encoded, "x.tga"), picture.convert("RGB"))
+
+
+@pytest.mark.parametrize("bits", [9, 12, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_wide_jpeg_2000_is_scaled(bits, channels):
+    wide = np.random.default_rng(1).integers(0, 1 << bits, (40, 50, channels)).astype(np.uint16)
+    wide = wide if channels == 3 else wide[..., 0]
+    encoded = imagecodecs.jpeg2k_encode(wide, level=0, reversible=True, bitspersample=bits)
+    expected = np.floor(wide * (255 / ((1 << bits) - 1)) + 0.5).astype(np.uint8)
+    expected = expected if channels == 3 else np.repeat(expected[..., None], 3, axis=2)
+    np.testing.assert_array_equal(decode_image(encoded, "x"), expected)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("place", ["head", "behind the data", "end"])
+def test_stray_bytes_between_jpeg_segments_change_nothing(place, mode, progressive):
+    picture = Image.fromarray(np.tile(PICTURE, (8, 8, 1))).convert(mode)
+    encoded = encode(picture, "JPEG", progressive=progressive)
+    whole = decode_image(encoded, "x")
+    at = {
+        "head": encoded.index(b"\xff\xdb"),
+        "behind the data": len(encoded) - 2,
+        "end": len(encoded),
+    }[place]
+    stray = bytes(40) if place == "behind the data" else b"stray\0\1"
+    np.testing.assert_array_equal(decode_image(encoded[:at] + stray + encoded[at:], "x"), whole)
+    with pytest.raises(DataError, match="x: cannot be decoded"):
+        decode_image(encoded[: len(encoded) // 2] + stray + b"\xff\xd9", "x")
+
+
+def test_what_is_behind_a_jpeg_and_no_padding_is_taken_for_damage():
+    encoded = encode(Image.fromarray(np.tile(PICTURE, (8, 8, 1))), "JPEG")
+    with pytest.raises(DataError, match="x: cannot be decoded: .*extraneous bytes before marker"):
+        decode_image(encoded[:-2] + bytes(range(1, 100)) + encoded[-2:], "x")
+
+
+def test_first_picture_of_mpo_is_the_photograph():
+    later = [Image.fromarray(PICTURE[::-1])]
+    encoded = encode(Image.fromarray(PICTURE), "MPO", save_all=True, append_images=later)
+    alone = decode_image(encode(Image.fromarray(PICTURE), "JPEG"), "x")
+    np.testing.assert_array_equal(decode_image(encoded, "x"), alone)
+
+
+@pytest.mark.parametrize("factors", [0x111111, 0x211111, 0x221111, 0x121111, 0x411111])
+def test_every_chroma_subsampling_is_read(factors):
+    smooth = cv2.GaussianBlur(np.tile(PICTURE, (4, 4, 1)), (0, 0), 9)
+    options = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factors, cv2.IMWRITE_JPEG_QUALITY, 95]
+    encoded = cv2.imencode(".jpg", smooth[..., ::-1], options)[1].tobytes()
+    decoded = decode_image(encoded, "x").astype(int)
+    assert np.abs(decoded - smooth).max() < 12
+    with Image.open(io.BytesIO(encoded)) as picture:
+        np.testing.assert_array_equal(decoded, np.array(picture))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_pixels_belong_to_the_caller(kind, mode):
+    decoded = decode_image(encode(Image.fromarray(PICTURE).convert(mode), kind), "x")
+    assert decoded.dtype == np.uint8 and decoded.shape == PICTURE.shape
+    assert decoded.flags.writeable and decoded.flags.c_contiguous

@@ -11,9 +11,10 @@ from PIL import Image
 from data import cutting, cutting_run
 from data.errors import DataError, UsageError
 from data.failures import Failure
+from data.finding import list_images
 from data.fov import FieldOfView, find_fov
 from data.fundus_tiles.collect import collect
-from data.images import list_images, read_image, write_image
+from data.images import read_image, write_image
 from data.manifest import read_manifest, read_photographs
 from data.synthetic import fundus_photograph, write_photographs
 from data.tiling import make_tiles, tile_origins
@@ -465,3 +466,11 @@ def test_options_out_of_range_are_refused(tree, tmp_path, options, message):
     with pytest.raises(UsageError, match=message):
         make_tiles(tree, tmp_path / "tiles", **{**FAST, **options})
     assert not (tmp_path / "tiles").exists()
+
+
+def test_files_that_are_left_out_are_said(tmp_path, capsys):
+    root = tmp_path / "photographs"
+    write_image(root / "a" / "p01.png", fundus_photograph((0, 0), 200))
+    (root / "a" / "grades.csv").touch()
+    make_tiles(root, tmp_path / "out", tile=64, val=0, test=0, workers=1, progress=True)
+    assert f"{root}: left out: 1 .csv" in capsys.readouterr().out

@@ -1,0 +1,125 @@
+"""Finding the images below a folder, and counting what else is there."""
+
+import collections
+import dataclasses
+import os
+from pathlib import Path
+from typing import NoReturn
+
+from data import dicom, jpeg2000, limits, tiff
+from data.errors import DataError
+from data.failures import REJECTED
+from data.images import IMAGE_SUFFIXES, require_utf8
+from data.manifest import MANIFEST, PHOTOGRAPHS
+from data.names import suffix_of
+from data.views import VIEWS
+
+# Ours beside the images of a folder, not worth a word where others are counted.
+_OUR_FILES = {MANIFEST, PHOTOGRAPHS, REJECTED, VIEWS}
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Files below a folder.
+
+    Attributes:
+      paths: The images, sorted.
+      left_out: How many other files there are of each suffix; "" where there is none.
+    """
+
+    paths: list[Path]
+    left_out: collections.Counter[str]
+
+    def left_out_line(self) -> str:
+        """Says what is left out, as "left out: 3 .csv, 1 without a suffix"; "" if nothing is."""
+        return left_out_line(self.left_out)
+
+
+def left_out_line(left_out: collections.Counter[str]) -> str:
+    """Words for `Found.left_out`, the most frequent suffix first; "" if nothing is left out."""
+    counts = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    kinds = (f"{count:,} {suffix or 'without a suffix'}" for suffix, count in counts)
+    return f"left out: {', '.join(kinds)}" if counts else ""
+
+
+def find_images(root: str | os.PathLike) -> Found:
+    """Searches a folder and its subfolders for images.
+
+    A file is an image by its suffix, or without a suffix by its first bytes (DICOM files are
+    named by numbers alike). Hidden files and folders are passed over, and so are the lists that
+    this program writes. Links are followed, but not in circles.
+
+    Raises:
+      DataError: `root` is no directory or holds no image, a folder cannot be read, or the name of
+        an image is not UTF-8.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such directory; expected a folder of images")
+    visited, paths, left_out = set(), [], collections.Counter()
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=refuse_folder):
+        real = os.path.realpath(folder)
+        if real in visited:
+            subfolders.clear()
+            continue
+        visited.add(real)
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in files:
+            path = os.path.join(folder, name)
+            # The dot also skips macOS's "._photo.jpg" companions and our unfinished writes.
+            if name.startswith("."):
+                continue
+            if name.lower().endswith(IMAGE_SUFFIXES) or (
+                not suffix_of(name) and _begins_as_image(path)
+            ):
+                require_utf8(path)
+                paths.append(Path(folder, name))
+            else:
+                count_left_out(name, left_out)
+    found = Found(sorted(paths), left_out)
+    if not paths:
+        others = found.left_out_line()
+        raise DataError(
+            f"{root}: no images; expected files ending in {', '.join(IMAGE_SUFFIXES)}"
+            + (f"; {others}" if others else "")
+        )
+    return found
+
+
+def count_left_out(name: str, left_out: collections.Counter[str]) -> None:
+    """Counts a file that is no image, unless it is one of the lists that this program writes."""
+    if os.path.basename(name) not in _OUR_FILES:
+        left_out[suffix_of(name)] += 1
+
+
+def list_images(root: str | os.PathLike) -> list[Path]:
+    """The paths of `find_images`; raises as it does."""
+    return find_images(root).paths
+
+
+def _begins_as_image(path: str) -> bool:
+    try:
+        limits.require_regular(path)
+        with open(path, "rb") as file:
+            beginning = file.read(2048)
+    except (OSError, DataError):
+        return False
+    return (
+        dicom.is_dicom(beginning)
+        or tiff.is_tiff(beginning)
+        or jpeg2000.is_jpeg2000(beginning)
+        or beginning.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8"))
+        or (beginning.startswith(b"RIFF") and beginning[8:12] == b"WEBP")
+    )
+
+
+def refuse_folder(error: OSError) -> NoReturn:
+    """Turns the error of listing a folder into one for a person.
+
+    Raises:
+      DataError: Always.
+    """
+    raise DataError(
+        f"{error.filename}: this folder cannot be read: {error.strerror}; expected readable"
+        " folders of images"
+    ) from error

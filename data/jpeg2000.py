@@ -1,0 +1,46 @@
+"""JPEG 2000 files: their header, read before they are decoded."""
+
+import struct
+from typing import NamedTuple
+
+_CODESTREAM = b"\xff\x4f\xff\x51"  # SOC, and SIZ, which must follow.
+_BOX = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
+_SIZES = struct.Struct(">HHIIIIIIIIH")  # Behind SIZ: length, capabilities, sizes, components.
+
+
+class Header(NamedTuple):
+    """Properties of the picture.
+
+    Attributes:
+      width: Pixels.
+      height: Pixels.
+      bits: Of a value, the most of all components.
+      signed: Some component has signed values.
+      channels: Components.
+    """
+
+    width: int
+    height: int
+    bits: int
+    signed: bool
+    channels: int
+
+
+def is_jpeg2000(encoded: bytes) -> bool:
+    """Says if the bytes are a JPEG 2000 file or a bare codestream."""
+    return encoded.startswith((_CODESTREAM, _BOX))
+
+
+def header(encoded: bytes) -> Header | None:
+    """Reads the size and the precision; None where there is no codestream."""
+    at = encoded.find(_CODESTREAM)
+    try:
+        _, _, right, bottom, left, top, *_, count = _SIZES.unpack_from(encoded, at + 4)
+        depths = encoded[at + 42 : at + 42 + 3 * count : 3]
+    except struct.error:
+        return None
+    if at < 0 or not depths:
+        return None
+    bits = max((depth & 0x7F) + 1 for depth in depths)
+    signed = any(depth & 0x80 for depth in depths)
+    return Header(right - left, bottom - top, bits, signed, count)
