@@ -13,7 +13,7 @@ from data.cores import available_cores
 from data.cutting import Cut, Job, Record, finished, tile_origins
 from data.cutting_run import estimate, format_bytes, format_time, run
 from data.errors import DataError, UsageError
-from data.files import replacing, write_beside
+from data.files import replacing, require_regular, write_beside
 from data.images import list_images
 from data.manifest import (
     MANIFEST,
@@ -23,6 +23,7 @@ from data.manifest import (
     write_manifest,
     write_photographs,
 )
+from data.outputs import claim_folder
 from data.splits import REGEX_EXAMPLE, SPLITS, Assignment, assign_splits, shorten
 from data.views import VIEWS, pack_views
 
@@ -124,7 +125,8 @@ def make_tiles(
       is the table to print.
 
     Raises:
-      UsageError: An option is out of range, or `out` was begun with other options.
+      UsageError: An option is out of range, or `out` was begun with other options, was not made by
+        this function, or is being written to by another process.
       DataError: No photographs, ambiguous names, an empty split, no photograph left, or no space.
     """
     start = time.monotonic()
@@ -135,6 +137,8 @@ def make_tiles(
     if out.is_relative_to(root) or root.is_relative_to(out):
         raise UsageError(f"{out} and the photographs in {root}: neither may lie in the other")
 
+    if patients is not None:
+        require_regular(patients, "a CSV file of patients")
     files = _by_id(list_images(root))
     assigned = assign_splits(
         list(files), patients=patients, patient_regex=patient_regex, val=val, test=test, report=say
@@ -157,27 +161,25 @@ def make_tiles(
         for id, assignment in chosen.items()
     ]
     _refuse_shared_ids(jobs)
-    _claim(
-        out,
-        {
-            "photographs": str(root),
-            **dataclasses.asdict(cut),
-            "file_format": file_format,
-            "patients": patients and os.path.abspath(patients),
-            "patient_regex": patient_regex,
-            "val": val,
-            "test": test,
-        },
-    )
-    todo = [job for job in jobs if finished(job) is None]
-    reused = len(jobs) - len(todo)
-    say(f"{len(jobs):,} photographs" + (f", {reused:,} of them finished" if reused else ""))
-    workers = min(workers or available_cores(), len(jobs))
-    if todo:
-        say(f"To cut: {estimate(todo, workers, out)}")
-
-    results = run(jobs, workers, progress)
-    return _conclude(out, jobs, list(chosen.values()), results, reused, start)
+    options = {
+        "photographs": str(root),
+        **dataclasses.asdict(cut),
+        "file_format": file_format,
+        "patients": patients and os.path.abspath(patients),
+        "patient_regex": patient_regex,
+        "val": val,
+        "test": test,
+    }
+    with claim_folder(out, "make-tiles", reads=[root, patients], known=[_OPTIONS]):
+        _begin(out, options)
+        todo = [job for job in jobs if finished(job) is None]
+        reused = len(jobs) - len(todo)
+        say(f"{len(jobs):,} photographs" + (f", {reused:,} of them finished" if reused else ""))
+        workers = min(workers or available_cores(), len(jobs))
+        if todo:
+            say(f"To cut: {estimate(todo, workers, out)}")
+        results = run(jobs, workers, progress)
+        return _conclude(out, jobs, list(chosen.values()), results, reused, start)
 
 
 def _check_options(cut: Cut, file_format: str, limit: int | None, workers: int | None) -> None:
@@ -231,10 +233,11 @@ def _limited(assigned: Mapping[str, Assignment], limit: int | None) -> Mapping[s
     return {id: assignment for id, assignment in assigned.items() if id in kept}
 
 
-def _claim(out: Path, options: Mapping[str, object]) -> None:
-    """Makes `out` ours, or refuses a folder that holds something else."""
+def _begin(out: Path, options: Mapping[str, object]) -> None:
+    """Notes the options in `out`, or refuses a folder that was begun with others."""
     path = out / _OPTIONS
     if path.exists():
+        require_regular(path, "the options of make-tiles")
         try:
             before = json.loads(path.read_bytes())
         except ValueError as error:
@@ -246,10 +249,7 @@ def _claim(out: Path, options: Mapping[str, object]) -> None:
                     f" give another folder, or delete this one"
                 )
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists and was not made by make-tiles; give a new or empty folder")
     try:
-        out.mkdir(parents=True, exist_ok=True)
         write_beside(path, json.dumps(options, indent=2, ensure_ascii=False).encode())
     except OSError as error:
         raise DataError(f"{out}: cannot be written: {error.strerror}") from error

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from data.errors import UsageError
+from vae.cli.options import declare, results
 from vae.weights import ENHANCE
 
 NOT_FOR_DIAGNOSIS = (
@@ -45,6 +46,7 @@ def add(commands) -> None:
         help="of the pictures; jpg is quality 95 (png)")  # fmt: skip
     add("--levels", type=float, default=50.0, metavar="N",
         help="grey levels at the top of the changes' colour scale (50)")  # fmt: skip
+    declare(parser, results("out"), reads=("inputs", "model"))
     parser.set_defaults(run=_enhance)
 
 
@@ -65,11 +67,9 @@ def _enhance(
     from vae.cli.reconstruct import report_failures
     from vae.inference import enhanced_files
     from vae.inference.enhance import load_enhancer
-    from vae.inference.reconstruct import origin_of, refuse_overlap, write_table
+    from vae.inference.reconstruct import origin_of, write_table
 
-    refuse_overlap(out, inputs, enhanced_files.FOLDERS)
     photographs = open_inputs(inputs, split=None)
-    Path(out).mkdir(parents=True, exist_ok=True)
     loaded = load_enhancer(model)
     print(f"model {loaded.saved.path}, step {loaded.saved.step}, {loaded.hash}")
     start = time.monotonic()

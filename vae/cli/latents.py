@@ -1,12 +1,14 @@
 """`encode` and `decode`: images to latents on disk, and back."""
 
 import argparse
+import functools
 import shlex
 import sys
 from pathlib import Path
 
 from data.errors import DataError, UsageError
-from vae.cli.options import add_model
+from data.outputs import claim_new, refuse_overlap
+from vae.cli.options import add_model, declare, results
 
 # Adds less noise, 3 / sqrt(12) standard deviations, than a sample of the posterior has.
 DEFAULT_STEP = 3.0
@@ -48,6 +50,9 @@ def _add_encode(commands) -> None:
         help="integers of STEP posterior standard deviations, entropy-coded "
         f"({DEFAULT_STEP:g})")  # fmt: skip
     add("--keep_border", action="store_true", help="also encode what is outside the field of view")
+    # A store that is there is continued, or refused by what is known of it.
+    claim = functools.partial(claim_new, replaces=True, parents=True)
+    declare(parser, {"out": claim}, reads=("inputs", "model"))
     parser.set_defaults(run=_encode)
 
 
@@ -66,6 +71,7 @@ def _add_decode(commands) -> None:
     add_model(parser, "the one that encoded: ")
     add("--out", required=True, metavar="DIR", help="where the images go")
     add("--keep_border", action="store_true", help="as decoded, outside the field of view, too")
+    declare(parser, results("out"), reads=("latents", "model"))
     parser.set_defaults(run=_decode)
 
 
@@ -143,9 +149,15 @@ def _decode(latents: str, model: str, out: str, keep_border: bool) -> int:
     from vae.inference.latents import check_model, decode_to_folder
 
     store = open_latents(latents)
+    refuse_overlap(out, store.about["inputs"])  # What was encoded is not replaced by its copy.
     loaded = vae.load_model(model)
     check_model(store, loaded)
-    Path(out).mkdir(parents=True, exist_ok=True)
-    count = decode_to_folder(loaded, store, Path(out), keep_border=keep_border)
-    print(f"{out}: {count} images")
+    failures = decode_to_folder(loaded, store, Path(out), keep_border=keep_border)
+    print(f"{out}: {len(store) - len(failures)} images")
+    if failures:
+        for failure in failures:
+            print(f"not decoded: {failure.reason}", file=sys.stderr)
+        raise DataError(
+            f"{len(failures)} of {len(store)} images could not be decoded; they are listed above"
+        )
     return 0

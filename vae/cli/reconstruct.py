@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from data.errors import DataError, UsageError
-from vae.cli.options import add_model
+from vae.cli.options import add_model, declare, results
 
 
 def add(commands) -> None:
@@ -44,6 +44,7 @@ def add(commands) -> None:
     add("--no_pictures", action="store_true", help="write the reconstructions and the table only")
     add("--levels", type=float, default=5.0, metavar="N",
         help="grey levels at the top of the difference's colour scale (5)")  # fmt: skip
+    declare(parser, results("out"), reads=("inputs", "model"))
     parser.set_defaults(run=_reconstruct)
 
 
@@ -63,9 +64,7 @@ def _reconstruct(
     from vae.inference import reconstruct
     from vae.inference.model import load_model
 
-    reconstruct.refuse_overlap(out, inputs)
     images = open_inputs(inputs, split=split)
-    Path(out).mkdir(parents=True, exist_ok=True)
     loaded = load_model(model)
     origin = reconstruct.origin_of(loaded)
     print(f"model {loaded.saved.path}, step {loaded.saved.step}, {loaded.hash}")
