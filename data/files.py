@@ -53,24 +53,39 @@ def unfinished_name(path: str | os.PathLike) -> str:
     return f".{digest}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
 
 
+def require_writable(path: str | os.PathLike) -> None:
+    """Fails now where `replacing(path)` would fail later: the folder is missing or read-only.
+
+    Raises:
+      OSError: Names `path`.
+    """
+    probe = Path(path).with_name(unfinished_name(path))
+    try:
+        probe.touch()
+    except OSError as error:
+        error.filename = os.fspath(path)
+        raise
+    probe.unlink()
+
+
 def require_regular(path: str | os.PathLike, expected: str, *, missing_ok: bool = False) -> None:
     """Refuses what is no regular file: to open a named pipe is to wait for ever.
 
     Args:
       path: A local path; a symbolic link counts as what it leads to.
       expected: Says in the error what the file should be.
-      missing_ok: Passes over a path where there is nothing.
+      missing_ok: Passes over a path where nothing can be seen.
 
     Raises:
       DataError: There is nothing, a folder, a named pipe, a socket or a device.
     """
     try:
         mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        if missing_ok:
-            return
-        raise DataError(f"{os.fspath(path)}: no such file; expected {expected}") from None
     except (OSError, ValueError) as error:
+        if missing_ok:  # Who opens it says so.
+            return
+        if isinstance(error, FileNotFoundError):
+            raise DataError(f"{os.fspath(path)}: no such file; expected {expected}") from None
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{os.fspath(path)}: {reason}; expected {expected}") from error
     if not stat.S_ISREG(mode):

@@ -36,6 +36,9 @@ importlib.machinery.PathFinder.find_spec = lambda name, *args: (
 )
 """
 
+# In a data directory after a build.
+LEFT = {".fundus-vae.json", "fundus_tiles", "rejected.csv"}
+
 
 def quietly(line: str) -> None:
     """Takes what a build says."""
@@ -391,7 +394,7 @@ def test_many_damaged_tiles_are_refused(tmp_path):
     spoiled = _spoil(_tree(tmp_path / "t"), 3)
     with pytest.raises(DataError, match=r"3 of 50 tiles .*--max_rejected 0\.001 .*truncated"):
         build(tmp_path / "t", tmp_path / "d", patients_unknown=True, report=quietly)
-    assert _left(tmp_path / "d") == ["rejected.csv"]
+    assert _left(tmp_path / "d") == [".fundus-vae.json", "rejected.csv"]
     assert [row["tile"] for row in _rejected(tmp_path / "d")] == spoiled
 
 
@@ -473,7 +476,7 @@ def test_building_again_accepts_the_same_and_refuses_other_tiles(tmp_path):
     assert pipeline.open_dataset(tmp_path / "d").fingerprint == fingerprint
     build(tmp_path / "t", tmp_path / "d", overwrite=True, report=quietly, **options)
     assert sum(pipeline.open_dataset(tmp_path / "d").counts.values()) == 49
-    assert {path.name for path in (tmp_path / "d").iterdir()} == {"fundus_tiles", "rejected.csv"}
+    assert {path.name for path in (tmp_path / "d").iterdir()} == LEFT
 
 
 def test_failed_overwrite_keeps_the_old_dataset(tmp_path):
@@ -512,7 +515,7 @@ def test_next_build_clears_up_after_a_killed_one(tmp_path):
     with pytest.raises(DataError, match="no dataset here"):
         pipeline.open_dataset(tmp_path / "d")
     build(tree, tmp_path / "d", patients_unknown=True, report=quietly)
-    assert {path.name for path in (tmp_path / "d").iterdir()} == {"fundus_tiles", "rejected.csv"}
+    assert {path.name for path in (tmp_path / "d").iterdir()} == LEFT
 
 
 def test_disk_too_small_is_told_before_it_starts(tmp_path, monkeypatch):

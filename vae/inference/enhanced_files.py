@@ -10,7 +10,7 @@ import numpy as np
 from data.inputs import Failure, Inputs, Item
 from vae.inference import pictures
 from vae.inference.enhance import EnhancementModel
-from vae.inference.reconstruct import file_name, write_in_order, write_picture
+from vae.inference.reconstruct import file_name, without_repeats, write_in_order, write_picture
 
 ENHANCED, COMPARISONS, CHANGES, UNCERTAINTY = FOLDERS = (
     "enhanced",
@@ -138,4 +138,5 @@ def write_enhancements(
             row["mean_uncertainty"] = round(float(sure.mean()), 3)
         return row | {"label": item.label} | origin
 
-    yield from write_in_order(results, write, lambda result: 4 * result.image.nbytes)
+    once = without_repeats(results)
+    yield from write_in_order(once, write, lambda result: 4 * result.image.nbytes)

@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.errors import DataError, UsageError
+from data.failures import failure_of
 from data.images import write_image
 from data.inputs import Failure, Inputs, Item
 from vae.inference.batches import batch_bounds, item_batches
@@ -138,25 +139,44 @@ def decode_range(model: Model, group: LatentGroup, start: int, stop: int) -> np.
         images = model.decode(latents)
     else:
         images = model.decode(latents[0])[None]
+    if min(images.shape[1] - group.height, images.shape[2] - group.width) < 0:
+        raise DataError(
+            f"latents of {group.height}x{group.width} pixels decode to {images.shape[1]}x"
+            f"{images.shape[2]}: the store is damaged; encode again"
+        )
     return images[:, : group.height, : group.width]
 
 
 def decode_to_folder(
     model: Model, store: LatentStore, out: Path, *, keep_border: bool = False
-) -> int:
-    """Writes every item as OUT/<item id>.png; returns how many.
+) -> list[Failure]:
+    """Writes every item as OUT/<item id>.png.
+
+    Returns:
+      Items that could not be written: an id leads out of the folder, is that of an item before, or
+      is no name of a file.
 
     Raises:
-      DataError: An id leads out of the folder.
+      DataError: The store is damaged.
+      OSError: The disk is full, or cannot be written.
     """
+    failures: list[Failure] = []
+    written: set[PurePosixPath] = set()
     bar = tqdm(total=len(store), unit=" images", desc="decode", disable=not sys.stderr.isatty())
     with bar:
         for row, image in decoded(model, store, keep_border=keep_border):
             name = PurePosixPath(row.item_id)
-            if name.is_absolute() or ".." in name.parts or not name.parts:
-                raise DataError(f"{store.path}: item {row.item_id!r} has no place below {out}")
-            path = out / f"{name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_image(path, image)
+            try:
+                if name.is_absolute() or ".." in name.parts or not name.parts:
+                    raise DataError(f"{store.path}: item {row.item_id!r} has no place below {out}")
+                if name in written:
+                    raise DataError(
+                        f"{store.path}: item {row.number} is called {row.item_id!r}, as one before "
+                        "it, whose file it would replace"
+                    )
+                write_image(out / f"{name}.png", image)
+                written.add(name)
+            except (DataError, OSError) as error:
+                failures.append(failure_of(row.item_id, store.path, error))
             bar.update()
-    return len(store)
+    return failures

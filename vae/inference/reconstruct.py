@@ -112,7 +112,33 @@ def write_reconstructions(
     def write(result: Reconstruction) -> dict[str, str | int | float]:
         return _write(result, out, origin, suffix, with_pictures, levels)
 
-    yield from write_in_order(results, write, lambda result: 3 * result.image.nbytes)
+    once = without_repeats(results)
+    yield from write_in_order(once, write, lambda result: 3 * result.image.nbytes)
+
+
+def without_repeats(results: Iterator[Result | Failure]) -> Iterator[Result | Failure]:
+    """Passes results on; one whose files would replace those of another becomes a failure.
+
+    Args:
+      results: Of items (`result.item`); a failure goes through as it is.
+
+    Yields:
+      The result, or the failure in its place.
+    """
+    seen: set[PurePosixPath] = set()
+    for result in results:
+        if not isinstance(result, Failure):
+            item, before = result.item, len(seen)
+            seen.add(PurePosixPath(item.item_id))
+            if len(seen) == before:
+                yield Failure(
+                    item.item_id,
+                    item.path,
+                    f"{item.path}: a second image is called {item.item_id!r}; its files would replace "
+                    "those of the first: rename one of them",
+                )
+                continue
+        yield result
 
 
 def write_in_order(
