@@ -89,8 +89,8 @@ def require_regular(path: str | os.PathLike, expected: str, *, missing_ok: bool 
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{os.fspath(path)}: {reason}; expected {expected}") from error
     if not stat.S_ISREG(mode):
-        kind = next((name for test, name in _KINDS if test(mode)), "no regular file")
-        raise DataError(f"{os.fspath(path)} is {kind}; expected {expected}, a regular file")
+        kind = next((name for test, name in _KINDS if test(mode)), "something else")
+        raise DataError(f"{os.fspath(path)} is {kind}, no regular file; expected {expected}")
 
 
 @contextlib.contextmanager

@@ -138,7 +138,7 @@ def refuse_overlap(out: AnyPath, reads: Iterable[AnyPath], *, option: str = "--o
             continue
         if source == itself:
             raise UsageError(f"{option} {out} is {path}, which is read; give another place")
-        if source in above:
+        if source in above and os.path.isdir(path):
             raise UsageError(
                 f"{option} {out} lies in {path}, which is read: the next run would read what this "
                 "one writes; give another place"
@@ -198,6 +198,8 @@ def _made_folder(folder: Path) -> Iterator[None]:
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise DataError(f"{folder}: cannot be written: Not a directory") from None
     except OSError as error:
         raise DataError(f"{folder}: cannot be written: {error.strerror or error}") from error
     try:

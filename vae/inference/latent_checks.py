@@ -41,7 +41,7 @@ def check_files(path: Path) -> None:
 
 
 def check_array(path: Path, name: str, array: zarr.Array) -> None:
-    """Refuses an array of a zarr store that is compressed, or larger than its files.
+    """Refuses an array of a zarr store that is compressed, cut, or larger than its files.
 
     Args:
       path: Of the store.
@@ -62,6 +62,9 @@ def check_array(path: Path, name: str, array: zarr.Array) -> None:
         for folder, _, names in os.walk(path / name / "c")
         for file in names
     ]
+    # To zarr a chunk that is not there is one of zeros.
+    if (lost := array.nchunks - len(files)) > 0:
+        raise DataError(f"{path}: {lost} chunks of {name} are missing; encode again")
     sizes = [os.path.getsize(file) for file in files]
     texts = array.metadata.dtype.to_native_dtype().kind not in "iuf"
     value = _LENGTH if texts else array.dtype.itemsize

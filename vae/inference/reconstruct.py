@@ -134,8 +134,8 @@ def without_repeats(results: Iterator[Result | Failure]) -> Iterator[Result | Fa
                 yield Failure(
                     item.item_id,
                     item.path,
-                    f"{item.path}: a second image is called {item.item_id!r}; its files would replace "
-                    "those of the first: rename one of them",
+                    f"{item.path}: a second image is called {item.item_id!r}; its files would "
+                    "replace those of the first: rename one of them",
                 )
                 continue
         yield result
