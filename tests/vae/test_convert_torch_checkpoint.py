@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import pickle
 import resource
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -64,17 +66,18 @@ def tiny():
 
 
 def blank() -> dict[str, torch.Tensor]:
-    """The published keys with shapes of `MODEL`; a tensor is one zero in the file, so it is quick.
+    """The published keys with shapes of `MODEL`; all share the zeros of the largest, so it is quick.
 
     A copy with own tensors each time.
     """
-    wanted, zero = leaves(MODEL), torch.zeros(())
+    wanted = leaves(MODEL)
+    zeros = torch.zeros(max(leaf.size for leaf in wanted.values()))
     state = {}
     for entry in table(MODEL):
         leaf = wanted[entry.path]
-        value = torch.tensor(0) if leaf.dtype == np.int32 else zero
         theirs = entry.layout.theirs(np.broadcast_to(np.float32(0), leaf.shape)).shape
-        state["autoencoder." + entry.source] = value.expand(theirs)
+        value = torch.tensor(0) if leaf.dtype == np.int32 else zeros[: leaf.size]
+        state["autoencoder." + entry.source] = value.reshape(theirs)
     return state
 
 
@@ -357,6 +360,43 @@ def test_damaged_safetensors(tmp_path, capsys, out):
     path.write_bytes(b"\xff" * 100)
     assert "damaged" in refused(capsys, tmp_path, path)
     assert "is converted already" in refused(capsys, tmp_path, out / EXPORTED)
+
+
+def test_views_larger_than_what_the_file_holds_are_refused(tmp_path, capsys):
+    """A stride of zero: one number in the file, as many in memory as the shape says."""
+    state, key = blank(), "autoencoder.decoder.0.weight"
+    state[key] = torch.zeros(1).expand(state[key].shape)
+    rows, columns = state[key].shape
+    torch.save(state, tmp_path / "model.pth")
+    error = refused(capsys, tmp_path, tmp_path / "model.pth")
+    assert f"'{key}' of shape [{rows}, {columns}] takes {4 * rows * columns:,} bytes" in error
+    assert "and the file holds 4 of it" in error
+
+
+def test_dictionary_that_holds_itself_is_refused(tmp_path, capsys):
+    state = {}
+    state["model"] = state
+    torch.save(state, tmp_path / "model.pth")
+    assert "model in it holds itself; expected" in refused(
+        capsys, tmp_path, tmp_path / "model.pth"
+    )
+
+
+def test_named_pipe_is_refused(tmp_path, capsys):
+    os.mkfifo(tmp_path / "model.pth")
+    error = refused(capsys, tmp_path, tmp_path / "model.pth")
+    assert "model.pth is a named pipe, no regular file" in error
+
+
+def test_what_is_read_is_not_written(out, tmp_path, capsys):
+    model, before = tmp_path / "model", (out / EXPORTED).read_bytes()
+    shutil.copytree(out, model)
+    source = str(model / EXPORTED)
+    assert main([source, "--out", str(model), "--overwrite"]) == 2
+    assert "could be overwritten" in one_line(capsys)
+    assert main(["--to_torch", str(model), "--out", source, "--overwrite"]) == 2
+    assert "which is read" in one_line(capsys)
+    assert (model / EXPORTED).read_bytes() == before
 
 
 def test_outputs_are_not_replaced_unasked(tmp_path, capsys, monkeypatch):

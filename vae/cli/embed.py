@@ -56,7 +56,7 @@ def _embed(
     from vae.inference.latent_store import open_latents
 
     store = open_latents(latents)
-    refuse_overlap(out, store.about["inputs"])
+    refuse_overlap(out, store.about.get("inputs", ()))
     features, rows = embedding.pooled_features(store)
     vectors = embedding.principal_components(features)
     found = embedding_clusters.find_clusters(vectors.values, method, clusters, seed)

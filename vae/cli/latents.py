@@ -2,12 +2,13 @@
 
 import argparse
 import functools
+import os
 import shlex
 import sys
 from pathlib import Path
 
 from data.errors import DataError, UsageError
-from data.outputs import claim_new, refuse_overlap
+from data.outputs import MARKER, claim_new, refuse_overlap
 from vae.cli.options import add_model, declare, results
 
 # Adds less noise, 3 / sqrt(12) standard deviations, than a sample of the posterior has.
@@ -149,7 +150,8 @@ def _decode(latents: str, model: str, out: str, keep_border: bool) -> int:
     from vae.inference.latents import check_model, decode_to_folder
 
     store = open_latents(latents)
-    refuse_overlap(out, store.about["inputs"])  # What was encoded is not replaced by its copy.
+    if set(os.listdir(out)) != {MARKER}:  # What was encoded is not replaced by its copy.
+        refuse_overlap(out, store.about.get("inputs", ()))
     loaded = vae.load_model(model)
     check_model(store, loaded)
     failures = decode_to_folder(loaded, store, Path(out), keep_border=keep_border)
