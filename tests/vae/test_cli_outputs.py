@@ -56,10 +56,13 @@ READ, FOREIGN = "which is read", "was not made by"
 @pytest.mark.parametrize(
     ("command", "reason"),
     [
-        ("make-tiles --photographs eyes --out link --patients_unknown", "neither may lie|is read"),
-        ("make-tiles --photographs eyes --out other --patients_unknown", FOREIGN),
-        ("build --tiles tree --data_dir tree --patients_unknown", READ),
-        ("build --tiles tree --data_dir other --patients_unknown", FOREIGN),
+        (
+            "make-tiles --photographs eyes --out link --patients_unknown --val 0 --test 0",
+            "neither may lie|is read",
+        ),
+        ("make-tiles --photographs eyes --out other --patients_unknown --val 0 --test 0", FOREIGN),
+        ("build --tiles tree --data_dir tree --patients_unknown --val 0 --test 0", READ),
+        ("build --tiles tree --data_dir other --patients_unknown --val 0 --test 0", FOREIGN),
         ("reconstruct eyes --out link", READ),
         ("reconstruct eyes/a.png --out eyes", "could be overwritten"),
         ("reconstruct eyes --out other", FOREIGN),
@@ -318,14 +321,17 @@ def test_npz_members_larger_than_their_part_are_refused(eyes, model, capsys):
         "compressed.npz", model, capsys
     )
     shape = str(arrays["64x64/mean"].shape).encode()
-    assert Path("e.npz").read_bytes().count(shape) >= 1
     # As long as the text that it replaces: the rest of the file stays in its place.
-    huge = b"(2, 8, 8, " + b"8)"
-    assert shape == huge
-    changed = Path("e.npz").read_bytes().replace(shape, b"(9999,9999,9)"[: len(shape)])
-    Path("large.npz").write_bytes(changed)
+    huge, broken = b"(99999, 999)", b"(2, 8, 8, 8,"
+    assert len(shape) == len(huge) == len(broken)
+    content = Path("e.npz").read_bytes()
+    Path("large.npz").write_bytes(content.replace(shape, huge))
     said = undecodable("large.npz", model, capsys)
-    assert re.search("large.npz: (.*takes .* bytes, and its part|no latents)", said)
+    assert re.search(r"/mean.npy of shape \[99999, 999\] takes 399,596,004 bytes", said)
+    Path("broken.npz").write_bytes(content.replace(shape, broken))
+    assert "broken.npz: no latents of `fundus-vae encode`" in undecodable(
+        "broken.npz", model, capsys
+    )
 
 
 def test_quantised_latents_of_an_impossible_shape():

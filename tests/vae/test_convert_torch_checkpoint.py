@@ -66,7 +66,7 @@ def tiny():
 
 
 def blank() -> dict[str, torch.Tensor]:
-    """The published keys with shapes of `MODEL`; all share the zeros of the largest, so it is quick.
+    """The published keys with shapes of `MODEL`; all share the zeros of the largest: it is quick.
 
     A copy with own tensors each time.
     """
@@ -377,9 +377,7 @@ def test_dictionary_that_holds_itself_is_refused(tmp_path, capsys):
     state = {}
     state["model"] = state
     torch.save(state, tmp_path / "model.pth")
-    assert "model in it holds itself; expected" in refused(
-        capsys, tmp_path, tmp_path / "model.pth"
-    )
+    assert "model in it holds itself; expected" in refused(capsys, tmp_path, tmp_path / "model.pth")
 
 
 def test_named_pipe_is_refused(tmp_path, capsys):

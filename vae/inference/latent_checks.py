@@ -9,6 +9,7 @@ import math
 import os
 import zipfile
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import zarr
@@ -103,10 +104,7 @@ def check_npz(path: Path) -> None:
                     "`fundus-vae encode` writes them; encode again"
                 )
             with archive.open(member) as file:
-                version = np.lib.format.read_magic(file)
-                if version not in _HEADERS:
-                    raise ValueError(f"{member.filename} is of version {version}")
-                shape, _, dtype = _HEADERS[version](file)
+                shape, dtype = _header(file, member.filename)
             needs = math.prod(shape) * dtype.itemsize
             if needs > member.file_size:
                 raise DataError(
@@ -115,3 +113,19 @@ def check_npz(path: Path) -> None:
                 )
         if sum(member.file_size for member in members) > path.stat().st_size:
             raise DataError(f"{path}: its parts are larger than the file; encode again")
+
+
+def _header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype that an array in an .npz file says it has.
+
+    Raises:
+      ValueError: The header is damaged.
+    """
+    version = np.lib.format.read_magic(file)
+    if version not in _HEADERS:
+        raise ValueError(f"{name} is of version {version}")
+    try:
+        shape, _, dtype = _HEADERS[version](file)
+    except Exception as error:  # NumPy reads headers as Python, which fails in many ways.
+        raise ValueError(f"{name} has no header of an array: {error}") from error
+    return shape, dtype
