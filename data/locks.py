@@ -21,6 +21,8 @@ from typing import Any
 
 from data.errors import DataError, UsageError
 
+_SIZE = 512  # Of a lock file, bytes.
+
 # A disk that knows no locks answers with one of these.
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
@@ -47,7 +49,12 @@ def locked(path: str | os.PathLike, what: str, command: str, *, keep: bool) -> I
     path = Path(path)
     descriptor, made = _open_locked(path, what)
     try:
-        _describe(descriptor, command)
+        try:
+            _describe(descriptor, command)
+        except OSError as error:
+            if made:
+                path.unlink()
+            raise DataError(f"{path.parent}: cannot be written: {error.strerror}") from error
         yield made
     finally:
         if not keep:
@@ -118,9 +125,11 @@ def _describe(descriptor: int, command: str) -> None:
         "pid": os.getpid(),
         "since": datetime.datetime.now().astimezone().isoformat(" ", "seconds"),
     }
-    # In place: a renamed file would not be the one that is locked.
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, (json.dumps(holder) + "\n").encode(), 0)
+    # In place: a renamed file would not be the one that is locked. Of one size, and never empty in
+    # between: a full disk or a kill leaves what was there.
+    content = json.dumps(holder).encode().ljust(_SIZE - 1) + b"\n"
+    os.pwrite(descriptor, content, 0)
+    os.ftruncate(descriptor, len(content))
 
 
 def _in_use(path: Path, what: str) -> str:

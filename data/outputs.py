@@ -57,7 +57,7 @@ def claim_folder(
     refuse_overlap(out, reads, option=option)
     real = Path(os.path.realpath(out))
     if real.exists() and not real.is_dir():
-        raise UsageError(f"{option} {out}: cannot be written: it is a file; expected a folder")
+        raise UsageError(f"{option} {out} cannot be written: it is a file; expected a folder")
     if real.is_dir():
         _refuse_foreign(real, out, command, option, known)
         _refuse_links(real, reads, command, option)

@@ -131,7 +131,7 @@ def test_wrong_use_is_one_line(photographs, model, tmp_path, capsys):
     refused([eye, "--model", model], 2, "--out")
     refused(["--model", model, "--out", out], 2, "INPUT")
     refused([eye, "--model", eye, "--out", out], 1, "is a jpg file, no model")
-    refused([eye, "--model", model, "--out", eye], 2, "is a file")
+    refused([eye, "--model", model, "--out", eye], 2, "which is read")
     refused([eye, "--model", model, "--out", out, "--levels", "0"], 2, "--levels 0")
     refused([eye + "x", "--model", model, "--out", out], 1, "no such file")
     refused([model, "--model", eye, "--out", out], 2, "is a model's workdir")

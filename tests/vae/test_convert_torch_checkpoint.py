@@ -463,13 +463,13 @@ def test_other_models_have_no_pytorch_module(out, tmp_path, capsys):
         latent_mean=np.zeros(8, np.float32),
         latent_var=np.ones(8, np.float32),
     )
-    write_exported(tmp_path / EXPORTED, other)
-    assert main(["--to_torch", str(tmp_path), "--out", str(tmp_path / "model.pth")]) == 1
+    write_exported(tmp_path / "other" / EXPORTED, other)
+    assert main(["--to_torch", str(tmp_path / "other"), "--out", str(tmp_path / "model.pth")]) == 1
     assert "architecture 'autoencoder_kl'" in one_line(capsys)
-    (tmp_path / EXPORTED).unlink()
-    assert main(["--to_torch", str(tmp_path), "--out", str(tmp_path / "model.pth")]) == 1
+    (tmp_path / "other" / EXPORTED).unlink()
+    assert main(["--to_torch", str(tmp_path / "other"), "--out", str(tmp_path / "model.pth")]) == 1
     assert "no model" in one_line(capsys)
-    assert not any(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
 def test_problems_of_an_empty_state_are_all_there():
