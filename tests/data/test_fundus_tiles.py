@@ -479,6 +479,27 @@ def test_building_again_accepts_the_same_and_refuses_other_tiles(tmp_path):
     assert {path.name for path in (tmp_path / "d").iterdir()} == LEFT
 
 
+def test_second_build_into_one_folder_is_refused(tmp_path):
+    """Of other tiles, at the same time: one of the two datasets would be lost."""
+    _tree(tmp_path / "t")
+    program = (
+        "import time, data.fundus_tiles.shards as shards\n"
+        "from data.fundus_tiles.build import build\n"
+        "shards.Shard._read = lambda self, number: time.sleep(60)\n"
+        f"build({str(tmp_path / 't')!r}, {str(tmp_path / 'd')!r}, patients_unknown=True)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+    try:
+        while process.poll() is None and not list(tmp_path.glob("d/.building-*/*/*")):
+            time.sleep(0.05)
+        with pytest.raises(UsageError, match=rf"in use by process {process.pid} on host .*build"):
+            build(tmp_path / "t", tmp_path / "d", patients_unknown=True, report=quietly)
+    finally:
+        process.kill()
+        process.wait()
+    build(tmp_path / "t", tmp_path / "d", patients_unknown=True, report=quietly)
+
+
 def test_failed_overwrite_keeps_the_old_dataset(tmp_path):
     _tree(tmp_path / "t")
     build(tmp_path / "t", tmp_path / "d", patients_unknown=True, report=quietly)

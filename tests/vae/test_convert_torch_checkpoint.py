@@ -226,7 +226,7 @@ def test_everything_wrong_is_listed_at_once(tmp_path, capsys):
     state = blank()
     del state["autoencoder.encoder.fc.1.bias"], state["autoencoder.decoder.0.bias"]
     state["autoencoder.decoder.8.weight"] = torch.zeros(1)
-    state["autoencoder.encoder.conv1.weight"] = torch.zeros(()).expand(64, 3, 3, 3)
+    state["autoencoder.encoder.conv1.weight"] = torch.zeros(64, 3, 3, 3)
     state["autoencoder.encoder.bn1.running_mean"] = torch.zeros(64, dtype=torch.int64)
     state["autoencoder.encoder.bn1.bias"] = torch.zeros(64).to_sparse()
     torch.save({"state_dict": state}, tmp_path / "model.pth")
@@ -253,7 +253,7 @@ def test_everything_wrong_is_listed_at_once(tmp_path, capsys):
 )
 def test_sizes_that_do_not_fit(tmp_path, capsys, key, shape, message):
     state = blank()
-    state[f"autoencoder.{key}"] = torch.zeros(()).expand(shape)
+    state[f"autoencoder.{key}"] = torch.zeros(shape)
     torch.save(state, tmp_path / "model.pth")
     assert message in refused(capsys, tmp_path, tmp_path / "model.pth")
 
