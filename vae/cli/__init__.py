@@ -87,4 +87,4 @@ def _terminable() -> Iterator[list[int]]:
     try:
         yield signals
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
