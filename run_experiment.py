@@ -9,6 +9,7 @@ slice or in every task of a Slurm job is one run; elsewhere --coordinator_addres
 and --process_id say who belongs together.
 """
 
+import contextlib
 import os
 import re
 import sys
@@ -16,7 +17,8 @@ import sys
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from data.errors import FundusError, UsageError, show
+from data.errors import FundusError, UsageError, escape_output, show
+from data.outputs import claim_folder
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Experiment, FILE.py[:preset].")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives.")
@@ -59,10 +61,25 @@ def _run(argv: list[str]) -> None:
 
     distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _HEARTBEAT.value)
 
-    if _MODE.value == "train":
-        train.train(config, _WORKDIR.value)
-    else:
-        train.evaluate_workdir(config, _WORKDIR.value)
+    with _claim(config, _WORKDIR.value):
+        if _MODE.value == "train":
+            train.train(config, _WORKDIR.value)
+        else:
+            train.evaluate_workdir(config, _WORKDIR.value)
+
+
+def _claim(config: ConfigDict, workdir: str) -> contextlib.AbstractContextManager:
+    """The workdir is the run's: of its processes the first claims it for all."""
+    import jax
+
+    from vae.training.saved import CONFIG
+
+    if jax.process_index() > 0:
+        return contextlib.nullcontext()
+    reads = [config.data.dir, config.data.masked_dir, config.init_from]
+    if "prior" in config:
+        reads.append(config.prior.autoencoder)
+    return claim_folder(workdir, "train", reads=reads, option="--workdir", known=[CONFIG])
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -91,6 +108,7 @@ def _reason(error: Exception, argv: list[str]) -> str:
 
 
 if __name__ == "__main__":
+    escape_output()
     logging.set_verbosity(logging.WARNING)
     # Tensorflow only writes files here; without these it greets at length.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

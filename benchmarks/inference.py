@@ -126,10 +126,11 @@ def photograph_beside_tiles(model: Model, photograph: np.ndarray, repeats: int) 
 
 def command_line(model: Model, photograph: np.ndarray, folder: Path) -> None:
     """Prints time and peak memory of the command, started anew, on one photograph."""
-    write_exported(folder / "model.safetensors", model.saved)
+    exported = folder / "model.safetensors"
+    write_exported(exported, model.saved)
     write_image(folder / "eye.jpg", photograph)
     command = [sys.executable, "-m", "vae.cli", "reconstruct", str(folder / "eye.jpg"),
-               "--model", str(folder), "--out", str(folder / "out")]  # fmt: skip
+               "--model", str(exported), "--out", str(folder / "out")]  # fmt: skip
     spent = seconds(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(f"fundus-vae reconstruct eye.jpg  {spent:7.1f} s with start, compilation, figures and "

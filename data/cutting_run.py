@@ -3,8 +3,11 @@
 import concurrent.futures
 import contextlib
 import multiprocessing
+import multiprocessing.connection
+import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -123,7 +126,14 @@ def _results(jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Record | 
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the parent decides; this one finishes
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     cv2.setNumThreads(1)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent is gone, killed perhaps: nobody waits for its work."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 def _work(job: Job) -> Record | Failure:

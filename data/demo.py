@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.files import replacing
 from data.fundus_tiles import NAME, VERSION
 from data.images import write_image
 from data.manifest import MANIFEST
@@ -114,7 +115,7 @@ def prepare(source: str, out_dir: str | os.PathLike, tile: int) -> Path:
 
 
 def _write_patients(path: Path, rows: Sequence[tuple[str, str, str]]) -> Path:
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("photograph", "patient", "split"))
         writer.writerows(rows)

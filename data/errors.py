@@ -1,5 +1,6 @@
 """Errors a person can act on: one line, shown without a traceback."""
 
+import contextlib
 import sys
 
 
@@ -11,6 +12,16 @@ class FundusError(Exception):
     """
 
     exit_code = 1
+
+
+def escape_output() -> None:
+    """Has the standard streams write characters that their encoding lacks as escapes.
+
+    Names of files may hold any character; to print one must not end a run.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):  # No text stream, or a closed one.
+            stream.reconfigure(errors="backslashreplace")
 
 
 def show(error: FundusError | OSError) -> int:

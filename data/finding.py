@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 from typing import NoReturn
 
-from data import dicom, jpeg2000, limits, tiff
+from data import dicom, jpeg2000, tiff
 from data.errors import DataError
 from data.failures import REJECTED
+from data.files import require_regular
 from data.images import IMAGE_SUFFIXES, require_utf8
 from data.manifest import MANIFEST, PHOTOGRAPHS
 from data.names import suffix_of
@@ -99,7 +100,7 @@ def list_images(root: str | os.PathLike) -> list[Path]:
 
 def _begins_as_image(path: str) -> bool:
     try:
-        limits.require_regular(path)
+        require_regular(path, "an image")
         with open(path, "rb") as file:
             beginning = file.read(2048)
     except (OSError, DataError):

@@ -47,7 +47,8 @@ class Item:
 
     Attributes:
       item_id: The tile's id where it is known ("<label>/<photograph>/<photograph>_y0_x0"), else
-        the path below the folder that was named, without its suffix; unique, with "/" in it.
+        the path below the folder that was named, without its suffix where no other file there is
+        called like it; unique, with "/" in it.
       path: The file, or the directory of the dataset.
       image: uint8 [H, W, 3], sRGB.
       fov: Of the photograph; `data.fov.UNKNOWN` where none is known or found.
@@ -254,6 +255,8 @@ class _Files:
         self._paths = paths
         self._choice = choice
         self._rows = rows
+        # "a.jpg" beside "a.png": each keeps its suffix in its id.
+        self._stems = collections.Counter(map(without_suffix, paths))
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -265,7 +268,8 @@ class _Files:
         if self._rows is not None:
             return self._rows[number].tile_id
         path = self._paths[number] if self._root else os.path.basename(self._paths[number])
-        return without_suffix(path).replace(os.sep, "/")
+        stem = without_suffix(path)
+        return (stem if self._stems.get(stem, 1) == 1 else path).replace(os.sep, "/")
 
     def names(self) -> Iterator[str]:
         return map(self.name, range(len(self)))

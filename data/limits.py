@@ -2,21 +2,14 @@
 
 import math
 import os
-import stat
 
 from data.errors import DataError, UsageError
+from data.files import require_regular
 
 VARIABLE = "FUNDUS_VAE_MAX_MEGAPIXELS"
 _DEFAULT_MEGAPIXELS = 100.0
 # RGBA of 16 bits a value, without compression.
 _BYTES_PER_PIXEL = 8
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
 
 
 def max_pixels() -> int:
@@ -75,23 +68,6 @@ def require_bytes(count: int, name: str) -> None:
         )
 
 
-def require_regular(path: str | os.PathLike) -> os.stat_result:
-    """Refuses pipes, devices and the like, which could block or never end. Links are followed.
-
-    Returns:
-      The status of the file.
-
-    Raises:
-      DataError: The file is no regular file.
-      OSError: There is no such file.
-    """
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        kind = next((word for test, word in _KINDS if test(status.st_mode)), "something else")
-        raise DataError(f"{path}: is {kind}; expected a regular file")
-    return status
-
-
 def read_file(path: str | os.PathLike) -> bytes:
     """Reads a whole regular file of at most `max_bytes` bytes.
 
@@ -99,7 +75,8 @@ def read_file(path: str | os.PathLike) -> bytes:
       DataError: The file is missing, unreadable, too large, or no regular file.
     """
     try:
-        size = require_regular(path).st_size
+        require_regular(path, "an image", missing_ok=True)
+        size = os.path.getsize(path)
         require_bytes(size, os.fspath(path))
         with open(path, "rb") as file:
             content = file.read(size + 1)

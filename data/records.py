@@ -20,6 +20,7 @@ import numpy as np
 
 from data import storage
 from data.errors import DataError, UsageError
+from data.files import require_regular
 from data.record_files import (
     HEADER,
     OVERHEAD,
@@ -96,7 +97,7 @@ def _load_index(path: AnyPath, shard: AnyPath, size: int) -> np.ndarray | None:
     """An index, or None if there is none, or none that fits the shard of `size` bytes."""
     try:
         index = np.load(io.BytesIO(storage.read_bytes(path)))
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, MemoryError):
         return None
     if index.dtype != _INDEX_DTYPE or index.ndim != 1:
         return None
@@ -232,6 +233,7 @@ class TFRecordSource(RecordSource):
     def _open_shard(self, shard: int) -> int:
         with self._lock:
             if shard not in self._files:
+                require_regular(self.shards[shard], "a shard of records", missing_ok=True)
                 try:
                     self._files[shard] = os.open(self.shards[shard], os.O_RDONLY)
                 except OSError as error:

@@ -18,7 +18,7 @@ from etils import epath
 from fsspec.implementations.local import LocalFileSystem
 
 from data.errors import DataError, FundusError, UsageError
-from data.limits import require_regular
+from data.files import require_regular
 
 AnyPath = Path | epath.Path
 _SCHEMES = ("gs://", "s3://", "az://", "hf://")
@@ -105,7 +105,7 @@ def read_bytes(path: AnyPath) -> bytes:
       DataError: It is no regular file.
     """
     if not is_remote(path):
-        require_regular(path)
+        require_regular(path, "a file to read", missing_ok=True)
         return Path(path).read_bytes()
     with _told(path):
         fs, name = filesystem(path)
@@ -121,9 +121,13 @@ def download(path: AnyPath, target: Path) -> None:
 
 @contextlib.contextmanager
 def open_binary(path: AnyPath) -> Iterator[IO[bytes]]:
-    """Opens a file to be read from its beginning to its end."""
+    """Opens a file to be read from its beginning to its end.
+
+    Raises:
+      DataError: It is no regular file.
+    """
     if not is_remote(path):
-        require_regular(path)
+        require_regular(path, "a file to read", missing_ok=True)
         with open(path, "rb", buffering=1 << 20) as file:
             yield file
         return

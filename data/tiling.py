@@ -14,7 +14,7 @@ from data.cutting import Cut, Job, Record, finished, tile_origins
 from data.cutting_run import estimate, format_bytes, format_time, run
 from data.errors import DataError, UsageError
 from data.failures import REJECTED, Failure, write_rejected
-from data.files import write_beside
+from data.files import require_regular, write_beside
 from data.finding import find_images
 from data.fov import FIELDS, MAX_LOST_SHARE
 from data.manifest import (
@@ -27,6 +27,7 @@ from data.manifest import (
     write_photographs,
 )
 from data.names import name_photographs, path_below, shorten
+from data.outputs import claim_folder
 from data.region import FovChoice
 from data.splits import REGEX_EXAMPLE, SPLITS, Assignment, assign_splits
 from data.views import VIEWS, pack_views
@@ -141,7 +142,8 @@ def make_tiles(
       is the table to print.
 
     Raises:
-      UsageError: An option is out of range, or `out` was begun with other options.
+      UsageError: An option is out of range, or `out` was begun with other options, was not made by
+        this function, or is being written to by another process.
       DataError: No photographs, ambiguous names, an empty split, no photograph left, or no space.
     """
     start = time.monotonic()
@@ -154,6 +156,8 @@ def make_tiles(
     if out.is_relative_to(root) or root.is_relative_to(out):
         raise UsageError(f"{out} and the photographs in {root}: neither may lie in the other")
 
+    if patients is not None:
+        require_regular(patients, "a CSV file of patients")
     found = find_images(root)
     if left_out := found.left_out_line():
         say(f"{root}: {left_out}")
@@ -186,28 +190,26 @@ def make_tiles(
         )
         for id, assignment in chosen.items()
     ]
-    _claim(
-        out,
-        {
-            "photographs": str(root),
-            **_flat(cut),
-            "file_format": file_format,
-            "patients": patients and os.path.abspath(patients),
-            "patient_regex": patient_regex,
-            "val": val,
-            "test": test,
-            "stratify": stratify,
-        },
-    )
-    todo = [job for job in jobs if finished(job) is None]
-    reused = len(jobs) - len(todo)
-    say(f"{len(jobs):,} photographs" + (f", {reused:,} of them finished" if reused else ""))
-    workers = min(workers or available_cores(), len(jobs))
-    if todo:
-        say(f"To cut: {estimate(todo, workers, out)}")
-
-    results = run(jobs, workers, progress)
-    return _conclude(out, jobs, list(chosen.values()), results, reused, start)
+    options = {
+        "photographs": str(root),
+        **_flat(cut),
+        "file_format": file_format,
+        "patients": patients and os.path.abspath(patients),
+        "patient_regex": patient_regex,
+        "val": val,
+        "test": test,
+        "stratify": stratify,
+    }
+    with claim_folder(out, "make-tiles", reads=[root, patients, masks], known=[_OPTIONS]):
+        _begin(out, options)
+        todo = [job for job in jobs if finished(job) is None]
+        reused = len(jobs) - len(todo)
+        say(f"{len(jobs):,} photographs" + (f", {reused:,} of them finished" if reused else ""))
+        workers = min(workers or available_cores(), len(jobs))
+        if todo:
+            say(f"To cut: {estimate(todo, workers, out)}")
+        results = run(jobs, workers, progress)
+        return _conclude(out, jobs, list(chosen.values()), results, reused, start)
 
 
 def _check_options(cut: Cut, file_format: str, limit: int | None, workers: int | None) -> None:
@@ -244,10 +246,11 @@ def _limited(assigned: Mapping[str, Assignment], limit: int | None) -> Mapping[s
     return {id: assignment for id, assignment in assigned.items() if id in kept}
 
 
-def _claim(out: Path, options: Mapping[str, object]) -> None:
-    """Makes `out` ours, or refuses a folder that holds something else."""
+def _begin(out: Path, options: Mapping[str, object]) -> None:
+    """Notes the options in `out`, or refuses a folder that was begun with others."""
     path = out / _OPTIONS
     if path.exists():
+        require_regular(path, "the options of make-tiles")
         try:
             before = json.loads(path.read_bytes())
         except ValueError as error:
@@ -259,10 +262,7 @@ def _claim(out: Path, options: Mapping[str, object]) -> None:
                     f" give another folder, or delete this one"
                 )
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists and was not made by make-tiles; give a new or empty folder")
     try:
-        out.mkdir(parents=True, exist_ok=True)
         write_beside(path, json.dumps(options, indent=2, ensure_ascii=False).encode())
     except OSError as error:
         raise DataError(f"{out}: cannot be written: {error.strerror}") from error

@@ -18,11 +18,12 @@ import tqdm
 from data import storage
 from data.dataset import open_dataset
 from data.errors import DataError, UsageError
-from data.files import write_beside
+from data.files import require_regular, write_beside
 from data.fundus_tiles import NAME, VERSION, on_beam
 from data.fundus_tiles.builder import SHARD_BYTES, FundusTiles
 from data.fundus_tiles.collect import TileList, collect
 from data.fundus_tiles.shards import TooManyRejectedError
+from data.outputs import claim_folder
 
 REJECTED = "rejected.csv"
 _STAGING = f".building-{platform.node()}-"  # Plus the process's number on this machine.
@@ -115,7 +116,8 @@ def build(
       report: Receives lines for a person.
 
     Raises:
-      UsageError: Another dataset is there, or an option makes no sense.
+      UsageError: Another dataset is there, or an option makes no sense; `data_dir` holds what no
+        build made, or another process is writing to it.
       DataError: The tiles cannot be used, or too many are damaged, or the disk is too small.
     """
     if file_format not in ("tfrecord", "array_record"):
@@ -136,6 +138,8 @@ def build(
         config.beam_options = on_beam.parse_options(beam_options, workers)
     began = time.perf_counter()
     data_dir = Path(data_dir)
+    if patients is not None:
+        require_regular(patients, "a CSV file of patients")
     found = collect(
         tiles,
         patients=patients,
@@ -146,42 +150,45 @@ def build(
         stratify=stratify,
         report=report,
     )
-    target = data_dir / NAME / VERSION
-    if target.exists() and not overwrite:
-        return _existing(data_dir, target, found, file_format, report)
+    with claim_folder(
+        data_dir, "build", reads=[tiles, patients], option="--data_dir", known=[NAME]
+    ):
+        target = data_dir / NAME / VERSION
+        if target.exists() and not overwrite:
+            return _existing(data_dir, target, found, file_format, report)
 
-    need = int(found.sizes.clip(min=0).sum()) + 512 * len(found)
-    report(
-        f"{len(found)} tiles -> {target}: {need / 2**30:.2f} GiB as {file_format}, "
-        "no temporary disk beside it"
-    )
-    with _staging(data_dir) as staging:
-        if (free := shutil.disk_usage(staging).free) < need:
-            raise DataError(
-                f"{data_dir}: needs {need / 2**30:.1f} GiB and {free / 2**30:.1f} are free; "
-                "free some or choose another --data_dir"
-            )
-        with tqdm.tqdm(
-            total=len(found), unit=" tiles", mininterval=1.0, disable=None, file=sys.stderr
-        ) as bar:
-            builder = FundusTiles(
-                tiles=found,
-                max_rejected=max_rejected,
-                shard_bytes=shard_bytes,
-                workers=workers,
-                progress=bar.update,
-                data_dir=staging,
-                file_format=file_format,
-            )
-            try:
-                with contextlib.redirect_stdout(io.StringIO()):  # "Downloading ..."
-                    builder.download_and_prepare(download_config=config)
-            except TooManyRejectedError as error:
-                _write_rejected(data_dir, error.rejected)
-                raise
-        _replace(target, staging / NAME / VERSION)
-    _write_rejected(data_dir, builder.rejected)
-    return _report(data_dir, builder.rejected, found.unlisted, time.perf_counter() - began)
+        need = int(found.sizes.clip(min=0).sum()) + 512 * len(found)
+        report(
+            f"{len(found)} tiles -> {target}: {need / 2**30:.2f} GiB as {file_format}, "
+            "no temporary disk beside it"
+        )
+        with _staging(data_dir) as staging:
+            if (free := shutil.disk_usage(staging).free) < need:
+                raise DataError(
+                    f"{data_dir}: needs {need / 2**30:.1f} GiB and {free / 2**30:.1f} are free; "
+                    "free some or choose another --data_dir"
+                )
+            with tqdm.tqdm(
+                total=len(found), unit=" tiles", mininterval=1.0, disable=None, file=sys.stderr
+            ) as bar:
+                builder = FundusTiles(
+                    tiles=found,
+                    max_rejected=max_rejected,
+                    shard_bytes=shard_bytes,
+                    workers=workers,
+                    progress=bar.update,
+                    data_dir=staging,
+                    file_format=file_format,
+                )
+                try:
+                    with contextlib.redirect_stdout(io.StringIO()):  # "Downloading ..."
+                        builder.download_and_prepare(download_config=config)
+                except TooManyRejectedError as error:
+                    _write_rejected(data_dir, error.rejected)
+                    raise
+            _replace(target, staging / NAME / VERSION)
+        _write_rejected(data_dir, builder.rejected)
+        return _report(data_dir, builder.rejected, found.unlisted, time.perf_counter() - began)
 
 
 def _existing(

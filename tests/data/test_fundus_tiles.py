@@ -37,6 +37,9 @@ importlib.machinery.PathFinder.find_spec = lambda name, *args: (
 )
 """
 
+# In a data directory after a build.
+LEFT = {".fundus-vae.json", "fundus_tiles", "rejected.csv"}
+
 
 def quietly(line: str) -> None:
     """Takes what a build says."""
@@ -429,7 +432,7 @@ def test_many_damaged_tiles_are_refused(tmp_path):
     spoiled = _spoil(_tree(tmp_path / "t"), 3)
     with pytest.raises(DataError, match=r"3 of 50 tiles .*--max_rejected 0\.001 .*truncated"):
         build(tmp_path / "t", tmp_path / "d", patients_unknown=True, report=quietly)
-    assert _left(tmp_path / "d") == ["rejected.csv"]
+    assert _left(tmp_path / "d") == [".fundus-vae.json", "rejected.csv"]
     assert [row["tile"] for row in _rejected(tmp_path / "d")] == spoiled
 
 
@@ -511,7 +514,28 @@ def test_building_again_accepts_the_same_and_refuses_other_tiles(tmp_path):
     assert pipeline.open_dataset(tmp_path / "d").fingerprint == fingerprint
     build(tmp_path / "t", tmp_path / "d", overwrite=True, report=quietly, **options)
     assert sum(pipeline.open_dataset(tmp_path / "d").counts.values()) == 49
-    assert {path.name for path in (tmp_path / "d").iterdir()} == {"fundus_tiles", "rejected.csv"}
+    assert {path.name for path in (tmp_path / "d").iterdir()} == LEFT
+
+
+def test_second_build_into_one_folder_is_refused(tmp_path):
+    """Of other tiles, at the same time: one of the two datasets would be lost."""
+    _tree(tmp_path / "t")
+    program = (
+        "import time, data.fundus_tiles.shards as shards\n"
+        "from data.fundus_tiles.build import build\n"
+        "shards.Shard._read = lambda self, number: time.sleep(60)\n"
+        f"build({str(tmp_path / 't')!r}, {str(tmp_path / 'd')!r}, patients_unknown=True)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+    try:
+        while process.poll() is None and not list(tmp_path.glob("d/.building-*/*/*")):
+            time.sleep(0.05)
+        with pytest.raises(UsageError, match=rf"in use by process {process.pid} on host .*build"):
+            build(tmp_path / "t", tmp_path / "d", patients_unknown=True, report=quietly)
+    finally:
+        process.kill()
+        process.wait()
+    build(tmp_path / "t", tmp_path / "d", patients_unknown=True, report=quietly)
 
 
 def test_failed_overwrite_keeps_the_old_dataset(tmp_path):
@@ -550,7 +574,7 @@ def test_next_build_clears_up_after_a_killed_one(tmp_path):
     with pytest.raises(DataError, match="no dataset here"):
         pipeline.open_dataset(tmp_path / "d")
     build(tree, tmp_path / "d", patients_unknown=True, report=quietly)
-    assert {path.name for path in (tmp_path / "d").iterdir()} == {"fundus_tiles", "rejected.csv"}
+    assert {path.name for path in (tmp_path / "d").iterdir()} == LEFT
 
 
 def test_disk_too_small_is_told_before_it_starts(tmp_path, monkeypatch):

@@ -212,16 +212,16 @@ def test_limit_that_is_no_number_is_a_mistake_in_usage(value, monkeypatch):
         decode_image(encode(Image.fromarray(PICTURE)), "x")
 
 
-@pytest.mark.parametrize("kind", ["a pipe", "a device", "a folder"])
+@pytest.mark.parametrize("kind", ["a named pipe", "a device", "a folder"])
 def test_only_regular_files_are_opened(kind, tmp_path):
     path = tmp_path / "x.png"
-    if kind == "a pipe":
+    if kind == "a named pipe":
         os.mkfifo(path)
     elif kind == "a device":
         path.symlink_to("/dev/zero")
     else:
         path.mkdir()
-    with pytest.raises(DataError, match=rf"x\.png: is {kind}; expected a regular file"):
+    with pytest.raises(DataError, match=rf"x\.png is {kind}, no regular file; expected an image"):
         read_image(path)
     if kind != "a folder":
         (failure,) = open_inputs([tmp_path]).read()
@@ -233,7 +233,7 @@ def test_pipe_among_tiles_is_refused_when_it_is_read(tmp_path):
 
     os.mkfifo(tmp_path / "x.png")
     assert len(collect(tmp_path, patients_unknown=True, val=0, test=0)) == 1
-    with pytest.raises(DataError, match="is a pipe"):
+    with pytest.raises(DataError, match="is a named pipe"):
         storage.read_bytes(tmp_path / "x.png")
 
 

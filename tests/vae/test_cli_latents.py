@@ -231,7 +231,8 @@ def test_vectors_of_a_model_of_one_tile_size(mixed, tmp_path, capsys):
     ("options", "code", "message"),
     [
         (["none.png", "--out", "x.zarr"], 1, "none.png: no such file"),
-        ([".", "--out", "x.zarr"], 1, "no images"),
+        ([".", "--out", "x.zarr"], 2, "x.zarr lies in ., which is read"),
+        (["empty", "--out", "x.zarr"], 1, "no images"),
         (["tile.png", "--out", "x.h5"], 2, "x.h5: expected a name ending in .zarr or .npz"),
         (["tile.png", "--out", "folder.zarr"], 1, "folder.zarr: no latents of"),
         (["tile.png", "--out", "text.npz"], 1, "text.npz: no latents of"),
@@ -250,6 +251,7 @@ def test_encode_refuses(mixed, model_path, tmp_path, monkeypatch, capsys, option
     (tmp_path / "folder.zarr").mkdir()
     (tmp_path / "folder.zarr" / "mine.txt").write_text("mine")
     (tmp_path / "text.npz").write_text("mine")
+    (tmp_path / "empty").mkdir()
     before = tree(tmp_path)
     refused(["encode", "--model", model_path, *options], capsys, message, code)
     assert tree(tmp_path) == before

@@ -79,7 +79,7 @@ def test_evaluating_an_exported_file_is_evaluating_the_run(
     assert ours["photographs"] == of_run["photographs"]
     assert ours["model"] == of_run["model"] == vae.load_model(exported).hash
     names = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert names == {"results.json", "tiles.csv", "reconstructions.png"}
+    assert names == {".fundus-vae.json", "results.json", "tiles.csv", "reconstructions.png"}
     with open(tmp_path / "out" / "tiles.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == ours["counts"]["tiles"] + ours["counts"]["left_out"]
@@ -117,8 +117,13 @@ def test_evaluate_refuses(finished, exported, tiny_data, tmp_path, capsys):
     assert check(["--model", tmp_path / "gone", *data], "gone: no such model") == 1
     assert check(["--model", tiny_data, *data], "is a dataset, no model") == 1
     assert check([*model, "--data", workdir], "no dataset here") == 1
-    assert check([*model, *data, "--out", file], "file cannot be written") == 1
-    assert check([*model, *data, "--report", file / "below"], "below cannot be written") == 1
+    assert check([*model, *data, "--out", file], "file cannot be written: it is a file") == 2
+    assert (
+        check(
+            [*model, *data, "--report", file / "below"], "below: cannot be written: Not a directory"
+        )
+        == 1
+    )
     assert file.read_text() == "mine"
 
 

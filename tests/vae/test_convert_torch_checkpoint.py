@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import pickle
 import resource
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -64,17 +66,18 @@ def tiny():
 
 
 def blank() -> dict[str, torch.Tensor]:
-    """The published keys with shapes of `MODEL`; a tensor is one zero in the file, so it is quick.
+    """The published keys with shapes of `MODEL`; all share the zeros of the largest: it is quick.
 
     A copy with own tensors each time.
     """
-    wanted, zero = leaves(MODEL), torch.zeros(())
+    wanted = leaves(MODEL)
+    zeros = torch.zeros(max(leaf.size for leaf in wanted.values()))
     state = {}
     for entry in table(MODEL):
         leaf = wanted[entry.path]
-        value = torch.tensor(0) if leaf.dtype == np.int32 else zero
         theirs = entry.layout.theirs(np.broadcast_to(np.float32(0), leaf.shape)).shape
-        state["autoencoder." + entry.source] = value.expand(theirs)
+        value = torch.tensor(0) if leaf.dtype == np.int32 else zeros[: leaf.size]
+        state["autoencoder." + entry.source] = value.reshape(theirs)
     return state
 
 
@@ -223,7 +226,7 @@ def test_everything_wrong_is_listed_at_once(tmp_path, capsys):
     state = blank()
     del state["autoencoder.encoder.fc.1.bias"], state["autoencoder.decoder.0.bias"]
     state["autoencoder.decoder.8.weight"] = torch.zeros(1)
-    state["autoencoder.encoder.conv1.weight"] = torch.zeros(()).expand(64, 3, 3, 3)
+    state["autoencoder.encoder.conv1.weight"] = torch.zeros(64, 3, 3, 3)
     state["autoencoder.encoder.bn1.running_mean"] = torch.zeros(64, dtype=torch.int64)
     state["autoencoder.encoder.bn1.bias"] = torch.zeros(64).to_sparse()
     torch.save({"state_dict": state}, tmp_path / "model.pth")
@@ -250,7 +253,7 @@ def test_everything_wrong_is_listed_at_once(tmp_path, capsys):
 )
 def test_sizes_that_do_not_fit(tmp_path, capsys, key, shape, message):
     state = blank()
-    state[f"autoencoder.{key}"] = torch.zeros(()).expand(shape)
+    state[f"autoencoder.{key}"] = torch.zeros(shape)
     torch.save(state, tmp_path / "model.pth")
     assert message in refused(capsys, tmp_path, tmp_path / "model.pth")
 
@@ -359,6 +362,41 @@ def test_damaged_safetensors(tmp_path, capsys, out):
     assert "is converted already" in refused(capsys, tmp_path, out / EXPORTED)
 
 
+def test_views_larger_than_what_the_file_holds_are_refused(tmp_path, capsys):
+    """A stride of zero: one number in the file, as many in memory as the shape says."""
+    state, key = blank(), "autoencoder.decoder.0.weight"
+    state[key] = torch.zeros(1).expand(state[key].shape)
+    rows, columns = state[key].shape
+    torch.save(state, tmp_path / "model.pth")
+    error = refused(capsys, tmp_path, tmp_path / "model.pth")
+    assert f"'{key}' of shape [{rows}, {columns}] takes {4 * rows * columns:,} bytes" in error
+    assert "and the file holds 4 of it" in error
+
+
+def test_dictionary_that_holds_itself_is_refused(tmp_path, capsys):
+    state = {}
+    state["model"] = state
+    torch.save(state, tmp_path / "model.pth")
+    assert "model in it holds itself; expected" in refused(capsys, tmp_path, tmp_path / "model.pth")
+
+
+def test_named_pipe_is_refused(tmp_path, capsys):
+    os.mkfifo(tmp_path / "model.pth")
+    error = refused(capsys, tmp_path, tmp_path / "model.pth")
+    assert "model.pth is a named pipe, no regular file" in error
+
+
+def test_what_is_read_is_not_written(out, tmp_path, capsys):
+    model, before = tmp_path / "model", (out / EXPORTED).read_bytes()
+    shutil.copytree(out, model)
+    source = str(model / EXPORTED)
+    assert main([source, "--out", str(model), "--overwrite"]) == 2
+    assert "could be overwritten" in one_line(capsys)
+    assert main(["--to_torch", str(model), "--out", source, "--overwrite"]) == 2
+    assert "which is read" in one_line(capsys)
+    assert (model / EXPORTED).read_bytes() == before
+
+
 def test_outputs_are_not_replaced_unasked(tmp_path, capsys, monkeypatch):
     source, target = tmp_path / "model.pth", tmp_path / "out"
     torch.save(blank(), source)
@@ -425,13 +463,13 @@ def test_other_models_have_no_pytorch_module(out, tmp_path, capsys):
         latent_mean=np.zeros(8, np.float32),
         latent_var=np.ones(8, np.float32),
     )
-    write_exported(tmp_path / EXPORTED, other)
-    assert main(["--to_torch", str(tmp_path), "--out", str(tmp_path / "model.pth")]) == 1
+    write_exported(tmp_path / "other" / EXPORTED, other)
+    assert main(["--to_torch", str(tmp_path / "other"), "--out", str(tmp_path / "model.pth")]) == 1
     assert "architecture 'autoencoder_kl'" in one_line(capsys)
-    (tmp_path / EXPORTED).unlink()
-    assert main(["--to_torch", str(tmp_path), "--out", str(tmp_path / "model.pth")]) == 1
+    (tmp_path / "other" / EXPORTED).unlink()
+    assert main(["--to_torch", str(tmp_path / "other"), "--out", str(tmp_path / "model.pth")]) == 1
     assert "no model" in one_line(capsys)
-    assert not any(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
 def test_problems_of_an_empty_state_are_all_there():

@@ -154,6 +154,9 @@ def test_contact_sheet_of_a_photograph(tmp_path, capsys):
         (line,) = capsys.readouterr().err.splitlines()
         return code, line
 
+    assert refused(tmp_path / "eye.png", "--out", out) == (
+        2, f"error: --out {out} is there already; give a new name, or remove it first")  # fmt: skip
+    out = tmp_path / "another.png"
     small = tmp_path / "small.png"
     write_image(small, photograph[:200, :200])
     assert refused(small, "--out", out) == (

@@ -115,7 +115,7 @@ def test_embed(latents, tmp_path, capsys):
     ]
     assert main(command) == 0
     said = capsys.readouterr().out
-    assert {path.name for path in (tmp_path / "a").iterdir()} == OUTPUTS
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {*OUTPUTS, ".fundus-vae.json"}
     store = open_latents(latents)
     with (tmp_path / "a" / "embedding.csv").open(encoding="utf-8") as file:
         table = list(csv.DictReader(file))
@@ -158,7 +158,7 @@ def test_sources_that_are_gone_are_said_and_the_rest_is_written(
     command = ["embed", str(out), "--out", str(tmp_path / "e"), "--map", "pca"]
     assert main([*command, "--method", "kmeans"]) == 0
     assert f"not shown: {tiles}: no such file" in capsys.readouterr().out
-    assert {path.name for path in (tmp_path / "e").iterdir()} == OUTPUTS
+    assert {path.name for path in (tmp_path / "e").iterdir()} == {*OUTPUTS, ".fundus-vae.json"}
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_sources_that_are_gone_are_said_and_the_rest_is_written(
         (["--typical", "-1"], 2, "typical -1"),
         (["--seed", "-1"], 2, "seed -1"),
         (["--map", "isomap"], 2, "invalid choice: 'isomap'"),
-        (["--out", "taken"], 1, "taken: "),
+        (["--out", "taken"], 2, "taken cannot be written: it is a file"),
     ],
 )
 def test_embed_refuses(latents, tmp_path, monkeypatch, capsys, options, code, message):

@@ -318,7 +318,8 @@ def test_full_disk_leaves_whole_files_only(exported, picture, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = [str(picture), "--model", str(exported), "--out", str(out)]
     assert main(["enhance", *arguments]) == 0
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    files = [path for path in out.rglob("*") if path.is_file() and path.name != ".fundus-vae.json"]
+    before = {path: path.read_bytes() for path in files}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
@@ -327,7 +328,10 @@ def test_full_disk_leaves_whole_files_only(exported, picture, tmp_path, capsys):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     said = capsys.readouterr().err
     assert "eye.png" in said and "Traceback" not in said
-    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    left = {path for path in out.rglob("*") if path.is_file()}
+    assert left == {*files, out / ".fundus-vae.json"}
+    assert before == {path: path.read_bytes() for path in files}
+    assert main(["enhance", *arguments, "--strength", "0.5"]) == 0
 
 
 def test_what_is_no_photograph(exported, picture, tiny_data, tmp_path, capsys):

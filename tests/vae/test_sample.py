@@ -203,7 +203,8 @@ def test_interpolate_command(prior, sampler, tmp_path):
                  str(out)])  # fmt: skip
     assert code == 0
     assert sorted(p.name for p in out.iterdir()) == [
-        "between_000.png", "between_001.png", "between_002.png", "interpolation.png",
+        ".fundus-vae.json", "between_000.png", "between_001.png", "between_002.png",
+        "interpolation.png",
     ]  # fmt: skip
 
 

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 
 from data.errors import DataError, UsageError
+from data.outputs import claim_new
+from vae.cli.options import declare
 
 
 def add(commands) -> None:
@@ -18,8 +20,9 @@ def add(commands) -> None:
     )
     add = parser.add_argument
     add("photograph", metavar="PHOTOGRAPH", help="an image file")
-    add("--out", required=True, metavar="FILE", help="the sheet, .png or .jpg")
+    add("--out", required=True, metavar="FILE", help="the sheet, a new .png or .jpg")
     add("--seed", type=int, default=0, help="of what is drawn at random (0)")
+    declare(parser, {"out": claim_new}, reads=("photograph",))
     parser.set_defaults(run=_degradations)
 
 
@@ -28,8 +31,6 @@ def _degradations(photograph: str, out: str, seed: int) -> int:
         raise UsageError(f"--out {out}: expected a name that ends in .png or .jpg")
     if seed < 0:
         raise UsageError(f"--seed {seed}: expected a number from 0 on")
-    if not Path(out).absolute().parent.is_dir():
-        raise UsageError(f"--out {out}: there is no folder {Path(out).parent}; make it first")
     from data.images import read_image, write_image
 
     image = read_image(photograph)

@@ -5,6 +5,8 @@ import itertools
 from pathlib import Path
 
 from data.errors import UsageError
+from data.outputs import refuse_overlap
+from vae.cli.options import declare, results
 
 
 def add(commands) -> None:
@@ -30,6 +32,7 @@ def add(commands) -> None:
            help="of the map (tsne, of at most 5,000 images)")  # fmt: skip
     option("--typical", type=int, default=4, metavar="N", help="images to show of a cluster (4)")
     option("--seed", type=int, default=0, help="of clusters and map (0)")
+    declare(parser, results("out"), reads=("latents",))
     parser.set_defaults(run=_embed)
 
 
@@ -53,6 +56,7 @@ def _embed(
     from vae.inference.latent_store import open_latents
 
     store = open_latents(latents)
+    refuse_overlap(out, store.about.get("inputs", ()))
     features, rows = embedding.pooled_features(store)
     vectors = embedding.principal_components(features)
     found = embedding_clusters.find_clusters(vectors.values, method, clusters, seed)
@@ -60,7 +64,6 @@ def _embed(
     ranks = embedding_clusters.typical(found, rows, typical)
 
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     embedding.write_vectors(folder, rows, vectors)
     embedding.write_table(folder, rows, found.labels, ranks, places)
     names = {"tsne": "t-SNE", "umap": "UMAP", "pca": "principal components"}

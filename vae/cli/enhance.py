@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data.errors import UsageError
 from data.region import add_options as add_fov_options
-from vae.cli.options import report_failures
+from vae.cli.options import declare, report_failures, results
 from vae.weights import ENHANCE
 
 NOT_FOR_DIAGNOSIS = (
@@ -50,6 +50,7 @@ def add(commands) -> None:
     add("--levels", type=float, default=50.0, metavar="N",
         help="grey levels at the top of the changes' colour scale (50)")  # fmt: skip
     add_fov_options(parser)
+    declare(parser, results("out"), reads=("inputs", "model", "fov_mask"))
     parser.set_defaults(run=_enhance)
 
 
@@ -74,11 +75,9 @@ def _enhance(
     from data.region import FovChoice
     from vae.inference import enhanced_files
     from vae.inference.enhance import load_enhancer
-    from vae.inference.reconstruct import origin_of, refuse_overlap, write_table
+    from vae.inference.reconstruct import origin_of, write_table
 
-    refuse_overlap(out, inputs, enhanced_files.FOLDERS)
     photographs = open_inputs(inputs, choice=FovChoice(fov, fov_mask, max_lost_share))
-    Path(out).mkdir(parents=True, exist_ok=True)
     loaded = load_enhancer(model)
     print(f"model {loaded.saved.path}, step {loaded.saved.step}, {loaded.hash}")
     start = time.monotonic()

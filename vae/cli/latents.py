@@ -2,13 +2,16 @@
 
 import argparse
 import dataclasses
+import functools
+import os
 import shlex
 import sys
 from pathlib import Path
 
 from data.errors import DataError, UsageError
+from data.outputs import MARKER, claim_new, refuse_overlap
 from data.region import add_options as add_fov_options
-from vae.cli.options import add_model, report_failures
+from vae.cli.options import add_model, declare, report_failures, results
 
 # Adds less noise, 3 / sqrt(12) standard deviations, than a sample of the posterior has.
 DEFAULT_STEP = 3.0
@@ -51,6 +54,9 @@ def _add_encode(commands) -> None:
         f"({DEFAULT_STEP:g})")  # fmt: skip
     add("--keep_border", action="store_true", help="also encode what is outside the field of view")
     add_fov_options(parser)
+    # A store that is there is continued, or refused by what is known of it.
+    claim = functools.partial(claim_new, replaces=True, parents=True)
+    declare(parser, {"out": claim}, reads=("inputs", "model", "fov_mask"))
     parser.set_defaults(run=_encode)
 
 
@@ -69,6 +75,7 @@ def _add_decode(commands) -> None:
     add_model(parser, "the one that encoded: ")
     add("--out", required=True, metavar="DIR", help="where the images go")
     add("--keep_border", action="store_true", help="as decoded, outside the field of view, too")
+    declare(parser, results("out"), reads=("latents", "model"))
     parser.set_defaults(run=_decode)
 
 
@@ -153,9 +160,10 @@ def _decode(latents: str, model: str, out: str, keep_border: bool) -> int:
     from vae.inference.latents import check_model, decode_to_folder
 
     store = open_latents(latents)
+    if set(os.listdir(out)) != {MARKER}:  # What was encoded is not replaced by its copy.
+        refuse_overlap(out, store.about.get("inputs", ()))
     loaded = vae.load_model(model)
     check_model(store, loaded)
-    Path(out).mkdir(parents=True, exist_ok=True)
     failures = decode_to_folder(loaded, store, Path(out), keep_border=keep_border)
     print(f"{out}: {len(store) - len(failures)} images")
     return report_failures(failures, len(store), Path(out) / REJECTED)

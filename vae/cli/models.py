@@ -1,12 +1,14 @@
 """`evaluate`, `info` and `export`: what a model is worth, what it is, and it for elsewhere."""
 
 import argparse
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import UsageError
-from vae.cli.options import MODELS, add_model
+from data.outputs import claim_new
+from vae.cli.options import MODELS, add_model, declare, results
 from vae.weights import DEFAULT
 
 
@@ -37,6 +39,7 @@ def _add_evaluate(commands) -> None:
     add("--out", metavar="DIR", help="for results.json, tiles.csv and a figure")
     add("--report", metavar="DIR", help="for index.html, a page that opens offline")
     add("--beside", nargs="+", default=(), metavar="M", help="more models for the page's curves")
+    declare(parser, results("out", "report"), reads=("model", "data", "beside"))
     parser.set_defaults(run=_evaluate)
 
 
@@ -74,6 +77,9 @@ def _add_export(commands) -> None:
     add("--average", metavar="M", nargs="+", default=(),
         help="the mean of its weights and theirs, runs that began alike")  # fmt: skip
     add("--stablehlo", metavar="DIR", help="a new folder for encode.stablehlo, decode.stablehlo")
+    folder = functools.partial(claim_new, folder=True, parents=True)
+    writes = {"out": claim_new, "stablehlo": folder}
+    declare(parser, writes, reads=("model", "average"))
     parser.set_defaults(run=_export)
 
 
@@ -135,14 +141,8 @@ def _export(
         raise UsageError("nothing to write: give --out FILE.safetensors, --stablehlo DIR, or both")
     if dtype != "float32" and not out:
         raise UsageError(f"--dtype {dtype} is for --out; StableHLO programs are float32")
-    # Both are refused before either is written.
-    if out:
-        _check_new_file(Path(out))
-    if stablehlo:
-        from vae.inference.stablehlo import check_new_folder
-
-        check_new_folder(Path(stablehlo))
-
+    if out and Path(out).suffix != ".safetensors":
+        raise UsageError(f"--out {out}: expected a name that ends in .safetensors")
     from vae.training.config import ENHANCER, PRIOR
     from vae.training.saved import averaged, read_model
 
@@ -165,12 +165,3 @@ def _export(
         listed = ", ".join(f"{name} {size:,d} bytes" for name, size in sizes.items())
         print(f"{stablehlo}: {listed}")
     return 0
-
-
-def _check_new_file(path: Path) -> None:
-    if path.suffix != ".safetensors":
-        raise UsageError(f"--out {path}: expected a name that ends in .safetensors")
-    if path.exists():
-        raise UsageError(f"--out {path} is there already; give a new name or remove it first")
-    if not path.parent.is_dir():
-        raise UsageError(f"--out {path}: there is no folder {path.parent}; make it first")

@@ -1,12 +1,16 @@
 """What several commands share: options, and the list of what failed."""
 
 import argparse
+import contextlib
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from data.errors import DataError
 from data.failures import Failure, write_rejected
+from data.outputs import claim_folder
 from vae.weights import DEFAULT, NAMES
 
 _SHOWN = 20  # failures on the console; the table holds all
@@ -22,6 +26,53 @@ def add_model(parser: argparse.ArgumentParser, which: str = "") -> None:
     parser.add_argument(
         "--model", default=DEFAULT, metavar="M", help=f"{which}{MODELS} ({DEFAULT.stem})"
     )
+
+
+def declare(
+    parser: argparse.ArgumentParser,
+    writes: Mapping[str, Callable[..., contextlib.AbstractContextManager]],
+    reads: Sequence[str],
+) -> None:
+    """Says what a command writes and reads, so that its outputs are claimed before it runs.
+
+    Args:
+      parser: The command's.
+      writes: For each option that names an output, what claims it: a function of
+        `data.outputs`.
+      reads: Names of the options, one path or several each, that are only read.
+    """
+    parser.set_defaults(writes=dict(writes), reads=tuple(reads))
+
+
+@contextlib.contextmanager
+def claim_outputs(command: str, arguments: dict[str, Any]) -> Iterator[None]:
+    """Claims the outputs of a command, as `declare` was told, until it ends.
+
+    Args:
+      command: Its name.
+      arguments: Its options; what `declare` added to them is taken out.
+
+    Raises:
+      UsageError, DataError: As `data.outputs.claim_folder` and `claim_new` do.
+    """
+    writes, reads = arguments.pop("writes", {}), []
+    for name in arguments.pop("reads", ()):
+        value = arguments[name]
+        reads += [value] if isinstance(value, str | os.PathLike) else value or []
+    claimed = set()
+    with contextlib.ExitStack() as stack:
+        for name, claim in writes.items():
+            out = arguments[name]
+            if out is None or (real := os.path.realpath(out)) in claimed:
+                continue
+            stack.enter_context(claim(out, command, reads=reads, option=f"--{name}"))
+            claimed.add(real)
+        yield
+
+
+def results(*names: str) -> dict[str, Callable[..., contextlib.AbstractContextManager]]:
+    """For `declare`: options that each name a folder of results."""
+    return dict.fromkeys(names, claim_folder)
 
 
 def report_failures(failures: Sequence[Failure], total: int, table: Path) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data.errors import UsageError
 from data.region import add_options as add_fov_options
-from vae.cli.options import add_model, report_failures
+from vae.cli.options import add_model, declare, report_failures, results
 
 
 def add(commands) -> None:
@@ -46,6 +46,7 @@ def add(commands) -> None:
     add("--levels", type=float, default=5.0, metavar="N",
         help="grey levels at the top of the difference's colour scale (5)")  # fmt: skip
     add_fov_options(parser)
+    declare(parser, results("out"), reads=("inputs", "model", "fov_mask"))
     parser.set_defaults(run=_reconstruct)
 
 
@@ -70,10 +71,8 @@ def _reconstruct(
     from vae.inference import reconstruct
     from vae.inference.model import load_model
 
-    reconstruct.refuse_overlap(out, inputs)
     choice = FovChoice(fov, fov_mask, max_lost_share)
     images = open_inputs(inputs, split=split, choice=choice)
-    Path(out).mkdir(parents=True, exist_ok=True)
     loaded = load_model(model)
     origin = reconstruct.origin_of(loaded)
     print(f"model {loaded.saved.path}, step {loaded.saved.step}, {loaded.hash}")

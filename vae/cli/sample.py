@@ -8,6 +8,7 @@ from typing import Any
 
 from data.errors import UsageError
 from data.names import composed
+from vae.cli.options import declare, results
 
 MOST = 10_000_000  # tiles; more is a slip of the finger
 NOBODY = "These tiles are of no person's eye. Not for diagnosis, nor as evidence of anything."
@@ -63,6 +64,7 @@ def _add_sample(commands) -> None:
     add("--format", dest="file_format", choices=("png", "jpg"), default="png",
         help="of the tiles; jpg is quality 95 (png)")  # fmt: skip
     _add_solver(parser)
+    declare(parser, results("out"), reads=("model", "prior"))
     parser.set_defaults(run=_sample)
 
 
@@ -83,6 +85,7 @@ def _add_interpolate(commands) -> None:
     add("--n", type=int, default=8, metavar="N", help="how many, both ends included (8)")
     add("--steps", type=int, metavar="K", help="each way (what the prior says)")
     add("--out", required=True, metavar="DIR", help="where the files go; those there are replaced")
+    declare(parser, results("out"), reads=("first", "last", "model", "prior"))
     parser.set_defaults(run=_interpolate)
 
 
@@ -106,6 +109,7 @@ def _add_evaluate(commands) -> None:
     add("--samples", metavar="DIR", help="tiles of any origin, instead of what is drawn")
     add("--out", metavar="DIR", help="for samples.json and contact sheets")
     _add_solver(parser)
+    declare(parser, results("out"), reads=("data", "samples", "model", "prior"))
     parser.set_defaults(run=_evaluate)
 
 
@@ -121,7 +125,6 @@ def _sample(
     from vae.inference.sample import load_sampler
     from vae.inference.sample_files import origin_of, write_samples
 
-    _check_folder(out)
     sampler = load_sampler(model, prior)
     _check_label(sampler, how)
     print(_about(sampler))
@@ -160,7 +163,6 @@ def _interpolate(
     from vae.inference.sample import load_sampler
     from vae.inference.sample_files import STRIP, origin_of, write_interpolation
 
-    _check_folder(out)
     sampler = load_sampler(model, prior)
     print(_about(sampler))
     paths = [Path(first), Path(last)]
@@ -184,8 +186,6 @@ def _evaluate(
     from vae.evaluation.samples import evaluate_samples
     from vae.inference.sample import load_sampler
 
-    if out is not None:
-        _check_folder(out)
     sampler = load_sampler(model, prior)
     _check_label(sampler, how)
     print(_about(sampler))
@@ -211,11 +211,6 @@ def _check_label(sampler, how: dict[str, Any]) -> None:
         raise UsageError(f"--label {label}: this prior knows {known}")
     if how["guidance"] != 1 and label is None:
         raise UsageError(f"--guidance {how['guidance']:g} is towards a label; give --label")
-
-
-def _check_folder(out: str) -> None:
-    if Path(out).exists() and not Path(out).is_dir():
-        raise UsageError(f"--out {out} is a file; expected a folder to write to")
 
 
 def _about(sampler) -> str:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.errors import FundusError, UsageError, show
+from data.errors import FundusError, UsageError, escape_output, show
 from vae.cli import Parser
 
 EPILOG = """\
@@ -26,6 +26,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code: 0, 1 for bad data, 2 for wrong usage."""
+    escape_output()
     parser = Parser(
         prog="convert_torch_checkpoint",
         description="Turns the published PyTorch weights into a model of this project. The latent "

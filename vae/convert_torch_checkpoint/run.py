@@ -1,7 +1,6 @@
 """What the command does: reads, checks, converts, verifies, writes."""
 
 import contextlib
-import os
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -15,7 +14,8 @@ from etils import epath
 import vae
 from configs.published import get_config
 from data.errors import DataError, UsageError
-from data.files import replacing
+from data.files import replacing, unfinished_name
+from data.outputs import claim_folder, claim_new
 from vae.convert_torch_checkpoint import convert
 from vae.convert_torch_checkpoint.source import read_state, verify_checksums
 from vae.convert_torch_checkpoint.table import leaves, table
@@ -25,6 +25,8 @@ from vae.training.config import FUNDUS_VAE
 from vae.training.exported import EXPORTED, SavedModel, read_exported, write_exported
 from vae.training.saved import read_model
 from vae.training.state import make_model
+
+COMMAND = "convert_torch_checkpoint"
 
 
 def dry_run(source: Path) -> int:
@@ -48,6 +50,11 @@ def dry_run(source: Path) -> int:
 def from_torch(source: Path, out: Path, *, overwrite: bool = False, verify: bool = False) -> int:
     """Converts `source` into the folder `out`; see the command's help."""
     _refuse_folder(out, overwrite)
+    with claim_folder(out, COMMAND, reads=[source], known=[EXPORTED]):
+        return _from_torch(source, out, verify)
+
+
+def _from_torch(source: Path, out: Path, verify: bool) -> int:
     state = read_state(source)
     model = convert.published_model(state)
     convert.check(str(source), state, model)
@@ -61,7 +68,7 @@ def from_torch(source: Path, out: Path, *, overwrite: bool = False, verify: bool
             arrays[entry.path] = array
             bar.update(state[entry.source].nbytes)
     # The command as somebody could type it again.
-    words = ["convert_torch_checkpoint", str(source), "--out", str(out)]
+    words = [COMMAND, str(source), "--out", str(out)]
     about = {
         "version": vae.__version__,
         "command": shlex.join(words),
@@ -85,6 +92,11 @@ def to_torch(path: Path, out: Path, *, overwrite: bool = False) -> int:
         raise UsageError(f"--out {out} is a folder; expected the name of a file, model.pth")
     if out.exists() and not overwrite:
         raise UsageError(f"{out} exists; --overwrite replaces it")
+    with claim_new(out, COMMAND, reads=[path], replaces=overwrite, parents=True):
+        return _to_torch(path, out)
+
+
+def _to_torch(path: Path, out: Path) -> int:
     saved = read_model(path)
     if saved.config.model.architecture != FUNDUS_VAE:
         raise DataError(
@@ -93,7 +105,6 @@ def to_torch(path: Path, out: Path, *, overwrite: bool = False) -> int:
         )
     model = make_model(saved.config)
     state = convert.to_torch(saved.variables, model)
-    out.parent.mkdir(parents=True, exist_ok=True)
     try:
         with replacing(out) as unfinished:
             torch.save(state, unfinished)
@@ -152,7 +163,7 @@ def _refuse_folder(out: Path, overwrite: bool) -> None:
 def _folder(out: Path) -> Iterator[Path]:
     """Yields a folder beside `out` that takes its place at the end, or goes."""
     out = out.resolve()  # "." has no name
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    unfinished = out.with_name(unfinished_name(out))
     unfinished.mkdir(parents=True)
     try:
         yield unfinished

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from data.errors import DataError
+from data.files import require_regular
 
 # Where training scripts put the state dict when they save more beside it.
 NESTED = ("state_dict", "model_state_dict", "model")
@@ -31,10 +32,9 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     Raises:
       DataError: Missing, damaged, no state dict, or only readable by executing code in it.
     """
-    if not path.exists():
-        raise DataError(f"{path}: no such file; {EXPECTED}")
     if path.is_dir():
         raise DataError(f"{path} is a folder; {EXPECTED}")
+    require_regular(path, EXPECTED.removeprefix("expected "))
     if not path.stat().st_size:
         raise DataError(f"{path} is empty; copy it again; {EXPECTED}")
     loaded = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
@@ -46,12 +46,27 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     ]
     if problems:
         raise DataError(f"{path}: {'; '.join(problems)}; {EXPECTED}")
+    problems = [f"{key!r} {reason}" for key, value in state.items() if (reason := _odd(value))]
+    if problems:
+        raise DataError(f"{path}: {'; '.join(problems)}; {EXPECTED}")
     renamed: dict[str, list[str]] = {}
     for key in state:
         renamed.setdefault(PREFIXES.sub("", key), []).append(key)
     if double := [" and ".join(keys) for keys in renamed.values() if len(keys) > 1]:
         raise DataError(f"{path}: without prefixes these keys are the same: {'; '.join(double)}")
     return {name: state[key] for name, (key,) in renamed.items()}
+
+
+def _odd(tensor: torch.Tensor) -> str:
+    """Says why a tensor cannot be taken for its values: it has fewer than its shape says; or ""."""
+    if tensor.layout != torch.strided:
+        return ""  # No tensor of the model is: it is refused by its layout.
+    if tensor.device.type != "cpu":
+        return f"is on the device {tensor.device}, without values"
+    needs, has = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    if needs <= has:
+        return ""
+    return f"of shape {list(tensor.shape)} takes {needs:,} bytes, and the file holds {has:,} of it"
 
 
 def verify_checksums(path: Path, report: Callable[[int], None]) -> str:
@@ -122,8 +137,12 @@ def _safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _unwrapped(path: Path, loaded: Any) -> Mapping:
     """The state dict in what was loaded, which may hold it beside an optimizer's state."""
-    inside = []
+    inside: list[str] = []
+    seen: set[int] = set()
     while isinstance(loaded, Mapping):
+        if id(loaded) in seen:
+            raise DataError(f"{path}: {'/'.join(inside)} in it holds itself; {EXPECTED}")
+        seen.add(id(loaded))
         wrapped = [key for key in NESTED if isinstance(loaded.get(key), Mapping)]
         if not wrapped:
             break

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data.errors import DataError, UsageError
+from data.files import require_writable
 from data.pipeline import Dataset, eval_batches, open_dataset
 from vae.evaluation import figures, table
 from vae.evaluation.curves import rate_curves
@@ -303,9 +304,7 @@ def _writable(path: epath.PathLike) -> epath.Path:
     path = epath.Path(path).absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".{os.getpid()}.tmp"
-        probe.write_bytes(b"")
-        probe.unlink()
+        require_writable(path / RESULTS)
     except OSError as error:
         raise DataError(
             f"{path} cannot be written: {error.strerror or error}; give a folder that is there, or "

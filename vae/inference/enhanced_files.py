@@ -12,7 +12,7 @@ from data.inputs import Inputs, Item
 from vae.inference import pictures
 from vae.inference.enhance import EnhancementModel
 from vae.inference.one_colour import NOTE, is_one_colour
-from vae.inference.reconstruct import file_name, write_in_order, write_picture
+from vae.inference.reconstruct import file_name, without_repeats, write_in_order, write_picture
 
 ENHANCED, COMPARISONS, CHANGES, UNCERTAINTY = FOLDERS = (
     "enhanced",
@@ -151,4 +151,5 @@ def write_enhancements(
             row["mean_uncertainty"] = round(float(sure.mean()), 3)
         return row | {"label": item.label, "note": result.note} | origin
 
-    yield from write_in_order(results, write, lambda result: 4 * result.image.nbytes)
+    once = without_repeats(results)
+    yield from write_in_order(once, write, lambda result: 4 * result.image.nbytes)

@@ -34,6 +34,7 @@ from data.errors import DataError
 from data.fov import UNKNOWN, FieldOfView
 from data.inputs import Item
 from vae.inference import quantise
+from vae.inference.latent_checks import check_array, check_files, check_npz
 
 FORMAT = "fundus-vae latents 2"
 TEXTS = ("item_id", "path", "photograph", "patient", "label", "split")
@@ -193,6 +194,9 @@ def open_latents(path: str | os.PathLike) -> LatentStore:
         for key in names:
             if key not in arrays or arrays[key].shape[0] != lengths[key]:
                 raise DataError(f"{path}: {name}/{key} is missing or cut; encode again")
+            latent = attributes["groups"][name]["latent"]
+            if key in ("mean", "log_var") and list(arrays[key].shape[1:]) != latent:
+                raise DataError(f"{path}: {name}/{key} holds no latents {latent}; encode again")
         groups.append(LatentGroup(path, attributes["groups"][name], arrays, steps))
     return LatentStore(path, about, progress, tuple(groups))
 
@@ -205,8 +209,10 @@ def read_attributes(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         raise DataError(f"{path}: no such latents; expected what `fundus-vae encode` wrote")
+    check_files(path)
     try:
         if path.is_file():
+            check_npz(path)
             with np.load(path) as file:
                 attributes = json.loads(str(file[ATTRIBUTES]))
         else:
@@ -243,6 +249,7 @@ def _zarr_arrays(path: Path, name: str, names: list[str]) -> dict[str, zarr.Arra
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path}: {name} is missing or damaged; encode again") from error
     for key, array in arrays.items():
+        check_array(path, f"{name}/{key}", array)
         # To zarr a chunk that is not there is one of zeros.
         if array.nchunks_initialized != array.nchunks:
             lost = array.nchunks - array.nchunks_initialized

@@ -18,7 +18,7 @@ from zarr.codecs import Crc32cCodec
 
 from data.errors import DataError, UsageError
 from data.failures import Failure
-from data.files import replacing
+from data.files import replacing, require_writable
 from data.fov import FIELDS
 from vae.inference import quantise
 from vae.inference.latent_store import ATTRIBUTES, TEXTS, Row, piece_rows, read_attributes
@@ -218,9 +218,7 @@ def open_writer(path: str | os.PathLike, about: dict[str, Any]) -> LatentWriter:
     attributes = {"about": about, "progress": {}}
     if path.suffix == ".npz":
         # The file is written last: a folder that cannot take it is found now.
-        with replacing(path.with_name(f".{path.name}.probe")) as probe:
-            probe.touch()
-        path.with_name(f".{path.name}.probe").unlink()
+        require_writable(path)
         root = zarr.create_group(zarr.storage.MemoryStore(), zarr_format=3, attributes=attributes)
     else:
         path.mkdir(parents=True, exist_ok=True)

@@ -178,6 +178,11 @@ def decode_range(model: Model, group: LatentGroup, start: int, stop: int) -> np.
         images = model.decode(latents)
     else:
         images = model.decode(latents[0])[None]
+    if min(images.shape[1] - group.height, images.shape[2] - group.width) < 0:
+        raise DataError(
+            f"latents of {group.height}x{group.width} pixels decode to {images.shape[1]}x"
+            f"{images.shape[2]}: the store is damaged; encode again"
+        )
     return images[:, : group.height, : group.width]
 
 
@@ -189,7 +194,8 @@ def decode_to_folder(
     Returns:
       The items that could not be decoded or written; the others are there.
     """
-    failures = []
+    failures: list[Failure] = []
+    written: set[Path] = set()
     bar = tqdm(total=len(store), unit=" images", desc="decode", disable=not sys.stderr.isatty())
     with bar:
         for result in decoded(model, store, keep_border=keep_border):
@@ -199,7 +205,14 @@ def decode_to_folder(
                 continue
             row, image = result
             try:
-                write_image(_place(store, row, out), image)
+                place = _place(store, row, out)
+                if place in written:
+                    raise DataError(
+                        f"{store.path}: item {row.number} is called {row.item_id!r}, as one before"
+                        " it, whose file it would replace"
+                    )
+                write_image(place, image)
+                written.add(place)
             except Exception as error:
                 failures.append(failure_of(row.item_id, store.path, error))
     return failures

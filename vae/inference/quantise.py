@@ -13,6 +13,7 @@ magnitudes or of other channels 1 to 2%, at many times the work.
 
 import decimal
 import functools
+import math
 
 import constriction
 import numpy as np
@@ -121,6 +122,9 @@ def unpack(packed: bytes, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
       DataError: These are not the bytes of an item of this shape.
     """
+    # A block has a byte for each channel at least.
+    if math.prod(shape) > BLOCK**2 * len(packed):
+        raise _damaged(shape)
     levels = np.empty(shape, np.int32)
     blocks = _blocks(_as_image(levels))
     choices = packed[: sum(block.shape[-1] for block in blocks)]

@@ -16,7 +16,7 @@ import numpy as np
 
 import vae
 from data.cores import available_cores
-from data.errors import DataError, UsageError
+from data.errors import DataError
 from data.failures import Failure, failure_of
 from data.files import replacing, write_beside
 from data.inputs import Inputs, Item
@@ -126,7 +126,33 @@ def write_reconstructions(
     def write(result: Reconstruction) -> dict[str, str | int | float]:
         return _write(result, out, origin, suffix, with_pictures, levels)
 
-    yield from write_in_order(results, write, lambda result: 3 * result.image.nbytes)
+    once = without_repeats(results)
+    yield from write_in_order(once, write, lambda result: 3 * result.image.nbytes)
+
+
+def without_repeats(results: Iterator[Result | Failure]) -> Iterator[Result | Failure]:
+    """Passes results on; one whose files would replace those of another becomes a failure.
+
+    Args:
+      results: Of items (`result.item`); a failure goes through as it is.
+
+    Yields:
+      The result, or the failure in its place.
+    """
+    seen: set[PurePosixPath] = set()
+    for result in results:
+        if not isinstance(result, Failure):
+            item, before = result.item, len(seen)
+            seen.add(PurePosixPath(item.item_id))
+            if len(seen) == before:
+                yield Failure(
+                    item.item_id,
+                    item.path,
+                    f"{item.path}: a second image is called {item.item_id!r}; its files would "
+                    "replace those of the first: rename one of them",
+                )
+                continue
+        yield result
 
 
 def write_in_order(
@@ -191,31 +217,6 @@ def origin_of(model: Model | EnhancementModel) -> dict[str, str]:
     if len(command) > _COMMAND:
         command = f"{command[:_COMMAND]} ..."
     return {"model": model.hash, "version": vae.__version__, "command": command}
-
-
-def refuse_overlap(
-    out: str | os.PathLike,
-    paths: Sequence[str | os.PathLike],
-    folders: Sequence[str] = (RECONSTRUCTIONS, COMPARISONS, DIFFERENCES),
-) -> None:
-    """Refuses to write where the next run would read, or over what this one reads.
-
-    Raises:
-      UsageError: `out` lies in a folder of images, images in what is written, or it is a file.
-    """
-    real = Path(os.path.realpath(out))
-    if real.exists() and not real.is_dir():
-        raise UsageError(f"{out} is a file; expected a folder to write to")
-    written = [real / name for name in folders]
-    for path in paths:
-        source = Path(os.path.realpath(path))
-        if source.is_dir() and real.is_relative_to(source):
-            raise UsageError(
-                f"{out} lies in {path}, whose images are read: the next run would read what this "
-                "one writes; give another folder"
-            )
-        if any(source.is_relative_to(folder) for folder in written):
-            raise UsageError(f"{path} lies in {out}, where it would be overwritten; give another")
 
 
 def _write(

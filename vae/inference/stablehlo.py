@@ -15,6 +15,7 @@ from jax import export
 
 import vae
 from data.errors import DataError, UsageError
+from data.files import unfinished_name
 from vae.inference.describe import describe
 from vae.metrics import to_float, to_uint8
 from vae.training.exported import SavedModel
@@ -63,7 +64,8 @@ def write_stablehlo(out: str | os.PathLike, saved: SavedModel) -> dict[str, int]
       DataError: The model is too large for this format.
     """
     out = Path(out)
-    check_new_folder(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is there already; give a new folder")
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(saved.variables))
     if size > MAX_BYTES:
         raise DataError(
@@ -88,12 +90,6 @@ def write_stablehlo(out: str | os.PathLike, saved: SavedModel) -> dict[str, int]
         for name, content in files.items():
             (unfinished / name).write_bytes(content)
     return {name: len(content) for name, content in files.items()}
-
-
-def check_new_folder(out: Path) -> None:
-    """Refuses a place where something is already."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is there already; give a new folder")
 
 
 def _programs(saved: SavedModel) -> tuple[list[export.Exported], dict[str, Any]]:
@@ -158,7 +154,7 @@ def _readme(saved: SavedModel, about: dict[str, Any]) -> str:
 @contextlib.contextmanager
 def _new_folder(out: Path):
     """Yields a folder beside `out`, renamed to it on success, else removed."""
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    unfinished = out.with_name(unfinished_name(out))
     unfinished.mkdir(parents=True)
     try:
         yield unfinished

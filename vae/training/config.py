@@ -9,6 +9,18 @@ FUNDUS_VAE = "fundus_vae"
 ENHANCER = "enhancer"
 PRIOR = "prior"
 
+# What a saved model may say of itself; far more than any that is trained here.
+LARGEST_SIZE = 1 << 14
+LARGEST = {
+    "downsample": 64,
+    "linear_kernel": 64,
+    "encoder_depth": 256,
+    "decoder_depth": 256,
+    "stages": 256,
+    "depths": 256,
+}
+LONGEST = 16
+
 
 def default_config(architecture: str = AUTOENCODER_KL) -> ConfigDict:
     """The defaults; a config file changes what it is about and leaves the rest.
@@ -124,12 +136,31 @@ def from_dict(stored: dict[str, Any]) -> ConfigDict:
     """A config from what `to_dict` gave; settings that are newer than it have their defaults.
 
     Raises:
-      AttributeError, KeyError, TypeError, ValueError: It is no config of this version.
+      AttributeError, KeyError, TypeError, ValueError: It is no config of this version, or says that
+        the model is larger than any.
     """
     architecture = stored["model"].get("architecture", AUTOENCODER_KL)
     config = default_config(architecture)
     config.update(_tuples(stored))
+    _check_sizes(config)
     return config
+
+
+def _check_sizes(config: ConfigDict) -> None:
+    """Refuses numbers of a model that nobody trains: to shape it would take for ever.
+
+    Raises:
+      ValueError: Names the setting.
+    """
+    for group, names in (("model", config.model), ("data", ("size", "crop"))):
+        for name in names:
+            value, most = config[group][name], LARGEST.get(name, LARGEST_SIZE)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if len(numbers) > LONGEST and name != "labels":
+                raise ValueError(f"{group}.{name} has {len(numbers)} numbers, at most {LONGEST}")
+            for number in numbers:
+                if type(number) in (int, float) and not 1 <= number <= most:
+                    raise ValueError(f"{group}.{name}={value}, expected numbers from 1 to {most}")
 
 
 def _tuples(value: Any) -> Any:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from data.errors import DataError
-from data.files import replacing
+from data.files import replacing, require_regular
 from vae.models.autoencoder import LINEAR
 from vae.training.config import from_dict
 from vae.training.state import abstract_state
@@ -121,6 +121,7 @@ def read_exported(path: epath.PathLike) -> SavedModel:
         unknown and misshapen ones are named.
     """
     path = epath.Path(path)
+    require_regular(path, "an exported .safetensors file")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -130,10 +131,11 @@ def read_exported(path: epath.PathLike) -> SavedModel:
                     f"{FORMAT!r}, as `fundus-vae export` and convert_torch_checkpoint write it"
                 )
             config = from_dict(json.loads(metadata["config"]))
+            names = file.keys()
+            _check_depth(path, config, len(names))
             step, about = int(metadata["step"]), json.loads(metadata["about"])
             state = abstract_state(config)
             wanted = _flat(state.variables) | {name: getattr(state, name) for name in STATISTICS}
-            names = file.keys()
             have = {name: tuple(file.get_slice(name).get_shape()) for name in names}
             _compare(path, have, wanted)
             leaves = {
@@ -167,6 +169,16 @@ def _nested(leaves: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
 
 def _may_be_short(name: str, leaf: np.ndarray) -> bool:
     return name.endswith(("/kernel", "/weight")) and leaf.ndim > 1 and LINEAR not in name.split("/")
+
+
+def _check_depth(path: epath.Path, config: ConfigDict, tensors: int) -> None:
+    """Refuses a config of more blocks than the file has tensors, before they are shaped."""
+    for name in ("encoder_depth", "decoder_depth", "stages", "depths"):
+        if sum(blocks := config.model.get(name, ())) > tensors:
+            raise DataError(
+                f"{path}: its config says model.{name}={blocks}, and it holds {tensors} tensors;"
+                " export it again"
+            )
 
 
 def _compare(path: epath.Path, have: dict[str, tuple], wanted: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from data.errors import DataError
-from data.files import write_beside
+from data.files import require_regular, write_beside
 from data.images import IMAGE_SUFFIXES
 from vae import weights
 from vae.training.checkpoint import Checkpoints
@@ -42,6 +42,8 @@ def read_config(workdir: epath.PathLike) -> ConfigDict:
       DataError: There is none, or it is damaged.
     """
     path = epath.Path(workdir) / CONFIG
+    if "://" not in os.fspath(path):
+        require_regular(path, "the config of a run", missing_ok=True)
     try:
         stored = json.loads(path.read_text())
     except FileNotFoundError:
@@ -80,6 +82,8 @@ def read_model(path: str | os.PathLike) -> SavedModel:
         return read_exported(ships)
     if not path.exists():
         raise DataError(f"{path}: no such model; expected {KINDS}")
+    if "://" not in os.fspath(path) and not path.is_dir():
+        require_regular(path, f"a model: {KINDS}")
     if path.is_file():
         if path.suffix == ".safetensors":
             return read_exported(path)
