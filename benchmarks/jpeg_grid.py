@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from recipe import score, val_tiles
 
-from configs.fundus256 import LATENT_CHANNELS
-from data.pipeline import first_tiles, open_dataset
+from vae.configs.fundus256 import LATENT_CHANNELS
+from vae.data.pipeline import first_tiles, open_dataset
 from vae.models import AutoencoderKL, fit_pca, grid, with_start
 
 PRESETS = ("f8c32", "f8c48")

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-import run_experiment
-from data.errors import DataError, UsageError
-from data.outputs import claim_folder
+from vae.cli import train as train_command
+from vae.data.errors import DataError, UsageError
+from vae.data.outputs import claim_folder
 from vae.training.train import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -105,7 +105,7 @@ def test_damaged_record_stops_the_run(tiny_data, tmp_path):
     ],
 )  # fmt: skip
 def test_reasons(error, expected):
-    said = run_experiment._reason(error, ["run_experiment.py", "--config.train.stepz=5"])
+    said = train_command._reason(error, ["run_experiment.py", "--config.train.stepz=5"])
     assert re.match(expected, said), said
 
 

@@ -9,10 +9,16 @@ clear = vae.load_enhancer().enhance(photograph, fov)
 tiles = vae.load_sampler().sample(range(16), seed=0)  # of nobody's eyes
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = ["EnhancementModel", "Model", "Sampler", "load_enhancer", "load_model", "load_sampler"]
+
+# In a checkout `vae.data` and `vae.configs` are the folders data/ and configs/ beside this package;
+# installed they lie in it.
+if (_CHECKOUT := Path(__file__).resolve().parents[1]).joinpath("run_experiment.py").is_file():
+    __path__.append(str(_CHECKOUT))
 
 if TYPE_CHECKING:
     from vae.inference.enhance import EnhancementModel, load_enhancer

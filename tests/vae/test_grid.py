@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.synthetic import fundus_photograph
+from vae.data.synthetic import fundus_photograph
 from vae.inference.photograph import decode_photograph, encode_photograph, phase_of
 from vae.metrics import to_float
 from vae.models import AutoencoderKL, fit_pca, grid, with_start

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import enhance256, fundus256, prior256
-from data.errors import DataError
+from vae.configs import enhance256, fundus256, prior256
+from vae.data.errors import DataError
 from vae.models import fit_pca
 from vae.models.lapped import from_pca
 from vae.training.saved import SavedModel

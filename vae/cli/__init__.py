@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from data.errors import FundusError, UsageError, escape_output, show
 from vae.cli.options import claim_outputs
+from vae.data.errors import FundusError, UsageError, escape_output, show
 
 # Each registers its subcommands by `add(commands)`; what they need is imported when they run.
 # What a command writes and reads it declares by `vae.cli.options.declare`.
@@ -39,13 +39,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The exit code: 0, 1 for bad data, 2 for wrong usage, 130 after Ctrl-C, 143 after SIGTERM.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["train"]:  # Its flags are absl's, and it handles signals by itself.
+        from vae.cli import train
+
+        train.main(["fundus-vae train", *argv[1:]])
     escape_output()
     parser = Parser(
         prog="fundus-vae",
-        description="Fundus photographs to tiles, tiles to a dataset for run_experiment.py, and "
-        "what a trained model is good for.",
+        description="Photographs to tiles, tiles to datasets, training, trained models in use.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser(
+        "train", add_help=False, help="train or evaluate an experiment, as run_experiment.py does"
+    )
     for name in MODULES:
         importlib.import_module(f"vae.cli.{name}").add(commands)
     with _terminable() as signals:
