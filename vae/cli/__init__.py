@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
+import vae
 from vae.cli.options import claim_outputs
 from vae.data.errors import FundusError, UsageError, escape_output, show
 
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="fundus-vae",
         description="Photographs to tiles, tiles to datasets, training, trained models in use.",
     )
+    parser.add_argument("--version", action="version", version=f"fundus-vae {vae.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser(
         "train", add_help=False, help="train or evaluate an experiment, as run_experiment.py does"
