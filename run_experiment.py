@@ -17,8 +17,8 @@ import sys
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from data.errors import FundusError, UsageError, escape_output, show
-from data.outputs import claim_folder
+from vae.data.errors import FundusError, UsageError, escape_output, show
+from vae.data.outputs import claim_folder
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Experiment, FILE.py[:preset].")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives.")

@@ -21,11 +21,11 @@ from pathlib import Path
 import psutil
 from input_pipeline import write_tiles
 
-from data.finding import list_images
+from vae.data.finding import list_images
 
 _PROGRAM = """
 import json, sys
-from data.fundus_tiles.build import build
+from vae.data.fundus_tiles.build import build
 report = build(sys.argv[1], sys.argv[2], file_format=sys.argv[3], patients_unknown=True,
                report=lambda line: None)
 print(json.dumps([report.tiles_per_second, report.bytes, report.seconds]))

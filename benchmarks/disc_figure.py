@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 
 import vae
-from data.images import read_image, write_image
-from data.manifest import MANIFEST, read_manifest
+from vae.data.images import read_image, write_image
+from vae.data.manifest import MANIFEST, read_manifest
 from vae.evaluation.samples.measures import nearest
 from vae.evaluation.samples.summary import shrunk
 

@@ -21,8 +21,8 @@ import shutil
 import cv2
 import numpy as np
 
-from data.images import read_image, write_image
-from data.manifest import MANIFEST, PHOTOGRAPHS, read_manifest, read_photographs, write_manifest
+from vae.data.images import read_image, write_image
+from vae.data.manifest import MANIFEST, PHOTOGRAPHS, read_manifest, read_photographs, write_manifest
 
 LABEL = "optic_disc"
 TILE = 256

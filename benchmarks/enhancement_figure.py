@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from skimage import data
 
-from data.files import write_beside
-from data.fov import find_fov
-from data.images import encode_image
-from data.views import centre_of
+from vae.data.files import write_beside
+from vae.data.fov import find_fov
+from vae.data.images import encode_image
+from vae.data.views import centre_of
 from vae.inference.enhance import load_enhancer
 from vae.metrics import masked_psnr, masked_ssim
 from vae.training.degradations import Place, degrade

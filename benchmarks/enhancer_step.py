@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import enhance256
-from data.synthetic import fundus_photograph
-from data.views import VIEW
+from vae.configs import enhance256
+from vae.data.synthetic import fundus_photograph
+from vae.data.views import VIEW
 from vae.training.degradations import DEGRADATIONS
 from vae.training.pairs import make_pairs
 from vae.training.sharding import make_mesh, put_batch, tree_sharding

@@ -31,12 +31,12 @@ import psutil
 from etils import epath
 
 import vae
-from configs.fundus256 import get_config
-from data.fov import find_fov
-from data.images import encode_image, write_image
-from data.inputs import open_inputs
-from data.synthetic import fundus_photograph
-from data.views import photograph_view, place_of
+from vae.configs.fundus256 import get_config
+from vae.data.fov import find_fov
+from vae.data.images import encode_image, write_image
+from vae.data.inputs import open_inputs
+from vae.data.synthetic import fundus_photograph
+from vae.data.views import photograph_view, place_of
 from vae.inference.enhance import load_enhancer
 from vae.inference.model import MAX_BATCH, Model
 from vae.inference.windows import LARGEST, STEP, window_origins, window_side
@@ -171,7 +171,7 @@ def torch_beside(photograph: np.ndarray, model: Model, side: int, repeats: int) 
 
 def encode_dataset(model: Model, photograph: np.ndarray, count: int, folder: Path) -> None:
     """Prints the rate and memory of `encode` over a dataset beside the bare function."""
-    from data.fundus_tiles.build import build
+    from vae.data.fundus_tiles.build import build
     from vae.inference.latent_store import FORMAT
     from vae.inference.latent_writer import open_writer
     from vae.inference.latents import describe_model, encode_inputs

@@ -21,11 +21,11 @@ import cv2
 import numpy as np
 from tensorflow_datasets.proto import tf_example_pb2
 
-from data import pipeline
-from data.cores import available_cores
-from data.fundus_tiles.build import build
-from data.images import encode_image
-from data.synthetic import fundus_photograph
+from vae.data import pipeline
+from vae.data.cores import available_cores
+from vae.data.fundus_tiles.build import build
+from vae.data.images import encode_image
+from vae.data.synthetic import fundus_photograph
 
 
 def main() -> None:

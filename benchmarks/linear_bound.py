@@ -11,8 +11,8 @@ import argparse
 
 import numpy as np
 
-from configs.fundus256 import LATENT_CHANNELS
-from data.pipeline import first_tiles, open_dataset
+from vae.configs.fundus256 import LATENT_CHANNELS
+from vae.data.pipeline import first_tiles, open_dataset
 from vae.models import fit_pca
 from vae.models.lapped import patch_spectra
 

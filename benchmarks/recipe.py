@@ -20,8 +20,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from configs.fundus256 import LATENT_CHANNELS, get_config
-from data.pipeline import eval_batches, first_tiles, open_dataset, train_batches
+from vae.configs.fundus256 import LATENT_CHANNELS, get_config
+from vae.data.pipeline import eval_batches, first_tiles, open_dataset, train_batches
 from vae.metrics import masked_psnr, masked_ssim, to_float, to_uint8
 from vae.training.sharding import make_mesh, put_batch, tree_sharding
 from vae.training.state import (

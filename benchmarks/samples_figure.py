@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.images import read_image, write_image
+from vae.data.images import read_image, write_image
 from vae.evaluation.samples.run import SHEETS
 
 ROWS = ("training_tiles", "gaussian", "prior")

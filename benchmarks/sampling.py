@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 
-from data.pipeline import eval_batches, open_dataset
+from vae.data.pipeline import eval_batches, open_dataset
 from vae.evaluation.samples.summary import batched, shrunk, summarise
 from vae.evaluation.samples.table import Real, compare, floor
 from vae.inference.sample import CHUNK, METHODS, load_sampler

@@ -84,7 +84,7 @@ MACHINES = (
 def load_config(name: str, dtype: str, per_device: int | None, devices: int):
     """`FILE:PRESET` with its batch over 8 devices, or `per_device`, on each, as whole tiles."""
     module, _, preset = name.partition(":")
-    config = importlib.import_module(f"configs.{module}").get_config(preset)
+    config = importlib.import_module(f"vae.configs.{module}").get_config(preset)
     config.train.compute_dtype = dtype
     tiles = config.batch_size * config.data.crop**2 // config.data.size**2
     config.data.crop, config.data.scales = config.data.size, (1,)

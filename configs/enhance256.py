@@ -15,7 +15,7 @@ often and how much is `config.degrade`.
 
 from ml_collections import ConfigDict
 
-from data.errors import UsageError
+from vae.data.errors import UsageError
 from vae.training.config import ENHANCER, default_config, make_brief
 
 PRESETS = ("f8c32", "tone", "sharpening", "detail", "smoke")

@@ -9,7 +9,7 @@ once within seconds on data of its own.
 
 from ml_collections import ConfigDict
 
-from data.errors import UsageError
+from vae.data.errors import UsageError
 from vae.training.config import PRIOR, default_config, make_brief
 
 PRESETS = ("f8c4", "large", "smoke")

@@ -8,7 +8,7 @@ same in small, to try it out.
 
 from ml_collections import ConfigDict
 
-from data.errors import UsageError
+from vae.data.errors import UsageError
 from vae.training.config import FUNDUS_VAE, default_config
 
 PRESETS = ("full", "tiny")

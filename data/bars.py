@@ -10,7 +10,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from data.circle import Circle
+from vae.data.circle import Circle
 
 # A bar (a caption, or black) begins at a straight edge: across so large a share of the disc's
 # chord one channel steps by so many grey levels in one direction.

@@ -9,13 +9,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data.errors import DataError
-from data.files import write_beside
-from data.fov import FieldOfView
-from data.images import read_image, write_image
-from data.manifest import OVERLAYS
-from data.region import AUTO, FovChoice, find_region
-from data.views import photograph_view, write_view
+from vae.data.errors import DataError
+from vae.data.files import write_beside
+from vae.data.fov import FieldOfView
+from vae.data.images import read_image, write_image
+from vae.data.manifest import OVERLAYS
+from vae.data.region import AUTO, FovChoice, find_region
+from vae.data.views import photograph_view, write_view
 
 GRID = 8  # side of JPEG's blocks: origins are jittered over all of its phases
 

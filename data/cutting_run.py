@@ -15,10 +15,10 @@ from pathlib import Path
 import cv2
 import tqdm
 
-from data.cutting import Job, Record, cut_photograph, load_photograph, place_tiles
-from data.errors import DataError
-from data.failures import Failure, failure_of
-from data.images import encode_image
+from vae.data.cutting import Job, Record, cut_photograph, load_photograph, place_tiles
+from vae.data.errors import DataError
+from vae.data.failures import Failure, failure_of
+from vae.data.images import encode_image
 
 _SAMPLED = 4  # photographs and ...
 _SAMPLED_TILES = 8  # ... tiles of each that are cut and dropped for the estimate

@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from data import manifest, records, storage, views
-from data.errors import DataError, UsageError
-from data.fundus_tiles import NAME, VERSION
-from data.local_copy import local_copy
-from data.storage import AnyPath
+from vae.data import manifest, records, storage, views
+from vae.data.errors import DataError, UsageError
+from vae.data.fundus_tiles import NAME, VERSION
+from vae.data.local_copy import local_copy
+from vae.data.storage import AnyPath
 
 _INFO = "dataset_info.json"
 
@@ -26,7 +26,7 @@ class Dataset:
       path: The directory that holds the shards; an `epath.Path` in a bucket.
       shards: Per split, its files in order and the number of records in each.
       file_format: "tfrecord" or "array_record".
-      metadata: What the build noted (see `data.fundus_tiles.builder`).
+      metadata: What the build noted (see `vae.data.fundus_tiles.builder`).
     """
 
     path: AnyPath

@@ -5,12 +5,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.files import replacing
-from data.fundus_tiles import NAME, VERSION
-from data.images import write_image
-from data.manifest import MANIFEST
-from data.synthetic import write_photographs
-from data.tiling import make_tiles
+from vae.data.files import replacing
+from vae.data.fundus_tiles import NAME, VERSION
+from vae.data.images import write_image
+from vae.data.manifest import MANIFEST
+from vae.data.synthetic import write_photographs
+from vae.data.tiling import make_tiles
 
 _LEFT_SHARE = 0.6
 
@@ -102,12 +102,12 @@ def prepare(source: str, out_dir: str | os.PathLike, tile: int) -> Path:
       tile: Side of a tile in pixels.
 
     Returns:
-      A data directory for `data.pipeline.open_dataset`.
+      A data directory for `vae.data.pipeline.open_dataset`.
     """
     data_dir = Path(out_dir) / "dataset"
     if (data_dir / NAME / VERSION / "dataset_info.json").exists():
         return data_dir
-    from data.fundus_tiles.build import build
+    from vae.data.fundus_tiles.build import build
 
     tiles = {"retina": retina_tiles, "synthetic": synthetic_tiles}[source](out_dir, tile=tile)
     build(tiles, data_dir)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import imagecodecs
 import numpy as np
 
-from data import jpeg, jpeg2000, limits, pixels
-from data.errors import DataError
-from data.pixels import Picture
+from vae.data import jpeg, jpeg2000, limits, pixels
+from vae.data.errors import DataError
+from vae.data.pixels import Picture
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

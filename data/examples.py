@@ -7,12 +7,12 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
-from data import fov, records
-from data.errors import DataError
-from data.images import require_encoded_size
-from data.names import composed
-from data.record_files import damaged
-from data.views import place_of
+from vae.data import fov, records
+from vae.data.errors import DataError
+from vae.data.images import require_encoded_size
+from vae.data.names import composed
+from vae.data.record_files import damaged
+from vae.data.views import place_of
 
 
 class Example:
@@ -45,7 +45,7 @@ class Example:
 
     def place(self, y: int = 0, x: int = 0) -> np.ndarray:
         """Where the field of view lies as seen from row y, column x of the tile: float32 [3]; see
-        `data.views.place_of`."""
+        `vae.data.views.place_of`."""
         view, top, left = self.geometry()
         height, width = (
             self._features[f"photo_{side}"].int64_list.value[0] for side in ("height", "width")

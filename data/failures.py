@@ -8,8 +8,8 @@ import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from data.errors import FundusError
-from data.files import replacing
+from vae.data.errors import FundusError
+from vae.data.files import replacing
 
 # The file beside a command's outputs that lists its failures.
 REJECTED = "rejected.csv"
@@ -23,8 +23,8 @@ class Failure:
     """An item that could not be processed; those after it can.
 
     Attributes:
-      item_id: As `data.inputs.Item`'s.
-      path: As `data.inputs.Item`'s.
+      item_id: As `vae.data.inputs.Item`'s.
+      path: As `vae.data.inputs.Item`'s.
       reason: One line that names the file.
       traceback: Of an unexpected error, which is a fault of this program; else "".
     """

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from etils import epath
 
-from data.errors import DataError
+from vae.data.errors import DataError
 
 AnyPath = TypeVar("AnyPath", Path, epath.Path)
 

@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 from typing import NoReturn
 
-from data import dicom, jpeg2000, tiff
-from data.errors import DataError
-from data.failures import REJECTED
-from data.files import require_regular
-from data.images import IMAGE_SUFFIXES, require_utf8
-from data.manifest import MANIFEST, PHOTOGRAPHS
-from data.names import suffix_of
-from data.views import VIEWS
+from vae.data import dicom, jpeg2000, tiff
+from vae.data.errors import DataError
+from vae.data.failures import REJECTED
+from vae.data.files import require_regular
+from vae.data.images import IMAGE_SUFFIXES, require_utf8
+from vae.data.manifest import MANIFEST, PHOTOGRAPHS
+from vae.data.names import suffix_of
+from vae.data.views import VIEWS
 
 # Ours beside the images of a folder, not worth a word where others are counted.
 _OUR_FILES = {MANIFEST, PHOTOGRAPHS, REJECTED, VIEWS}

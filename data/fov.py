@@ -10,9 +10,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from data.bars import Edge, full_size_box, inner_box, straight_edges
-from data.circle import MIN_ARC, Circle, fit_circle
-from data.errors import DataError
+from vae.data.bars import Edge, full_size_box, inner_box, straight_edges
+from vae.data.circle import MIN_ARC, Circle, fit_circle
+from vae.data.errors import DataError
 
 LIT = 25  # a pixel is lit when its brightest channel exceeds this grey level
 MAX_LOST_SHARE = 0.05  # share of the lit area outside the FOV above which a photograph is refused

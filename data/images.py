@@ -11,12 +11,12 @@ import imagecodecs
 import numpy as np
 from PIL import Image, ImageCms
 
-from data import dicom, jpeg, jpeg2000, limits, pixels, png, quiet, tiff
-from data.errors import DataError, FundusError, UsageError
-from data.files import write_beside
-from data.pixels import Picture
+from vae.data import dicom, jpeg, jpeg2000, limits, pixels, png, quiet, tiff
+from vae.data.errors import DataError, FundusError, UsageError
+from vae.data.files import write_beside
+from vae.data.pixels import Picture
 
-# The kinds that are read; `data.finding` takes the same from folders.
+# The kinds that are read; `vae.data.finding` takes the same from folders.
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".webp"),
     *(".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),

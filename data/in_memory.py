@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from data.cores import available_cores
-from data.dataset import Dataset
-from data.errors import DataError
-from data.examples import read_examples
-from data.order import Order, checked_rows
+from vae.data.cores import available_cores
+from vae.data.dataset import Dataset
+from vae.data.errors import DataError
+from vae.data.examples import read_examples
+from vae.data.order import Order, checked_rows
 
 
 def whole_split(

@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.cores import available_cores
-from data.errors import DataError, UsageError
-from data.failures import Failure, failure_of
-from data.finding import find_images
-from data.fov import UNKNOWN, FieldOfView, NoSurroundError, fov_mask
-from data.fundus_tiles import NAME
-from data.images import IMAGE_SUFFIXES, read_image, require_utf8
-from data.manifest import MANIFEST, TileRow, iterate_manifest
-from data.names import without_suffix
-from data.region import AUTO, FovChoice, find_region
-from data.splits import SPLITS
+from vae.data.cores import available_cores
+from vae.data.errors import DataError, UsageError
+from vae.data.failures import Failure, failure_of
+from vae.data.finding import find_images
+from vae.data.fov import UNKNOWN, FieldOfView, NoSurroundError, fov_mask
+from vae.data.fundus_tiles import NAME
+from vae.data.images import IMAGE_SUFFIXES, read_image, require_utf8
+from vae.data.manifest import MANIFEST, TileRow, iterate_manifest
+from vae.data.names import without_suffix
+from vae.data.region import AUTO, FovChoice, find_region
+from vae.data.splits import SPLITS
 
 if TYPE_CHECKING:
-    from data.dataset import Dataset
-    from data.examples import Example
+    from vae.data.dataset import Dataset
+    from vae.data.examples import Example
 
 # An image of no known origin is searched for a field of view from this short side on: smaller
 # ones are tiles, in which a vessel's edge may pass for a part of a disc.
@@ -51,7 +51,7 @@ class Item:
         called like it; unique, with "/" in it.
       path: The file, or the directory of the dataset.
       image: uint8 [H, W, 3], sRGB.
-      fov: Of the photograph; `data.fov.UNKNOWN` where none is known or found.
+      fov: Of the photograph; `vae.data.fov.UNKNOWN` where none is known or found.
       origin: Row and column of the image in its photograph, (-1, -1) where unknown.
       photograph: "<label>/<stem>" of a tile's photograph; the item's own id for a photograph in
         which a field of view was found; "" where unknown.
@@ -219,7 +219,7 @@ def _open(path: str, split: str | None, choice: FovChoice) -> list["_Files | _Re
 
 
 def _open_dataset(path: str, split: str | None) -> list["_Records"]:
-    from data.dataset import open_dataset  # Takes half a second that a jpg need not wait.
+    from vae.data.dataset import open_dataset  # Takes half a second that a jpg need not wait.
 
     dataset = open_dataset(path)
     return [_Records(dataset, name) for name in ([split] if split else dataset.shards)]
@@ -316,7 +316,7 @@ class _Records:
         return self._directory
 
     def names(self) -> Iterator[str]:
-        from data.examples import Example
+        from vae.data.examples import Example
 
         for number in range(len(self)):
             try:
@@ -325,7 +325,7 @@ class _Records:
                 yield self._unnamed(number)
 
     def read(self, number: int) -> Item | Failure:
-        from data.examples import Example
+        from vae.data.examples import Example
 
         name = self._unnamed(number)
         try:

@@ -3,8 +3,8 @@
 import math
 import os
 
-from data.errors import DataError, UsageError
-from data.files import require_regular
+from vae.data.errors import DataError, UsageError
+from vae.data.files import require_regular
 
 VARIABLE = "FUNDUS_VAE_MAX_MEGAPIXELS"
 _DEFAULT_MEGAPIXELS = 100.0

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import tqdm
 
-from data import storage
-from data.errors import DataError, UsageError
-from data.files import replacing
-from data.fundus_tiles import NAME
+from vae.data import storage
+from vae.data.errors import DataError, UsageError
+from vae.data.files import replacing
+from vae.data.fundus_tiles import NAME
 
 _COPIES = 8  # Files under way at a time.
 _LOCK = ".lock"

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.errors import DataError, UsageError
+from vae.data.errors import DataError, UsageError
 
 _SIZE = 512  # Of a lock file, bytes.
 

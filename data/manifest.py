@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
-from data import storage
-from data.errors import DataError
-from data.files import replacing
-from data.fov import FIELDS, FieldOfView
-from data.names import composed
-from data.patients import SPLITS
+from vae.data import storage
+from vae.data.errors import DataError
+from vae.data.files import replacing
+from vae.data.fov import FIELDS, FieldOfView
+from vae.data.names import composed
+from vae.data.patients import SPLITS
 
 MANIFEST = "manifest.csv"
 PHOTOGRAPHS = "photographs.csv"

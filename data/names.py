@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path, PurePath
 
-from data.errors import DataError
+from vae.data.errors import DataError
 
 _SHOWN = 5  # names listed in a message before "and n more"
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data.errors import UsageError
+from vae.data.errors import UsageError
 
 
 def checked_rows(rows: Sequence[int] | None, batch_size: int) -> Sequence[int]:

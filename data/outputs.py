@@ -11,8 +11,8 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from data.errors import DataError, UsageError
-from data.locks import locked, read_holder
+from vae.data.errors import DataError, UsageError
+from vae.data.locks import locked, read_holder
 
 MARKER = ".fundus-vae.json"
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from data.errors import DataError, UsageError
-from data.images import IMAGE_SUFFIXES
-from data.names import composed, label_of, shorten
+from vae.data.errors import DataError, UsageError
+from vae.data.images import IMAGE_SUFFIXES
+from vae.data.names import composed, label_of, shorten
 
 SPLITS = ("train", "val", "test")
 

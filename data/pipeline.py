@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 import grain
 import numpy as np
 
-from data import fov
-from data.cores import available_cores
-from data.dataset import Dataset, open_dataset
-from data.errors import DataError
-from data.examples import Example, read_examples
-from data.order import Order, checked_rows, draw, permutation
-from data.views import VIEW
+from vae.data import fov
+from vae.data.cores import available_cores
+from vae.data.dataset import Dataset, open_dataset
+from vae.data.errors import DataError
+from vae.data.examples import Example, read_examples
+from vae.data.order import Order, checked_rows, draw, permutation
+from vae.data.views import VIEW
 
 __all__ = ["Dataset", "eval_batches", "first_tiles", "open_dataset", "train_batches"]
 
@@ -57,7 +57,7 @@ def train_batches(
 
     Returns:
       Iterator of `image` uint8 [rows, size, size, 3] and `tile_id` str [rows]; with `context` of
-      `view` uint8 [rows, VIEW, VIEW, 3] and `place` float32 [rows, 3], too (see `data.views`); with
+      `view` uint8 [rows, VIEW, VIEW, 3] and `place` float32 [rows, 3], too (see `vae.data.views`); with
       `labels` of `label` str [rows].
 
     Raises:

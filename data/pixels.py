@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from data.errors import DataError
+from vae.data.errors import DataError
 
 
 class Picture(NamedTuple):

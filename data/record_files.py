@@ -17,9 +17,9 @@ from array_record.python import array_record_data_source
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
-from data import storage
-from data.errors import DataError
-from data.storage import AnyPath
+from vae.data import storage
+from vae.data.errors import DataError
+from vae.data.storage import AnyPath
 
 HEADER = struct.Struct("<QI")
 FOOTER = struct.Struct("<I")

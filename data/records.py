@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data import storage
-from data.errors import DataError, UsageError
-from data.files import require_regular
-from data.record_files import (
+from vae.data import storage
+from vae.data.errors import DataError, UsageError
+from vae.data.files import require_regular
+from vae.data.record_files import (
     HEADER,
     OVERHEAD,
     damaged,
@@ -32,7 +32,7 @@ from data.record_files import (
     read_array_record,
     scan,
 )
-from data.storage import AnyPath, as_path, is_remote
+from vae.data.storage import AnyPath, as_path, is_remote
 
 INDEX_DIR = "index"  # Beside the shards, and apart from them, so that `*tfrecord*` matches shards.
 _INDEX_DTYPE = np.dtype([("length", "<u4"), ("crc", "<u4")])

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data.errors import DataError, UsageError
-from data.fov import MAX_LOST_SHARE, UNKNOWN, FieldOfView, lit_region, locate_fov
-from data.images import IMAGE_SUFFIXES, read_image
+from vae.data.errors import DataError, UsageError
+from vae.data.fov import MAX_LOST_SHARE, UNKNOWN, FieldOfView, lit_region, locate_fov
+from vae.data.images import IMAGE_SUFFIXES, read_image
 
 CHOICES = ("auto", "none")
 
@@ -109,7 +109,7 @@ def find_region(image: np.ndarray, path: str, name: str, choice: FovChoice) -> R
       choice: How.
 
     Raises:
-      NoSurroundError, DataError: See `data.fov.locate_fov`; or the mask is missing, unreadable,
+      NoSurroundError, DataError: See `vae.data.fov.locate_fov`; or the mask is missing, unreadable,
         empty, or of another size.
     """
     height, width = image.shape[:2]

@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from data.errors import DataError, UsageError
-from data.names import composed, label_of, shorten
-from data.patients import SPLITS, Known, from_csv, from_regex
+from vae.data.errors import DataError, UsageError
+from vae.data.names import composed, label_of, shorten
+from vae.data.patients import SPLITS, Known, from_csv, from_regex
 
 __all__ = ["REGEX_EXAMPLE", "SPLITS", "Assignment", "assign_splits", "hash_split"]
 
@@ -20,7 +20,7 @@ REGEX_EXAMPLE = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Assignment:
-    """Names of a photograph, its patient, label and split; composed (`data.names`)."""
+    """Names of a photograph, its patient, label and split; composed (`vae.data.names`)."""
 
     photograph: str
     patient: str

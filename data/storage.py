@@ -17,8 +17,8 @@ import fsspec
 from etils import epath
 from fsspec.implementations.local import LocalFileSystem
 
-from data.errors import DataError, FundusError, UsageError
-from data.files import require_regular
+from vae.data.errors import DataError, FundusError, UsageError
+from vae.data.files import require_regular
 
 AnyPath = Path | epath.Path
 _SCHEMES = ("gs://", "s3://", "az://", "hf://")

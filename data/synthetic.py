@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data.images import write_image
+from vae.data.images import write_image
 
 
 def fundus_photograph(

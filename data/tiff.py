@@ -13,9 +13,9 @@ import numpy as np
 import tifffile
 from tifffile import COMPRESSION, PHOTOMETRIC, TiffPage
 
-from data import jpeg, limits, pixels
-from data.errors import DataError
-from data.pixels import Picture
+from vae.data import jpeg, limits, pixels
+from vae.data.errors import DataError
+from vae.data.pixels import Picture
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SAMPLE_FORMATS = {2: "signed integers", 3: "floating point", 5: "complex", 6: "complex"}

@@ -8,16 +8,16 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data.copies import find_copies
-from data.cores import available_cores
-from data.cutting import Cut, Job, Record, finished, tile_origins
-from data.cutting_run import estimate, format_bytes, format_time, run
-from data.errors import DataError, UsageError
-from data.failures import REJECTED, Failure, write_rejected
-from data.files import require_regular, write_beside
-from data.finding import find_images
-from data.fov import FIELDS, MAX_LOST_SHARE
-from data.manifest import (
+from vae.data.copies import find_copies
+from vae.data.cores import available_cores
+from vae.data.cutting import Cut, Job, Record, finished, tile_origins
+from vae.data.cutting_run import estimate, format_bytes, format_time, run
+from vae.data.errors import DataError, UsageError
+from vae.data.failures import REJECTED, Failure, write_rejected
+from vae.data.files import require_regular, write_beside
+from vae.data.finding import find_images
+from vae.data.fov import FIELDS, MAX_LOST_SHARE
+from vae.data.manifest import (
     MANIFEST,
     OVERLAYS,
     PHOTOGRAPHS,
@@ -26,11 +26,11 @@ from data.manifest import (
     write_manifest,
     write_photographs,
 )
-from data.names import name_photographs, path_below, shorten
-from data.outputs import claim_folder
-from data.region import FovChoice
-from data.splits import REGEX_EXAMPLE, SPLITS, Assignment, assign_splits
-from data.views import VIEWS, pack_views
+from vae.data.names import name_photographs, path_below, shorten
+from vae.data.outputs import claim_folder
+from vae.data.region import FovChoice
+from vae.data.splits import REGEX_EXAMPLE, SPLITS, Assignment, assign_splits
+from vae.data.views import VIEWS, pack_views
 
 __all__ = ["REJECTED", "TilingSummary", "make_tiles", "tile_origins"]
 
@@ -119,7 +119,7 @@ def make_tiles(
       stride: Pixels between neighbouring tiles, before a jitter of up to 4 pixels.
       min_fov: Smallest share of a tile inside the field of view.
       fov: "auto" finds the lit disc, "none" takes the whole picture.
-      fov_mask: Folder with a mask for each photograph instead, see `data.region`.
+      fov_mask: Folder with a mask for each photograph instead, see `vae.data.region`.
       max_lost_share: Largest share of the lit area outside the disc; more is rejected.
       fov_width: Scales each photograph so that its field of view has this diameter in pixels.
       file_format: "png", or "jpg" (quality 95, 4:4:4) for the tiles of train; val's and test's

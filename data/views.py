@@ -7,10 +7,10 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 
-from data import storage
-from data.errors import DataError
-from data.files import replacing
-from data.fov import FieldOfView
+from vae.data import storage
+from vae.data.errors import DataError
+from vae.data.files import replacing
+from vae.data.fov import FieldOfView
 
 # Side of a view in pixels, and half of it in radii of the field of view.
 VIEW, MARGIN = 64, 1.1

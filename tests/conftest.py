@@ -25,7 +25,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 @pytest.fixture(scope="session")
 def tiny_tiles(tmp_path_factory) -> pathlib.Path:
     """Tiles of 32 pixels from eight synthetic photographs, cut by make_tiles."""
-    from data.demo import synthetic_tiles
+    from vae.data.demo import synthetic_tiles
 
     return synthetic_tiles(tmp_path_factory.mktemp("tiny"), tile=32)
 
@@ -33,7 +33,7 @@ def tiny_tiles(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def tiny_data(tiny_tiles, tmp_path_factory) -> pathlib.Path:
     """The same tiles, built."""
-    from data.fundus_tiles.build import build
+    from vae.data.fundus_tiles.build import build
 
     data_dir = tmp_path_factory.mktemp("tiny_data")
     build(tiny_tiles, data_dir, report=lambda line: None)
@@ -43,7 +43,7 @@ def tiny_data(tiny_tiles, tmp_path_factory) -> pathlib.Path:
 @pytest.fixture
 def tiny_config(tiny_data):
     """A config of the smallest model on the tiny dataset, for eight devices."""
-    from configs.fundus256 import get_config
+    from vae.configs.fundus256 import get_config
 
     config = get_config("smoke")
     config.data.source = ""
@@ -58,7 +58,7 @@ def tiny_config(tiny_data):
 @pytest.fixture(scope="session")
 def finished(tiny_data, tmp_path_factory):
     """An undisturbed run of 8 steps with checkpoints at 0, 4 and 8 -> (config, workdir)."""
-    from configs.fundus256 import get_config
+    from vae.configs.fundus256 import get_config
 
     config = get_config("smoke")
     config.data.update(dir=str(tiny_data), source="", size=32, crop=16, pca_tiles=64)
@@ -74,7 +74,7 @@ def finished(tiny_data, tmp_path_factory):
 @pytest.fixture(scope="session")
 def vector_model(tmp_path_factory):
     """An exported FundusVAE with one vector a tile of 32 pixels, not trained."""
-    from configs.published import get_config
+    from vae.configs.published import get_config
     from vae.training.exported import SavedModel, write_exported
     from vae.training.state import initial_variables
 

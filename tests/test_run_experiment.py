@@ -10,8 +10,8 @@ import sys
 import pytest
 
 import run_experiment
-from data.errors import DataError, UsageError
-from data.outputs import claim_folder
+from vae.data.errors import DataError, UsageError
+from vae.data.outputs import claim_folder
 from vae.training.train import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

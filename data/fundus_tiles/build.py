@@ -15,15 +15,15 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 import tqdm
 
-from data import storage
-from data.dataset import open_dataset
-from data.errors import DataError, UsageError
-from data.files import require_regular, write_beside
-from data.fundus_tiles import NAME, VERSION, on_beam
-from data.fundus_tiles.builder import SHARD_BYTES, FundusTiles
-from data.fundus_tiles.collect import TileList, collect
-from data.fundus_tiles.shards import TooManyRejectedError
-from data.outputs import claim_folder
+from vae.data import storage
+from vae.data.dataset import open_dataset
+from vae.data.errors import DataError, UsageError
+from vae.data.files import require_regular, write_beside
+from vae.data.fundus_tiles import NAME, VERSION, on_beam
+from vae.data.fundus_tiles.builder import SHARD_BYTES, FundusTiles
+from vae.data.fundus_tiles.collect import TileList, collect
+from vae.data.fundus_tiles.shards import TooManyRejectedError
+from vae.data.outputs import claim_folder
 
 REJECTED = "rejected.csv"
 _STAGING = f".building-{platform.node()}-"  # Plus the process's number on this machine.
@@ -97,7 +97,7 @@ def build(
     `DATA_DIR/rejected.csv`. An interrupted or failed build leaves nothing but that list.
 
     Args:
-      tiles: Directory of tiles, also gs://bucket/folder, see `data.fundus_tiles.collect.collect`.
+      tiles: Directory of tiles, also gs://bucket/folder, see `vae.data.fundus_tiles.collect.collect`.
       data_dir: Where to; the shards go to `DATA_DIR/fundus_tiles/<version>`.
       file_format: "tfrecord" or "array_record".
       max_rejected: Share of the tiles that may be left out.

@@ -12,13 +12,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from data import manifest, record_files, records, storage
-from data.errors import DataError
-from data.fov import FIELDS
-from data.fundus_tiles import VERSION, on_beam
-from data.fundus_tiles.collect import TileList, collect
-from data.fundus_tiles.shards import Notes, Shard, TooManyRejectedError
-from data.views import VIEWS
+from vae.data import manifest, record_files, records, storage
+from vae.data.errors import DataError
+from vae.data.fov import FIELDS
+from vae.data.fundus_tiles import VERSION, on_beam
+from vae.data.fundus_tiles.collect import TileList, collect
+from vae.data.fundus_tiles.shards import Notes, Shard, TooManyRejectedError
+from vae.data.views import VIEWS
 
 SHARD_BYTES = 256 << 20
 
@@ -26,9 +26,9 @@ SHARD_BYTES = 256 << 20
 class FundusTiles(tfds.core.ShardBasedBuilder):
     """Tiles of retinal fundus photographs.
 
-    `data.fundus_tiles.build` is the usual way to it. `tfds build` works too:
+    `vae.data.fundus_tiles.build` is the usual way to it. `tfds build` works too:
 
-        tfds build fundus_tiles --imports data.fundus_tiles.builder --manual_dir TILES
+        tfds build fundus_tiles --imports vae.data.fundus_tiles.builder --manual_dir TILES
 
     with `--beam_pipeline_options=runner=...` on Apache Beam.
 

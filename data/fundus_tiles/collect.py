@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from data import manifest, storage
-from data.errors import DataError, UsageError
-from data.finding import count_left_out, left_out_line, refuse_folder
-from data.images import IMAGE_SUFFIXES, require_utf8
-from data.names import composed, photograph_id, shorten
-from data.splits import SPLITS, assign_splits
-from data.storage import AnyPath, is_remote
+from vae.data import manifest, storage
+from vae.data.errors import DataError, UsageError
+from vae.data.finding import count_left_out, left_out_line, refuse_folder
+from vae.data.images import IMAGE_SUFFIXES, require_utf8
+from vae.data.names import composed, photograph_id, shorten
+from vae.data.splits import SPLITS, assign_splits
+from vae.data.storage import AnyPath, is_remote
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -261,7 +261,7 @@ def _files(root: AnyPath, left_out: collections.Counter[str]) -> Iterator[tuple[
 
     Args:
       root: Directory of tiles.
-      left_out: Counts the other files by their suffix; see `data.finding.Found`.
+      left_out: Counts the other files by their suffix; see `vae.data.finding.Found`.
 
     Yields:
       The path, and -1 for the size of a link to nothing.

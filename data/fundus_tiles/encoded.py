@@ -8,9 +8,9 @@ import dataclasses
 import struct
 import zlib
 
-from data import jpeg, png
-from data.errors import DataError
-from data.images import decode_image, encode_image, is_srgb_gamma, require_encoded_size
+from vae.data import jpeg, png
+from vae.data.errors import DataError
+from vae.data.images import decode_image, encode_image, is_srgb_gamma, require_encoded_size
 
 _PNG_KEPT = {b"IHDR", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"sBIT"}
 _PNG_RECODED = {b"iCCP", b"tRNS", b"eXIf", b"cICP", b"acTL"}  # Profile, alpha, turn, animation.

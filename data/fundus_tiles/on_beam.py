@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING
 
 import tensorflow_datasets as tfds
 
-from data import records
-from data.cores import available_cores
-from data.errors import DataError, FundusError, UsageError
-from data.files import replacing, write_beside
-from data.fundus_tiles.shards import Notes, Shard, TooManyRejectedError
+from vae.data import records
+from vae.data.cores import available_cores
+from vae.data.errors import DataError, FundusError, UsageError
+from vae.data.files import replacing, write_beside
+from vae.data.fundus_tiles.shards import Notes, Shard, TooManyRejectedError
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions

@@ -5,11 +5,11 @@ import concurrent.futures
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from data import limits, storage
-from data.cores import available_cores
-from data.errors import DataError
-from data.fundus_tiles.collect import TileList
-from data.fundus_tiles.encoded import Encoded, prepare
+from vae.data import limits, storage
+from vae.data.cores import available_cores
+from vae.data.errors import DataError
+from vae.data.fundus_tiles.collect import TileList
+from vae.data.fundus_tiles.encoded import Encoded, prepare
 
 _LOOK_AHEAD = 32  # Tiles per worker that are read before they are written.
 _STOP_AFTER = 100  # Rejected tiles to list before a build that is lost is given up.

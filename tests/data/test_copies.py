@@ -1,6 +1,6 @@
 import os
 
-from data.copies import find_copies
+from vae.data.copies import find_copies
 
 
 def test_files_of_the_same_content_are_found(tmp_path):

@@ -3,9 +3,9 @@ import collections
 import numpy as np
 from skimage import data as bundled
 
-from data.demo import retina_tiles, synthetic_tiles
-from data.images import read_image
-from data.manifest import read_manifest
+from vae.data.demo import retina_tiles, synthetic_tiles
+from vae.data.images import read_image
+from vae.data.manifest import read_manifest
 
 
 def test_retina_regions_share_no_pixel(tmp_path):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from data.errors import DataError
-from data.finding import list_images
-from data.images import decode_image
 from tests.data.test_images import encode
+from vae.data.errors import DataError
+from vae.data.finding import list_images
+from vae.data.images import decode_image
 
 pydicom = pytest.importorskip("pydicom", minversion="3")
 

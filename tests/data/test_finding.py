@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.errors import DataError
-from data.finding import Found, find_images, list_images
-from data.fundus_tiles.collect import collect
-from data.images import IMAGE_SUFFIXES, write_image
-from data.inputs import Failure, Item, open_inputs
-from data.names import suffix_of, without_suffix
 from tests.data.test_images import encode
+from vae.data.errors import DataError
+from vae.data.finding import Found, find_images, list_images
+from vae.data.fundus_tiles.collect import collect
+from vae.data.images import IMAGE_SUFFIXES, write_image
+from vae.data.inputs import Failure, Item, open_inputs
+from vae.data.names import suffix_of, without_suffix
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (24, 36, 3), dtype=np.uint8)
 

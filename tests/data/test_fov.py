@@ -4,8 +4,8 @@ import pytest
 from scipy import ndimage
 from skimage import data as bundled
 
-from data.errors import DataError
-from data.fov import (
+from vae.data.errors import DataError
+from vae.data.fov import (
     UNKNOWN,
     FieldOfView,
     NoSurroundError,
@@ -14,7 +14,7 @@ from data.fov import (
     lit_region,
     locate_fov,
 )
-from data.synthetic import fundus_photograph
+from vae.data.synthetic import fundus_photograph
 
 
 @pytest.fixture(scope="module")

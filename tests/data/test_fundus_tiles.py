@@ -19,13 +19,13 @@ import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 from tensorflow_datasets.proto import tf_example_pb2
 
-from data import manifest, pipeline
-from data.errors import DataError, UsageError
-from data.fundus_tiles.build import build
-from data.fundus_tiles.collect import collect
-from data.fundus_tiles.encoded import prepare
-from data.images import decode_image, encode_image
-from data.synthetic import fundus_photograph
+from vae.data import manifest, pipeline
+from vae.data.errors import DataError, UsageError
+from vae.data.fundus_tiles.build import build
+from vae.data.fundus_tiles.collect import collect
+from vae.data.fundus_tiles.encoded import prepare
+from vae.data.images import decode_image, encode_image
+from vae.data.synthetic import fundus_photograph
 
 ROOT = Path(__file__).parents[2]
 # As if it were not installed. (tfds asks `"tensorflow" in sys.modules`: no entry of None.)
@@ -521,8 +521,8 @@ def test_second_build_into_one_folder_is_refused(tmp_path):
     """Of other tiles, at the same time: one of the two datasets would be lost."""
     _tree(tmp_path / "t")
     program = (
-        "import time, data.fundus_tiles.shards as shards\n"
-        "from data.fundus_tiles.build import build\n"
+        "import time, vae.data.fundus_tiles.shards as shards\n"
+        "from vae.data.fundus_tiles.build import build\n"
         "shards.Shard._read = lambda self, number: time.sleep(60)\n"
         f"build({str(tmp_path / 't')!r}, {str(tmp_path / 'd')!r}, patients_unknown=True)\n"
     )
@@ -552,7 +552,7 @@ def test_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(self, number):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("data.fundus_tiles.shards.Shard._read", interrupt)
+    monkeypatch.setattr("vae.data.fundus_tiles.shards.Shard._read", interrupt)
     with pytest.raises(KeyboardInterrupt):
         build(_tree(tmp_path / "t"), tmp_path / "new" / "d", patients_unknown=True, report=quietly)
     assert not (tmp_path / "new").exists()
@@ -561,8 +561,8 @@ def test_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
 def test_next_build_clears_up_after_a_killed_one(tmp_path):
     tree = _tree(tmp_path / "t")
     program = (
-        "import time, data.fundus_tiles.shards as shards\n"
-        "from data.fundus_tiles.build import build\n"
+        "import time, vae.data.fundus_tiles.shards as shards\n"
+        "from vae.data.fundus_tiles.build import build\n"
         "shards.Shard._read = lambda self, number: time.sleep(60)\n"
         f"build({str(tree)!r}, {str(tmp_path / 'd')!r}, patients_unknown=True)\n"
     )
@@ -604,7 +604,7 @@ def test_builds_without_tensorflow(tmp_path, file_format):
     tree = _tree(tmp_path / "t")
     program = (
         f"{WITHOUT_TENSORFLOW}"
-        "from data.fundus_tiles.build import build\n"
+        "from vae.data.fundus_tiles.build import build\n"
         f"build({str(tree)!r}, {str(tmp_path / 'd')!r}, file_format={file_format!r}, "
         "patients_unknown=True)\n"
     )
@@ -615,7 +615,7 @@ def test_builds_without_tensorflow(tmp_path, file_format):
 def test_tfds_builds_and_reads_it_too(tmp_path):
     import tensorflow_datasets as tfds
 
-    from data.fundus_tiles.builder import FundusTiles
+    from vae.data.fundus_tiles.builder import FundusTiles
 
     tree = _tree(tmp_path / "t")
     rows = [
@@ -642,7 +642,7 @@ def test_tfds_builds_and_reads_it_too(tmp_path):
 
 def test_importing_is_free_of_tensorflow():
     program = (
-        "import sys, data.pipeline, data.fundus_tiles.build, data.fundus_tiles.builder\n"
+        "import sys, vae.data.pipeline, vae.data.fundus_tiles.build, vae.data.fundus_tiles.builder\n"
         "assert 'tensorflow' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)

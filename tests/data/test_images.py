@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from data.errors import DataError, UsageError
-from data.files import write_beside
-from data.fundus_tiles.encoded import prepare
-from data.images import decode_image, read_image, write_image
+from vae.data.errors import DataError, UsageError
+from vae.data.files import write_beside
+from vae.data.fundus_tiles.encoded import prepare
+from vae.data.images import decode_image, read_image, write_image
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (24, 36, 3), dtype=np.uint8)
 

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from data.errors import DataError, UsageError
-from data.failures import Failure
-from data.fov import UNKNOWN
-from data.images import write_image
-from data.inputs import Item, open_inputs
-from data.manifest import read_manifest
-from data.synthetic import fundus_photograph
+from vae.data.errors import DataError, UsageError
+from vae.data.failures import Failure
+from vae.data.fov import UNKNOWN
+from vae.data.images import write_image
+from vae.data.inputs import Item, open_inputs
+from vae.data.manifest import read_manifest
+from vae.data.synthetic import fundus_photograph
 
 NOISE = np.random.default_rng(0).integers(30, 256, (32, 40, 3), dtype=np.uint8)
 
@@ -55,7 +55,7 @@ def test_abandoned_reading_ends_its_threads(folder):
 
 
 def test_many_images_are_not_held_at_once(folder, monkeypatch):
-    from data import inputs
+    from vae.data import inputs
 
     monkeypatch.setattr(inputs, "_AHEAD_BYTES", 4 * NOISE.nbytes)
     for number in range(40):

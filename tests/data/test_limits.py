@@ -15,19 +15,19 @@ import pytest
 import tifffile
 from PIL import Image
 
-from data import limits
-from data.errors import DataError, UsageError
-from data.fundus_tiles.collect import collect
-from data.fundus_tiles.encoded import prepare
-from data.images import decode_image, read_image, require_encoded_size
-from data.inputs import Failure, open_inputs
 from tests.data.test_images import PICTURE, chunk, encode, with_chunk
+from vae.data import limits
+from vae.data.errors import DataError, UsageError
+from vae.data.fundus_tiles.collect import collect
+from vae.data.fundus_tiles.encoded import prepare
+from vae.data.images import decode_image, read_image, require_encoded_size
+from vae.data.inputs import Failure, open_inputs
 
 # Reads files and prints the reason of each, and by how many MB the memory grew.
 _READ = """
 import json, resource, sys
-from data.images import decode_image, read_image
-from data.errors import DataError
+from vae.data.images import decode_image, read_image
+from vae.data.errors import DataError
 try:
     import pydicom.pixels
 except ImportError:
@@ -229,7 +229,7 @@ def test_only_regular_files_are_opened(kind, tmp_path):
 
 
 def test_pipe_among_tiles_is_refused_when_it_is_read(tmp_path):
-    from data import storage
+    from vae.data import storage
 
     os.mkfifo(tmp_path / "x.png")
     assert len(collect(tmp_path, patients_unknown=True, val=0, test=0)) == 1

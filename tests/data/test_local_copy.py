@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data import pipeline
-from data.errors import DataError, UsageError
+from vae.data import pipeline
+from vae.data.errors import DataError, UsageError
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,7 +85,7 @@ def test_dataset_built_again_gets_a_copy_of_its_own(source, tmp_path, said):
 
 def test_disk_too_small_is_told_with_both_numbers(source, tmp_path, said, monkeypatch):
     usage = type("Usage", (), {"free": 2 << 10})
-    monkeypatch.setattr("data.local_copy.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("vae.data.local_copy.shutil.disk_usage", lambda path: usage)
     with pytest.raises(DataError, match=r"needs \d+\.\d MiB and 0\.0 MiB are free"):
         _open(source, tmp_path, said)
     assert not list((tmp_path / "cache").rglob("*tfrecord*"))
@@ -95,7 +95,7 @@ def test_file_that_comes_short_is_refused(source, tmp_path, said, monkeypatch):
     def short(path, target):
         target.write_bytes(Path(path).read_bytes()[:-1])
 
-    monkeypatch.setattr("data.storage.download", short)
+    monkeypatch.setattr("vae.data.storage.download", short)
     with pytest.raises(DataError, match=r"\d+ bytes came of \d+"):
         _open(source, tmp_path, said)
     assert set(_content(tmp_path / "cache")) == set()
@@ -113,7 +113,7 @@ def test_processes_of_a_machine_share_one_copy(source, tmp_path):
     """Each of three copies slowly: the first does it, the others wait for what it made."""
     program = (
         "import sys, time\n"
-        "from data import pipeline, storage\n"
+        "from vae.data import pipeline, storage\n"
         "download = storage.download\n"
         "storage.download = lambda *args: (time.sleep(0.1), download(*args))\n"
         "dataset = pipeline.open_dataset(sys.argv[1], cache_dir=sys.argv[2])\n"
@@ -134,7 +134,7 @@ def test_processes_of_a_machine_share_one_copy(source, tmp_path):
 def test_killed_copy_leaves_nothing_under_a_final_name_and_lets_go(source, tmp_path, said):
     program = (
         "import os, signal, sys\n"
-        "from data import pipeline, storage\n"
+        "from vae.data import pipeline, storage\n"
         "def die(path, target):\n"
         "    target.write_bytes(b'half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

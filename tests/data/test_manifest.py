@@ -3,9 +3,9 @@ import unicodedata
 
 import pytest
 
-from data.errors import DataError
-from data.fov import FieldOfView
-from data.manifest import (
+from vae.data.errors import DataError
+from vae.data.fov import FieldOfView
+from vae.data.manifest import (
     PhotographRow,
     TileRow,
     iterate_manifest,

@@ -16,10 +16,10 @@ import cv2
 import numpy as np
 import pytest
 
-from data import manifest, pipeline
-from data.errors import UsageError
-from data.fundus_tiles.build import build
-from data.images import encode_image
+from vae.data import manifest, pipeline
+from vae.data.errors import UsageError
+from vae.data.fundus_tiles.build import build
+from vae.data.images import encode_image
 
 ROOT = Path(__file__).parents[2]
 needs_beam = pytest.mark.skipif(
@@ -69,8 +69,8 @@ def _on_beam(
     """A build in a process of its own, with the exit code and the message of the command."""
     program = (
         "import json, sys\n"
-        "from data.errors import FundusError, show\n"
-        "from data.fundus_tiles.build import build\n"
+        "from vae.data.errors import FundusError, show\n"
+        "from vae.data.fundus_tiles.build import build\n"
         "if __name__ == '__main__':\n"
         "    try:\n"
         "        build(sys.argv[1], sys.argv[2], beam=True, **json.loads(sys.argv[3]))\n"
@@ -140,7 +140,7 @@ def test_tfds_build_takes_beam_options(tiles, tmp_path):
     program = (
         "import sys, tensorflow_datasets as tfds\n"
         "from apache_beam.options.pipeline_options import PipelineOptions\n"
-        "from data.fundus_tiles.builder import FundusTiles\n"
+        "from vae.data.fundus_tiles.builder import FundusTiles\n"
         "config = tfds.download.DownloadConfig(manual_dir=sys.argv[1])\n"
         "config.beam_options = PipelineOptions(flags=['--runner=FnApiRunner'])\n"
         "builder = tfds.builder(FundusTiles.name, data_dir=sys.argv[2])\n"

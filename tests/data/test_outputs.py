@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import DataError, UsageError
-from data.outputs import MARKER, claim_folder, claim_new
+from vae.data.errors import DataError, UsageError
+from vae.data.outputs import MARKER, claim_folder, claim_new
 
 ROOT = Path(__file__).parents[2]
 
@@ -172,7 +172,7 @@ def test_new_files(tmp_path, eyes):
 def test_two_at_once(tmp_path, claim):
     out = tmp_path / "below" / "out"
     program = (
-        "import sys, time\nfrom data.outputs import *\n"
+        "import sys, time\nfrom vae.data.outputs import *\n"
         f"with {claim.format(out=str(out))}:\n    print('mine', flush=True)\n    time.sleep(600)"
     )
 
@@ -239,7 +239,7 @@ def _running(group: int) -> list[int]:
 @pytest.fixture
 def cutting(tmp_path):
     """Begins `make-tiles` with two workers, in a session of its own; (process, its command)."""
-    from data.synthetic import write_photographs
+    from vae.data.synthetic import write_photographs
 
     write_photographs(tmp_path / "eyes", patients=12, eyes=2, size=700)
     command = [sys.executable, "-m", "vae.cli", "make-tiles", "--photographs", tmp_path / "eyes"]

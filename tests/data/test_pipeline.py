@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import manifest, pipeline, record_files, records
-from data.errors import DataError, UsageError
-from data.fundus_tiles import VERSION
-from data.fundus_tiles.build import build
-from data.images import encode_image
+from vae.data import manifest, pipeline, record_files, records
+from vae.data.errors import DataError, UsageError
+from vae.data.fundus_tiles import VERSION
+from vae.data.fundus_tiles.build import build
+from vae.data.images import encode_image
 
 ROOT = Path(__file__).parents[2]
 # As if it were not installed. (tfds asks `"tensorflow" in sys.modules`: no entry of None.)
@@ -346,7 +346,7 @@ def test_unknown_split_names_those_there_are(dataset):
 def test_reading_needs_no_tensorflow(data_dir):
     program = (
         f"{WITHOUT_TENSORFLOW}"
-        "from data import pipeline\n"
+        "from vae.data import pipeline\n"
         f"dataset = pipeline.open_dataset({str(data_dir)!r})\n"
         "batch = next(pipeline.train_batches(dataset, size=32, seed=0, batch_size=4))\n"
         "assert batch['image'].shape == (4, 32, 32, 3)\n"

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from tensorflow_datasets.proto import tf_example_pb2
 
-from data import record_files, records
-from data.errors import DataError
+from vae.data import record_files, records
+from vae.data.errors import DataError
 
 _IN_IMAGE = -100  # A byte of the image of a shard's last record, seen from its end.
 

@@ -6,14 +6,14 @@ import cv2
 import numpy as np
 import pytest
 
-from data.errors import DataError, UsageError
-from data.fov import UNKNOWN
-from data.images import read_image, write_image
-from data.inputs import open_inputs
-from data.manifest import read_manifest, read_photographs
-from data.region import FovChoice, find_region
-from data.synthetic import fundus_photograph
-from data.tiling import make_tiles
+from vae.data.errors import DataError, UsageError
+from vae.data.fov import UNKNOWN
+from vae.data.images import read_image, write_image
+from vae.data.inputs import open_inputs
+from vae.data.manifest import read_manifest, read_photographs
+from vae.data.region import FovChoice, find_region
+from vae.data.synthetic import fundus_photograph
+from vae.data.tiling import make_tiles
 
 SIZE = 400
 HOW = {"tile": 64, "stride": 64, "workers": 1, "progress": False, "val": 0, "test": 0}

@@ -4,8 +4,8 @@ import unicodedata
 
 import pytest
 
-from data.errors import DataError, UsageError
-from data.splits import assign_splits, hash_split
+from vae.data.errors import DataError, UsageError
+from vae.data.splits import assign_splits, hash_split
 
 MANY = [f"{label}/p{i:03d}_{eye}" for label in "ab" for i in range(100) for eye in "LR"]
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from buckets import FolderBucket, GoogleBucket
 
-from data import pipeline, records, storage
-from data.errors import DataError, UsageError
-from data.fundus_tiles import NAME
-from data.fundus_tiles import VERSION as BUILT
-from data.fundus_tiles.build import build
-from data.inputs import open_inputs
+from vae.data import pipeline, records, storage
+from vae.data.errors import DataError, UsageError
+from vae.data.fundus_tiles import NAME
+from vae.data.fundus_tiles import VERSION as BUILT
+from vae.data.fundus_tiles.build import build
+from vae.data.inputs import open_inputs
 
 ROOT = Path(__file__).parents[2]
 URL = "gs://eyes/set"
@@ -183,7 +183,7 @@ def test_gcsfs_reads_it_from_a_server(bucket, tiny_data, tmp_path):
     """gcsfs itself, over HTTP, without tensorflow. A process of its own: it keeps threads."""
     program = (
         "import sys\n"
-        "from data import pipeline\n"
+        "from vae.data import pipeline\n"
         "options = {'size': 32, 'seed': 0, 'batch_size': 6}\n"
         "here = next(pipeline.train_batches(pipeline.open_dataset(sys.argv[1]), **options))\n"
         "dataset = pipeline.open_dataset(sys.argv[2])\n"

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from data.images import read_image
-from data.synthetic import fundus_photograph, write_photographs
+from vae.data.images import read_image
+from vae.data.synthetic import fundus_photograph, write_photographs
 
 
 @pytest.mark.parametrize("size", [48, 256])

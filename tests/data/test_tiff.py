@@ -7,8 +7,8 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms
 
-from data.errors import DataError
-from data.images import decode_image
+from vae.data.errors import DataError
+from vae.data.images import decode_image
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (48, 56, 3), dtype=np.uint8)
 WIDE = PICTURE.astype(np.uint16) * 257

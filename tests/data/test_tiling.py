@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import cutting, cutting_run
-from data.errors import DataError, UsageError
-from data.failures import Failure
-from data.finding import list_images
-from data.fov import FieldOfView, find_fov
-from data.fundus_tiles.collect import collect
-from data.images import read_image, write_image
-from data.manifest import read_manifest, read_photographs
-from data.synthetic import fundus_photograph, write_photographs
-from data.tiling import make_tiles, tile_origins
+from vae.data import cutting, cutting_run
+from vae.data.errors import DataError, UsageError
+from vae.data.failures import Failure
+from vae.data.finding import list_images
+from vae.data.fov import FieldOfView, find_fov
+from vae.data.fundus_tiles.collect import collect
+from vae.data.images import read_image, write_image
+from vae.data.manifest import read_manifest, read_photographs
+from vae.data.synthetic import fundus_photograph, write_photographs
+from vae.data.tiling import make_tiles, tile_origins
 
 SIZE, TILE = 160, 48
 FAST = {"tile": TILE, "stride": 32, "workers": 1, "progress": False}

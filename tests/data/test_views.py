@@ -5,14 +5,14 @@ import shutil
 import numpy as np
 import pytest
 
-from data.demo import prepare
-from data.errors import DataError
-from data.examples import read_examples
-from data.fov import UNKNOWN, FieldOfView
-from data.images import read_image
-from data.pipeline import eval_batches, open_dataset, train_batches
-from data.tiling import make_tiles
-from data.views import (
+from vae.data.demo import prepare
+from vae.data.errors import DataError
+from vae.data.examples import read_examples
+from vae.data.fov import UNKNOWN, FieldOfView
+from vae.data.images import read_image
+from vae.data.pipeline import eval_batches, open_dataset, train_batches
+from vae.data.tiling import make_tiles
+from vae.data.views import (
     MARGIN,
     VIEW,
     VIEWS,

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import pipeline
-from data.images import encode_image
-from data.synthetic import fundus_photograph, write_photographs
 from vae.cli import main
+from vae.data import pipeline
+from vae.data.images import encode_image
+from vae.data.synthetic import fundus_photograph, write_photographs
 
 TILING = ["--tile", "64", "--stride", "64", "--val", "0.3", "--test", "0.2", "--workers", "1"]
 SPLITS = ["--val", "0.3", "--test", "0.3"]
@@ -212,6 +212,6 @@ def test_unexpected_trouble_with_files_is_one_line(tree, tmp_path, monkeypatch, 
     def denied(*args, **kwargs):
         raise PermissionError(13, "Permission denied", "/somewhere")
 
-    monkeypatch.setattr("data.fundus_tiles.build.collect", denied)
+    monkeypatch.setattr("vae.data.fundus_tiles.build.collect", denied)
     command = ["build", "--tiles", str(tree), "--data_dir", str(tmp_path / "d")]
     assert refused(command, capsys, "/somewhere: Permission denied") == 1

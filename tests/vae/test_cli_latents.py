@@ -12,11 +12,11 @@ import pytest
 import zarr
 
 import vae
-from configs.published import get_config
-from data.images import encode_image, read_image
-from data.inputs import open_inputs
-from data.synthetic import fundus_photograph
 from vae.cli import main
+from vae.configs.published import get_config
+from vae.data.images import encode_image, read_image
+from vae.data.inputs import open_inputs
+from vae.data.synthetic import fundus_photograph
 from vae.inference import latent_store
 from vae.inference.latent_store import open_latents
 from vae.training.exported import SavedModel, write_exported

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import vae
-from configs import published
 from vae.cli import main
+from vae.configs import published
 from vae.training.exported import portable
 from vae.training.saved import read_model
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import zarr
 
-from data.images import read_image, write_image
-from data.record_files import write_tfrecords
-from data.records import TFRecordSource
-from data.synthetic import fundus_photograph
 from vae.cli import main
+from vae.data.images import read_image, write_image
+from vae.data.record_files import write_tfrecords
+from vae.data.records import TFRecordSource
+from vae.data.synthetic import fundus_photograph
 from vae.inference.latent_store import open_latents
 
 ROOT = Path(__file__).parents[2]
@@ -335,7 +335,7 @@ def test_npz_members_larger_than_their_part_are_refused(eyes, model, capsys):
 
 
 def test_quantised_latents_of_an_impossible_shape():
-    from data.errors import DataError
+    from vae.data.errors import DataError
     from vae.inference import quantise
 
     packed = quantise.pack(np.zeros((4, 4, 2), np.int32))

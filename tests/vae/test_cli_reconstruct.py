@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 import vae
-from data.images import read_image, write_image
-from data.inputs import open_inputs
-from data.synthetic import fundus_photograph
 from vae.cli import main
+from vae.data.images import read_image, write_image
+from vae.data.inputs import open_inputs
+from vae.data.synthetic import fundus_photograph
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from configs.fundus256 import PRESETS, get_config
-from data.errors import UsageError
+from vae.configs.fundus256 import PRESETS, get_config
+from vae.data.errors import UsageError
 from vae.training.config import default_config
 from vae.training.state import abstract_state
 from vae.training.validation import validate

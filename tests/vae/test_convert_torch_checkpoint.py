@@ -15,8 +15,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs.fundus256 import get_config
-from data.errors import DataError
+from vae.configs.fundus256 import get_config
+from vae.data.errors import DataError
 from vae.models import FundusVAE
 from vae.training.exported import EXPORTED, write_exported
 from vae.training.saved import read_model, variables_hash

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from skimage import data as bundled
 
-from data.images import read_image, write_image
 from vae.cli import main
+from vae.data.images import read_image, write_image
 from vae.inference.contact_sheet import contact_sheet
 from vae.training.degradations import DEGRADATIONS, GAMMA, REACH, Place, degrade
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from data.errors import UsageError
+from vae.data.errors import UsageError
 from vae.training.distributed import initialize
 from vae.training.saved import read_model
 from vae.training.train import train

@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
-from data.errors import DataError
-from data.images import read_image
 from vae.cli import main
+from vae.data.errors import DataError
+from vae.data.images import read_image
 from vae.inference import embedding
 from vae.inference.embedding_clusters import find_clusters, make_map, typical
 from vae.inference.embedding_sources import Sources

@@ -12,14 +12,14 @@ from PIL import Image
 from skimage import data as bundled
 
 import vae
-from configs import enhance256
-from data.errors import DataError
-from data.fov import UNKNOWN, FieldOfView, find_fov
-from data.images import read_image
-from data.inputs import open_inputs
-from data.views import photograph_view, place_of
 from tests.data.test_images import swapped_profile
 from vae.cli import main
+from vae.configs import enhance256
+from vae.data.errors import DataError
+from vae.data.fov import UNKNOWN, FieldOfView, find_fov
+from vae.data.images import read_image
+from vae.data.inputs import open_inputs
+from vae.data.views import photograph_view, place_of
 from vae.inference import enhance, windows
 from vae.inference.enhance import EnhancementModel, load_enhancer
 from vae.training.exported import SavedModel, write_exported

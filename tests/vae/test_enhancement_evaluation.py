@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from skimage import data as bundled
 
-from configs import enhance256
-from data import demo
-from data.errors import DataError
-from data.pipeline import open_dataset
-from data.views import VIEWS
 from tests.vae.test_enhance import saved_model
+from vae.configs import enhance256
+from vae.data import demo
+from vae.data.errors import DataError
+from vae.data.pipeline import open_dataset
+from vae.data.views import VIEWS
 from vae.evaluation.enhancement import CASES, Case, degrade_case, evaluate_enhancer, pick_tiles
 from vae.evaluation.enhancement.classical import METHODS
 from vae.evaluation.enhancement.run import RESULTS, TABLE

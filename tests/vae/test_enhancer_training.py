@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from configs import enhance256
-from data import demo
-from data.errors import DataError
-from data.pipeline import open_dataset, train_batches
+from vae.configs import enhance256
+from vae.data import demo
+from vae.data.errors import DataError
+from vae.data.pipeline import open_dataset, train_batches
 from vae.training.saved import SavedModel, read_model
 from vae.training.sharding import make_mesh, put_batch, tree_sharding
 from vae.training.start import _start_from, check_same_run, plain, start_state

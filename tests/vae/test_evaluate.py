@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.errors import DataError
-from data.manifest import PhotographRow
 from vae import metrics
+from vae.data.errors import DataError
+from vae.data.manifest import PhotographRow
 from vae.evaluation import (
     evaluate,
     figures,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import vae
-from data.errors import DataError, UsageError
+from vae.data.errors import DataError, UsageError
 from vae.inference import stablehlo
 from vae.inference.stablehlo import write_stablehlo
 from vae.training.saved import read_model

@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
-from data.images import write_image
-from data.inputs import open_inputs
-from data.manifest import read_manifest
-from data.synthetic import fundus_photograph
 from vae.cli import main
+from vae.data.images import write_image
+from vae.data.inputs import open_inputs
+from vae.data.manifest import read_manifest
+from vae.data.synthetic import fundus_photograph
 
 SIZE = 400
 ODD = 402  # side of the photograph that a library fails on

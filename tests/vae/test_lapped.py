@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data.synthetic import fundus_photograph
+from vae.data.synthetic import fundus_photograph
 from vae.metrics import to_float
 from vae.models import AutoencoderKL, fit_lapped, fit_pca, with_start
 from vae.models.lapped import _Problem, from_pca, patch_spectra

@@ -8,9 +8,9 @@ import pytest
 from etils import epath
 
 import vae
-from configs.published import get_config
-from data.errors import DataError
-from data.images import write_image
+from vae.configs.published import get_config
+from vae.data.errors import DataError
+from vae.data.images import write_image
 from vae.inference.model import MAX_BATCH, Model
 from vae.training.exported import EXPORTED, SavedModel, write_exported
 from vae.training.state import abstract_state

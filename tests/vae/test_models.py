@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from configs.fundus256 import LATENT_CHANNELS, get_config
-from data.synthetic import fundus_photograph
+from vae.configs.fundus256 import LATENT_CHANNELS, get_config
+from vae.data.synthetic import fundus_photograph
 from vae.metrics import to_float, to_uint8
 from vae.models import AutoencoderKL, Posterior, fit_pca, with_start
 from vae.models.layers import depth_to_space, space_to_depth

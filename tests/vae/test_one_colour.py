@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from skimage import data as bundled
 
-from data.fov import UNKNOWN, find_fov
+from vae.data.fov import UNKNOWN, find_fov
 from vae.inference.one_colour import is_one_colour
 
 RETINA = cv2.resize(bundled.retina(), (700, 700), interpolation=cv2.INTER_AREA)

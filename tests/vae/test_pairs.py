@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import enhance256
-from data.views import MARGIN, VIEW
+from vae.configs import enhance256
+from vae.data.views import MARGIN, VIEW
 from vae.models.tone import WITHIN
 from vae.training.augment import Cut
 from vae.training.degradations import DEGRADATIONS

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import prior256
-from data import demo
-from data.errors import DataError, UsageError
-from data.pipeline import open_dataset, train_batches
+from vae.configs import prior256
+from vae.data import demo
+from vae.data.errors import DataError, UsageError
+from vae.data.pipeline import open_dataset, train_batches
 from vae.models import LatentFlow, Posterior
 from vae.models.prior import deviations
 from vae.models.spectrum import Spectrum

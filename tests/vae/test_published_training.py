@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from configs.published import get_config
-from data.errors import DataError, UsageError
-from data.fundus_tiles.build import build
-from data.images import read_image, write_image
+from vae.configs.published import get_config
+from vae.data.errors import DataError, UsageError
+from vae.data.fundus_tiles.build import build
+from vae.data.images import read_image, write_image
 from vae.training.augment import SQUARES, mask_squares
 from vae.training.exported import EXPORTED, write_exported
 from vae.training.saved import read_model, variables_hash

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from data.errors import DataError, UsageError
+from vae.data.errors import DataError, UsageError
 from vae.inference import quantise
 
 

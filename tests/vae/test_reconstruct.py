@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 import vae
-from data.failures import Failure
-from data.fov import FieldOfView
-from data.images import decode_image
-from data.inputs import Item
+from vae.data.failures import Failure
+from vae.data.fov import FieldOfView
+from vae.data.images import decode_image
+from vae.data.inputs import Item
 from vae.inference import pictures
 from vae.inference.reconstruct import (
     Reconstruction,

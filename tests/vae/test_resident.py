@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from configs import enhance256, fundus256
-from data.demo import prepare
-from data.errors import DataError, UsageError
-from data.in_memory import whole_split
-from data.pipeline import open_dataset, train_batches
+from vae.configs import enhance256, fundus256
+from vae.data.demo import prepare
+from vae.data.errors import DataError, UsageError
+from vae.data.in_memory import whole_split
+from vae.data.pipeline import open_dataset, train_batches
 from vae.training.resident import ResidentTiles
 from vae.training.sharding import local_rows, make_mesh
 from vae.training.validation import validate

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import prior256
-from data import demo
-from data.errors import DataError, UsageError
-from data.images import read_image, write_image
-from data.pipeline import open_dataset
 from vae import weights
 from vae.cli import main
+from vae.configs import prior256
+from vae.data import demo
+from vae.data.errors import DataError, UsageError
+from vae.data.images import read_image, write_image
+from vae.data.pipeline import open_dataset
 from vae.inference.model import Model, load_model
 from vae.inference.sample import CHUNK, Sampler, _slerp, _times, load_sampler
 from vae.inference.sample_files import grid

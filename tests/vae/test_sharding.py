@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import enhance256, fundus256, prior256, published
+from vae.configs import enhance256, fundus256, prior256, published
 from vae.training.optimizer import path_name
 from vae.training.sharding import (
     batch_sharding,
@@ -39,7 +39,7 @@ FEWEST = 1024  # values of a leaf that is cut, in the small model
 
 def get_config(name):
     module, preset = name.split(":")
-    return importlib.import_module(f"configs.{module}").get_config(preset)
+    return importlib.import_module(f"vae.configs.{module}").get_config(preset)
 
 
 def partitions(name):

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import enhance256, fundus256, prior256
-from data.errors import DataError
+from vae.configs import enhance256, fundus256, prior256
+from vae.data.errors import DataError
 from vae.training.saved import SavedModel
 from vae.training.sharding import make_mesh, tree_sharding
 from vae.training.start import _start_from, state_of

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from configs.fundus256 import get_config
-from data.pipeline import first_tiles, open_dataset
-from data.synthetic import fundus_photograph
+from vae.configs.fundus256 import get_config
+from vae.data.pipeline import first_tiles, open_dataset
+from vae.data.synthetic import fundus_photograph
 from vae.metrics import to_float
 from vae.training.augment import augment, shrink
 from vae.training.optimizer import learning_rate_schedule

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data.views import VIEW
+from vae.data.views import VIEW
 from vae.models.tone import (
     COEFFICIENTS,
     GRID,

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import vae
-from data.errors import DataError
-from data.fundus_tiles.build import build
+from vae.data.errors import DataError
+from vae.data.fundus_tiles.build import build
 from vae.training.checkpoint import Checkpoints
 from vae.training.saved import read_config, read_model
 from vae.training.state import abstract_state

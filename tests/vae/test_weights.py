@@ -9,9 +9,9 @@ import pytest
 from skimage import data as bundled
 
 import vae
-from data.fov import find_fov
 from vae import weights
 from vae.cli import main
+from vae.data.fov import find_fov
 from vae.metrics import masked_psnr, masked_ssim, ssim, to_float, to_uint8
 from vae.training.degradations import Place, degrade
 

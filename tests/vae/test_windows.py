@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.fundus256 import LATENT_CHANNELS, get_config
+from vae.configs.fundus256 import LATENT_CHANNELS, get_config
 from vae.inference.windows import (
     decode_windows,
     encode_windows,

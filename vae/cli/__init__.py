@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from data.errors import FundusError, UsageError, escape_output, show
 from vae.cli.options import claim_outputs
+from vae.data.errors import FundusError, UsageError, escape_output, show
 
 # Each registers its subcommands by `add(commands)`; what they need is imported when they run.
 # What a command writes and reads it declares by `vae.cli.options.declare`.

@@ -2,8 +2,8 @@
 
 import argparse
 
-from data.errors import DataError
-from data.region import add_options as add_fov_options
+from vae.data.errors import DataError
+from vae.data.region import add_options as add_fov_options
 
 
 def add(commands) -> None:
@@ -90,7 +90,7 @@ def _add_split_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _make_tiles(**options) -> int:
-    from data.tiling import make_tiles
+    from vae.data.tiling import make_tiles
 
     summary = make_tiles(**options)
     print(summary)
@@ -102,7 +102,7 @@ def _make_tiles(**options) -> int:
 
 
 def _build(**options) -> int:
-    from data.fundus_tiles.build import build
+    from vae.data.fundus_tiles.build import build
 
     print(build(**options))
     print("next: python run_experiment.py --config=configs/fundus256.py "

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from data.errors import DataError, UsageError
-from data.outputs import claim_new
 from vae.cli.options import declare
+from vae.data.errors import DataError, UsageError
+from vae.data.outputs import claim_new
 
 
 def add(commands) -> None:
@@ -31,7 +31,7 @@ def _degradations(photograph: str, out: str, seed: int) -> int:
         raise UsageError(f"--out {out}: expected a name that ends in .png or .jpg")
     if seed < 0:
         raise UsageError(f"--seed {seed}: expected a number from 0 on")
-    from data.images import read_image, write_image
+    from vae.data.images import read_image, write_image
 
     image = read_image(photograph)
 

@@ -4,9 +4,9 @@ import argparse
 import itertools
 from pathlib import Path
 
-from data.errors import UsageError
-from data.outputs import refuse_overlap
 from vae.cli.options import declare, results
+from vae.data.errors import UsageError
+from vae.data.outputs import refuse_overlap
 
 
 def add(commands) -> None:

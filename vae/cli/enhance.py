@@ -6,9 +6,9 @@ import sys
 import time
 from pathlib import Path
 
-from data.errors import UsageError
-from data.region import add_options as add_fov_options
 from vae.cli.options import declare, report_failures, results
+from vae.data.errors import UsageError
+from vae.data.region import add_options as add_fov_options
 from vae.weights import ENHANCE
 
 NOT_FOR_DIAGNOSIS = (
@@ -70,9 +70,9 @@ def _enhance(
         raise UsageError(f"--strength {strength:g}: expected a number from 0 to 1")
     if not (levels > 0 and math.isfinite(levels)):
         raise UsageError(f"--levels {levels:g}: expected grey levels above 0")
-    from data.failures import REJECTED, Failure
-    from data.inputs import open_inputs
-    from data.region import FovChoice
+    from vae.data.failures import REJECTED, Failure
+    from vae.data.inputs import open_inputs
+    from vae.data.region import FovChoice
     from vae.inference import enhanced_files
     from vae.inference.enhance import load_enhancer
     from vae.inference.reconstruct import origin_of, write_table

@@ -8,10 +8,10 @@ import shlex
 import sys
 from pathlib import Path
 
-from data.errors import DataError, UsageError
-from data.outputs import MARKER, claim_new, refuse_overlap
-from data.region import add_options as add_fov_options
 from vae.cli.options import add_model, declare, report_failures, results
+from vae.data.errors import DataError, UsageError
+from vae.data.outputs import MARKER, claim_new, refuse_overlap
+from vae.data.region import add_options as add_fov_options
 
 # Adds less noise, 3 / sqrt(12) standard deviations, than a sample of the posterior has.
 DEFAULT_STEP = 3.0
@@ -95,8 +95,8 @@ def _encode(
     _check_options(out, log_var, dtype, quantise)
 
     import vae
-    from data.inputs import open_inputs
-    from data.region import FovChoice
+    from vae.data.inputs import open_inputs
+    from vae.data.region import FovChoice
     from vae.inference.latent_store import FORMAT, open_latents
     from vae.inference.latent_writer import open_writer
     from vae.inference.latents import describe_model, encode_inputs
@@ -155,7 +155,7 @@ def _check_options(out: str, log_var: bool, dtype: str | None, quantise: float |
 
 def _decode(latents: str, model: str, out: str, keep_border: bool) -> int:
     import vae
-    from data.failures import REJECTED
+    from vae.data.failures import REJECTED
     from vae.inference.latent_store import open_latents
     from vae.inference.latents import check_model, decode_to_folder
 

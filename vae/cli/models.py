@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.errors import UsageError
-from data.outputs import claim_new
 from vae.cli.options import MODELS, add_model, declare, results
+from vae.data.errors import UsageError
+from vae.data.outputs import claim_new
 from vae.weights import DEFAULT
 
 

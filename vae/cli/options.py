@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.errors import DataError
-from data.failures import Failure, write_rejected
-from data.outputs import claim_folder
+from vae.data.errors import DataError
+from vae.data.failures import Failure, write_rejected
+from vae.data.outputs import claim_folder
 from vae.weights import DEFAULT, NAMES
 
 _SHOWN = 20  # failures on the console; the table holds all
@@ -38,7 +38,7 @@ def declare(
     Args:
       parser: The command's.
       writes: For each option that names an output, what claims it: a function of
-        `data.outputs`.
+        `vae.data.outputs`.
       reads: Names of the options, one path or several each, that are only read.
     """
     parser.set_defaults(writes=dict(writes), reads=tuple(reads))
@@ -53,7 +53,7 @@ def claim_outputs(command: str, arguments: dict[str, Any]) -> Iterator[None]:
       arguments: Its options; what `declare` added to them is taken out.
 
     Raises:
-      UsageError, DataError: As `data.outputs.claim_folder` and `claim_new` do.
+      UsageError, DataError: As `vae.data.outputs.claim_folder` and `claim_new` do.
     """
     writes, reads = arguments.pop("writes", {}), []
     for name in arguments.pop("reads", ()):

@@ -7,9 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-from data.errors import UsageError
-from data.region import add_options as add_fov_options
 from vae.cli.options import add_model, declare, report_failures, results
+from vae.data.errors import UsageError
+from vae.data.region import add_options as add_fov_options
 
 
 def add(commands) -> None:
@@ -65,9 +65,9 @@ def _reconstruct(
 ) -> int:
     if not (levels > 0 and math.isfinite(levels)):
         raise UsageError(f"--levels {levels:g}: expected grey levels above 0")
-    from data.failures import REJECTED, Failure
-    from data.inputs import open_inputs
-    from data.region import FovChoice
+    from vae.data.failures import REJECTED, Failure
+    from vae.data.inputs import open_inputs
+    from vae.data.region import FovChoice
     from vae.inference import reconstruct
     from vae.inference.model import load_model
 
@@ -109,7 +109,7 @@ def _with_progress(written, total: int):
     """Prints a line for each image, and how far it is, at which rate, to the standard error."""
     from tqdm import tqdm
 
-    from data.failures import Failure
+    from vae.data.failures import Failure
     from vae.inference.reconstruct import figures
 
     with contextlib.closing(written), tqdm(total=total, unit="image", disable=None) as bar:

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data.errors import UsageError
-from data.names import composed
 from vae.cli.options import declare, results
+from vae.data.errors import UsageError
+from vae.data.names import composed
 
 MOST = 10_000_000  # tiles; more is a slip of the finger
 NOBODY = "These tiles are of no person's eye. Not for diagnosis, nor as evidence of anything."
@@ -222,9 +222,9 @@ def _read_tiles(folder: str, side: int):
     """Tiles of a folder, uint8 [b, S, S, 3] at a time."""
     import numpy as np
 
-    from data.errors import DataError
-    from data.failures import Failure
-    from data.inputs import open_inputs
+    from vae.data.errors import DataError
+    from vae.data.failures import Failure
+    from vae.data.inputs import open_inputs
 
     batch = []
     for item in open_inputs([folder], split=None).read():

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.errors import FundusError, UsageError, escape_output, show
 from vae.cli import Parser
+from vae.data.errors import FundusError, UsageError, escape_output, show
 
 EPILOG = """\
 examples:

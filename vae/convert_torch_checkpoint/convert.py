@@ -7,8 +7,8 @@ import flax.traverse_util
 import numpy as np
 import torch
 
-from data.errors import DataError
 from vae.convert_torch_checkpoint.table import PREFIX, Entry, Layout, leaves, table, to_image_source
+from vae.data.errors import DataError
 from vae.models import FundusVAE
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

@@ -12,14 +12,14 @@ import tqdm
 from etils import epath
 
 import vae
-from configs.published import get_config
-from data.errors import DataError, UsageError
-from data.files import replacing, unfinished_name
-from data.outputs import claim_folder, claim_new
+from vae.configs.published import get_config
 from vae.convert_torch_checkpoint import convert
 from vae.convert_torch_checkpoint.source import read_state, verify_checksums
 from vae.convert_torch_checkpoint.table import leaves, table
 from vae.convert_torch_checkpoint.verify import IMAGE_TOLERANCE, POSTERIOR_TOLERANCE, compare
+from vae.data.errors import DataError, UsageError
+from vae.data.files import replacing, unfinished_name
+from vae.data.outputs import claim_folder, claim_new
 from vae.models import FundusVAE
 from vae.training.config import FUNDUS_VAE
 from vae.training.exported import EXPORTED, SavedModel, read_exported, write_exported

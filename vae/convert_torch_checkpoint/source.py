@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from data.errors import DataError
-from data.files import require_regular
+from vae.data.errors import DataError
+from vae.data.files import require_regular
 
 # Where training scripts put the state dict when they save more beside it.
 NESTED = ("state_dict", "model_state_dict", "model")

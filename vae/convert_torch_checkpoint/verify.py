@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import torch
 
-from data.synthetic import fundus_photograph
 from vae.convert_torch_checkpoint.table import PREFIX
 from vae.convert_torch_checkpoint.torch_module import PublishedVAE
+from vae.data.synthetic import fundus_photograph
 from vae.models import FundusVAE
 
 TILES = 4

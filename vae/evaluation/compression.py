@@ -5,7 +5,7 @@ import functools
 
 import numpy as np
 
-from data.inputs import Inputs, Item
+from vae.data.inputs import Inputs, Item
 from vae.evaluation.jpeg import decode_jpeg, encode_jpeg, nearest_quality
 from vae.inference.compare import compare
 from vae.inference.latent_store import LatentGroup, LatentStore

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from data.errors import DataError
+from vae.data.errors import DataError
 from vae.evaluation.aggregate import by_label, patient_intervals
 from vae.evaluation.baselines import BICUBIC_FACTOR
 from vae.evaluation.jpeg import SAMPLE_TILES, TileSample, jpeg_figures, match_quality

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from data.files import write_beside
+from vae.data.files import write_beside
 from vae.evaluation.evaluate import Evaluation
 from vae.evaluation.passes import Split
 from vae.evaluation.scoring import reconstruct_step

@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 from ml_collections import ConfigDict
 
-from data.pipeline import Dataset, first_tiles
+from vae.data.pipeline import Dataset, first_tiles
 from vae.evaluation.scoring import latent_size
 from vae.models.pca import PCA, fit_pca
 

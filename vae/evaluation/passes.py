@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from vae.evaluation.placement import WHOLE, gather_names
 from vae.training.sharding import local_rows, put_batch
 
-# As `data.pipeline.eval_batches` gives it.
+# As `vae.data.pipeline.eval_batches` gives it.
 Batch = Mapping[str, np.ndarray]
 # A split that can be read more than once: each call starts a new pass.
 Split = Callable[[], Iterable[Batch]]

@@ -15,11 +15,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from data.errors import DataError
-from data.fov import fov_mask
-from data.images import read_image
-from data.manifest import PhotographRow
 from vae import metrics
+from vae.data.errors import DataError
+from vae.data.fov import fov_mask
+from vae.data.images import read_image
+from vae.data.manifest import PhotographRow
 from vae.evaluation.evaluate import Evaluation
 from vae.evaluation.placement import BATCH, WHOLE, place_whole, sum_over_hosts
 from vae.inference.blending import reconstruct_blended

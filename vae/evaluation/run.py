@@ -12,9 +12,9 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data.errors import DataError, UsageError
-from data.files import require_writable
-from data.pipeline import Dataset, eval_batches, open_dataset
+from vae.data.errors import DataError, UsageError
+from vae.data.files import require_writable
+from vae.data.pipeline import Dataset, eval_batches, open_dataset
 from vae.evaluation import figures, table
 from vae.evaluation.curves import rate_curves
 from vae.evaluation.evaluate import Evaluation, evaluate

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data.files import write_beside
+from vae.data.files import write_beside
 from vae.evaluation.evaluate import Evaluation
 from vae.evaluation.photographs import PhotographEvaluation
 

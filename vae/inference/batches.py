@@ -6,8 +6,8 @@ to the last grey level therefore cut what they are given into the same batches.
 
 from collections.abc import Iterator, Sequence
 
-from data.failures import Failure
-from data.inputs import Item
+from vae.data.failures import Failure
+from vae.data.inputs import Item
 from vae.inference.model import MAX_BATCH, MAX_PIXELS
 
 TILE_PIXELS = MAX_PIXELS // 4  # Larger images go through one by one.

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data.errors import DataError
-from data.fov import find_fov, fov_mask
+from vae.data.errors import DataError
+from vae.data.fov import find_fov, fov_mask
 from vae.training.degradations import DEGRADATIONS, WHOLE, Place, degrade
 
 SEVERITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -27,7 +27,7 @@ def contact_sheet(photograph: np.ndarray, seed: int = 0) -> np.ndarray:
       uint8 [h, w, 3].
 
     Raises:
-      data.errors.DataError: The photograph is smaller than a panel.
+      vae.data.errors.DataError: The photograph is smaller than a panel.
     """
     height, width = photograph.shape[:2]
     if min(height, width) < PANEL:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.errors import DataError
-from data.files import write_beside
+from vae.data.errors import DataError
+from vae.data.files import write_beside
 from vae.inference.latent_store import LatentStore, Row
 
 TABLE = "embedding.csv"

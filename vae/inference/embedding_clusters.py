@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from data.errors import DataError, UsageError
+from vae.data.errors import DataError, UsageError
 from vae.inference.latent_store import Row
 
 METHODS = ("gmm", "kmeans")

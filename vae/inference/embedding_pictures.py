@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from data.files import write_beside
+from vae.data.files import write_beside
 from vae.inference.embedding_clusters import Clusters
 from vae.inference.embedding_sources import Source
 

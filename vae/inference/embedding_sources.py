@@ -7,11 +7,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data.errors import FundusError
-from data.images import read_image
-from data.inputs import Inputs, Item, open_inputs
-from data.manifest import PHOTOGRAPHS, PhotographRow, read_photographs
-from data.region import FovChoice
+from vae.data.errors import FundusError
+from vae.data.images import read_image
+from vae.data.inputs import Inputs, Item, open_inputs
+from vae.data.manifest import PHOTOGRAPHS, PhotographRow, read_photographs
+from vae.data.region import FovChoice
 from vae.inference.latent_store import LatentStore, Row
 
 _SIDE = 360  # of a photograph as shown, pixels

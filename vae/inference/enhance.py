@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data.errors import DataError
-from data.fov import FieldOfView
-from data.views import photograph_view, place_of
 from vae import weights
+from vae.data.errors import DataError
+from vae.data.fov import FieldOfView
+from vae.data.views import photograph_view, place_of
 from vae.inference.model import batch_size
 from vae.inference.one_colour import is_one_colour
 from vae.inference.windows import filter_windows
@@ -63,7 +63,7 @@ class EnhancementModel:
 
         Args:
           photograph: uint8 [H, W, 3], sRGB, any size.
-          fov: Its field of view (`data.fov.find_fov`); `data.fov.UNKNOWN` takes all of it.
+          fov: Its field of view (`vae.data.fov.find_fov`); `vae.data.fov.UNKNOWN` takes all of it.
           strength: Between 0, nothing is changed, and 1.
 
         Returns:
@@ -131,8 +131,8 @@ class EnhancementModel:
 
         Args:
           images: uint8 [N, S, S, 3], sides divisible by 8.
-          views: uint8 [N, VIEW, VIEW, 3], of their photographs (`data.views.photograph_view`).
-          places: float32 [N, 3], where they lie (`data.views.place_of`).
+          views: uint8 [N, VIEW, VIEW, 3], of their photographs (`vae.data.views.photograph_view`).
+          places: float32 [N, 3], where they lie (`vae.data.views.place_of`).
           strength: Between 0 and 1.
 
         Returns:
@@ -235,7 +235,7 @@ def load_enhancer(path: str | os.PathLike = weights.ENHANCE) -> EnhancementModel
         that come with the package.
 
     Raises:
-      data.errors.DataError: It is no model, damaged, or an autoencoder.
+      vae.data.errors.DataError: It is no model, damaged, or an autoencoder.
     """
     saved = read_model(path)
     if saved.config.model.architecture != ENHANCER:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.failures import Failure, failure_of
-from data.inputs import Inputs, Item
+from vae.data.failures import Failure, failure_of
+from vae.data.inputs import Inputs, Item
 from vae.inference import pictures
 from vae.inference.enhance import EnhancementModel
 from vae.inference.one_colour import NOTE, is_one_colour

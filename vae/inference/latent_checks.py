@@ -15,8 +15,8 @@ import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, VLenUTF8Codec
 
-from data.errors import DataError
-from data.files import require_regular
+from vae.data.errors import DataError
+from vae.data.files import require_regular
 
 _CODECS = (BytesCodec, Crc32cCodec, VLenUTF8Codec)
 _HEADERS = {

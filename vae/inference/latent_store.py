@@ -11,7 +11,7 @@ A store is a zarr group (or one .npz file of the same arrays) with a group for e
     item_id, path, photograph, patient, label, split
                         strings, "" where unknown
     origin              int32 [N, 2]: row and column in the photograph, -1 where unknown
-    fov                 float32 [N, 7]: `data.fov.FIELDS` of the photograph's field of view
+    fov                 float32 [N, 7]: `vae.data.fov.FIELDS` of the photograph's field of view
 
 Attributes of the root: `about` (model, options, inputs, version, command) and `progress` (inputs
 read, rows of each group, failures, steps of the quantiser, complete). In an .npz file the arrays
@@ -30,9 +30,9 @@ from typing import Any
 import numpy as np
 import zarr
 
-from data.errors import DataError
-from data.fov import UNKNOWN, FieldOfView
-from data.inputs import Item
+from vae.data.errors import DataError
+from vae.data.fov import UNKNOWN, FieldOfView
+from vae.data.inputs import Item
 from vae.inference import quantise
 from vae.inference.latent_checks import check_array, check_files, check_npz
 
@@ -45,7 +45,7 @@ _PIECE_BYTES = 8 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One item in the store, without its latents; fields as in `data.inputs.Item`.
+    """One item in the store, without its latents; fields as in `vae.data.inputs.Item`.
 
     Attributes:
       number: Its place among the inputs.

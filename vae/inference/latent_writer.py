@@ -16,10 +16,10 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from data.errors import DataError, UsageError
-from data.failures import Failure
-from data.files import replacing, require_writable
-from data.fov import FIELDS
+from vae.data.errors import DataError, UsageError
+from vae.data.failures import Failure
+from vae.data.files import replacing, require_writable
+from vae.data.fov import FIELDS
 from vae.inference import quantise
 from vae.inference.latent_store import ATTRIBUTES, TEXTS, Row, piece_rows, read_attributes
 
@@ -49,7 +49,7 @@ class LatentWriter:
 
     Attributes:
       read: Inputs that are done, successes and failures.
-      failures: Those that failed: `data.failures.Failure` as dicts.
+      failures: Those that failed: `vae.data.failures.Failure` as dicts.
       steps: Of the quantiser, float32 [C]; None before the first item, or without.
       complete: Nothing is left to do.
     """

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from data.errors import DataError, UsageError
-from data.failures import Failure, failure_of
-from data.images import write_image
-from data.inputs import Inputs, Item
+from vae.data.errors import DataError, UsageError
+from vae.data.failures import Failure, failure_of
+from vae.data.images import write_image
+from vae.data.inputs import Inputs, Item
 from vae.inference.batches import batch_bounds, item_batches
 from vae.inference.latent_store import LatentGroup, LatentStore, Row
 from vae.inference.latent_writer import LatentWriter

@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from data.errors import DataError
 from vae import weights
+from vae.data.errors import DataError
 from vae.inference.blending import reconstruct_blended
 from vae.inference.windows import LARGEST, decode_windows, encode_windows
 from vae.metrics import to_float, to_uint8
@@ -181,7 +181,7 @@ def load_model(path: str | os.PathLike = weights.DEFAULT) -> Model:
         that come with the package: f8c4, f8c8, f8c16, f8c32, f8c48.
 
     Raises:
-      data.errors.DataError: It is none of them, or it is damaged; or it is an enhancer or a prior.
+      vae.data.errors.DataError: It is none of them, or it is damaged; or it is an enhancer or a prior.
     """
     saved = read_model(path)
     if saved.config.model.architecture == PRIOR:

@@ -25,7 +25,7 @@ JPEG's colours, and tints whose hue changes with brightness.
 import cv2
 import numpy as np
 
-from data.fov import FieldOfView, fov_mask
+from vae.data.fov import FieldOfView, fov_mask
 
 NOTE = "one colour only (grey, red-free or angiogram): left as it is"
 SPREAD = 0.05

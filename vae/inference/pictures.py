@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data.images import encode_image
+from vae.data.images import encode_image
 
 _PANEL = 640  # Side of a panel, pixels, at most; smaller images are enlarged by a whole number.
 _DETAIL = 2  # How many times the detail of a photograph is enlarged.

@@ -18,7 +18,7 @@ import math
 import constriction
 import numpy as np
 
-from data.errors import DataError, UsageError
+from vae.data.errors import DataError, UsageError
 
 BLOCK = 32
 

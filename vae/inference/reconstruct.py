@@ -15,11 +15,11 @@ from typing import TypeVar
 import numpy as np
 
 import vae
-from data.cores import available_cores
-from data.errors import DataError
-from data.failures import Failure, failure_of
-from data.files import replacing, write_beside
-from data.inputs import Inputs, Item
+from vae.data.cores import available_cores
+from vae.data.errors import DataError
+from vae.data.failures import Failure, failure_of
+from vae.data.files import replacing, write_beside
+from vae.data.inputs import Inputs, Item
 from vae.inference import pictures
 from vae.inference.batches import item_batches
 from vae.inference.compare import compare

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data.errors import DataError, UsageError
-from data.names import composed
 from vae import weights
+from vae.data.errors import DataError, UsageError
+from vae.data.names import composed
 from vae.inference.model import Model
 from vae.models import LatentFlow
 from vae.training.config import AUTOENCODER_KL, FUNDUS_VAE, PRIOR

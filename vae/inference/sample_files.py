@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.errors import DataError
-from data.images import read_image
+from vae.data.errors import DataError
+from vae.data.images import read_image
 from vae.inference.reconstruct import write_picture, write_table
 from vae.inference.sample import CHUNK, NORMAL, Sampler
 

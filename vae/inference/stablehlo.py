@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import export
 
 import vae
-from data.errors import DataError, UsageError
-from data.files import unfinished_name
+from vae.data.errors import DataError, UsageError
+from vae.data.files import unfinished_name
 from vae.inference.describe import describe
 from vae.metrics import to_float, to_uint8
 from vae.training.exported import SavedModel

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data.views import MARGIN, VIEW
+from vae.data.views import MARGIN, VIEW
 from vae.models.layers import RMSNorm, Stage, space_to_depth
 
 # Side of the field of coefficients; a cell is a quarter of the radius or so.

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from data.errors import DataError
+from vae.data.errors import DataError
 from vae.training.state import TrainState
 
 MODEL, TRAINING = "model", "training"

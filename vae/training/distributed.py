@@ -5,7 +5,7 @@ import os
 
 import jax
 
-from data.errors import UsageError
+from vae.data.errors import UsageError
 
 # JAX ends the others of a run so many seconds after it last heard of one of them.
 HEARTBEAT_SECONDS = 100

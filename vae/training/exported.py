@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from data.errors import DataError
-from data.files import replacing, require_regular
+from vae.data.errors import DataError
+from vae.data.files import replacing, require_regular
 from vae.models.autoencoder import LINEAR
 from vae.training.config import from_dict
 from vae.training.state import abstract_state

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data.names import composed
+from vae.data.names import composed
 from vae.metrics import to_float
 from vae.models.prior import LatentFlow, deviations
 from vae.models.spectrum import Spectrum, bands, fit_spectrum, octaves

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from data.files import write_beside
+from vae.data.files import write_beside
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from data.errors import DataError, UsageError
-from data.pipeline import Dataset
+from vae.data.errors import DataError, UsageError
+from vae.data.pipeline import Dataset
 from vae.models import Spectrum
 from vae.training.config import AUTOENCODER_KL
 from vae.training.exported import SavedModel

@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data.in_memory import numbered_batches, whole_split
-from data.pipeline import Dataset
+from vae.data.in_memory import numbered_batches, whole_split
+from vae.data.pipeline import Dataset
 from vae.training.sharding import batch_sharding, put_batch, replicated
 
 

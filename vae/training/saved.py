@@ -12,10 +12,10 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from data.errors import DataError
-from data.files import require_regular, write_beside
-from data.images import IMAGE_SUFFIXES
 from vae import weights
+from vae.data.errors import DataError
+from vae.data.files import require_regular, write_beside
+from vae.data.images import IMAGE_SUFFIXES
 from vae.training.checkpoint import Checkpoints
 from vae.training.config import from_dict
 from vae.training.exported import EXPORTED, SavedModel, read_exported

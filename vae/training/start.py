@@ -10,8 +10,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from data.errors import DataError, UsageError
-from data.pipeline import Dataset, first_tiles, open_dataset
+from vae.data.errors import DataError, UsageError
+from vae.data.pipeline import Dataset, first_tiles, open_dataset
 from vae.models import with_autoencoder, with_quiet_blocks, with_spectrum
 from vae.training.config import AUTOENCODER_KL, ENHANCER, PRIOR, default_config
 from vae.training.prior import fit_prior
@@ -35,7 +35,7 @@ def open_data(config: ConfigDict, workdir: epath.Path) -> Dataset:
                 "--config=configs/fundus256.py:demo"
             )
         return open_dataset(config.data.dir, cache_dir=config.data.cache_dir)
-    from data import demo
+    from vae.data import demo
 
     # The first process alone: what it made, those that share its disk find finished.
     if jax.process_index() > 0:

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from data.views import VIEW
+from vae.data.views import VIEW
 from vae.models import (
     PCA,
     AutoencoderKL,

@@ -16,8 +16,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 import vae
-from data.errors import DataError, FundusError
-from data.pipeline import Dataset, open_dataset, paired, train_batches
+from vae.data.errors import DataError, FundusError
+from vae.data.pipeline import Dataset, open_dataset, paired, train_batches
 from vae.training.checkpoint import Checkpoints
 from vae.training.config import ENHANCER, PRIOR
 from vae.training.exported import SavedModel

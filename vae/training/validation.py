@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from data.errors import UsageError
+from vae.data.errors import UsageError
 from vae.metrics import SSIM_WINDOW
 from vae.training.config import (
     ARCHITECTURES,

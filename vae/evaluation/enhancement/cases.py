@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data.errors import DataError
-from data.pipeline import Dataset, eval_batches
+from vae.data.errors import DataError
+from vae.data.pipeline import Dataset, eval_batches
 from vae.training.config import ENHANCER, default_config
 from vae.training.degradations import DEGRADATIONS
 from vae.training.pairs import degrade_tile, draw_severities
@@ -42,7 +42,7 @@ CASES = (
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """A clean tile with its photograph around it; see `data.pipeline.eval_batches`."""
+    """A clean tile with its photograph around it; see `vae.data.pipeline.eval_batches`."""
 
     image: np.ndarray
     fov: np.ndarray

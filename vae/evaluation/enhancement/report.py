@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data.files import write_beside
+from vae.data.files import write_beside
 from vae.evaluation.aggregate import CONFIDENCE
 from vae.evaluation.enhancement.table import NOTHING, OURS, averaged
 from vae.evaluation.report import graphs, markup, page, pictures, plots, sections

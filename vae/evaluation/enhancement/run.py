@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from data.cores import available_cores
-from data.errors import DataError, UsageError
-from data.files import write_beside
-from data.images import encode_image
-from data.pipeline import Dataset, open_dataset
+from vae.data.cores import available_cores
+from vae.data.errors import DataError, UsageError
+from vae.data.files import write_beside
+from vae.data.images import encode_image
+from vae.data.pipeline import Dataset, open_dataset
 from vae.evaluation.enhancement import classical
 from vae.evaluation.enhancement.calibration import calibration, format_calibration
 from vae.evaluation.enhancement.cases import CASES, MIXED, Case, Tile, degrade_case, pick_tiles

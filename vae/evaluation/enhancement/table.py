@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data.files import replacing
+from vae.data.files import replacing
 from vae.evaluation.aggregate import patient_intervals
 from vae.evaluation.enhancement.structure import FIGURES
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from data.errors import DataError, UsageError
-from data.files import write_beside
-from data.pipeline import Dataset, eval_batches, open_dataset
+from vae.data.errors import DataError, UsageError
+from vae.data.files import write_beside
+from vae.data.pipeline import Dataset, eval_batches, open_dataset
 from vae.evaluation.origin import origin
 from vae.evaluation.samples.measures import NEIGHBOURS
 from vae.evaluation.samples.rows import baselines
