@@ -3,9 +3,8 @@
     --config=configs/fundus256.py[:preset] --config.data.dir=DIR
 
 Presets by latent size (input values / latent values of a tile): f8c4 48:1, f8c8 24:1, f8c16 12:1,
-f8c32 6:1 (the default), f8c48 4:1, the last two knowing of JPEG's grid; `demo` trains on the
-bundled photograph within minutes on a CPU; `smoke` runs everything once within seconds on data of
-its own.
+f8c32 6:1 (the default), f8c48 4:1; `demo` trains on the bundled photograph within minutes on a
+CPU; `smoke` runs everything once within seconds on data of its own.
 """
 
 from ml_collections import ConfigDict
@@ -36,8 +35,6 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
         config.model.encoder_depth = (1, 4)
     if preset in ("f8c16", "f8c48"):
         config.loss.ssim_weight = 32.0
-    if preset in ("f8c32", "f8c48"):
-        config.model.jpeg_grid = "both"
     if preset == "demo":
         _demo(config)
     elif preset == "smoke":

@@ -21,13 +21,6 @@ def test_presets_validate_and_shape_evaluate(preset):
     )
 
 
-def test_the_grid_needs_latents_to_show_it():
-    config = get_config("f8c16")
-    config.model.jpeg_grid = "both"
-    with pytest.raises(UsageError, match="jpeg_grid='both' needs .* got 8 and 16"):
-        validate(config, 1)
-
-
 def test_default_preset_is_f8c32():
     assert get_config().model.latent_channels == 32
 

@@ -14,7 +14,6 @@ from vae.inference import embedding
 from vae.inference.embedding_clusters import find_clusters, make_map, typical
 from vae.inference.embedding_sources import Sources
 from vae.inference.latent_store import Row, open_latents
-from vae.models.grid import shown
 
 OUTPUTS = {"embedding.csv", "vectors.npz", "map.png", "clusters.png"}
 
@@ -78,17 +77,6 @@ def test_components_are_those_of_the_features():
     covariance = components.T @ components / 50
     np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=1e-9)
     assert components.shape == (50, 4) and (np.diff(np.diag(covariance)) < 0).all()
-
-
-def test_the_phase_of_the_grid_is_no_feature():
-    """Two images that differ in where JPEG's blocks begin, and in nothing else, are the same."""
-    z = np.random.default_rng(1).normal(0, 1, (12, 8, 8, 40)).astype(np.float32)
-    moved = z + np.asarray(shown(np.full(12, 17), 40))
-
-    found = embedding.pool(z, jpeg_grid=True)
-    np.testing.assert_allclose(embedding.pool(moved, jpeg_grid=True), found, atol=1e-5)
-    np.testing.assert_array_equal(found[:, :24], embedding.pool(z)[:, :24])
-    assert np.abs(embedding.pool(moved) - embedding.pool(z)).max() > 0.3
 
 
 @pytest.mark.parametrize("kind", ["pca", "tsne"])

@@ -47,7 +47,6 @@ class LinearCodec(nn.Module):
     tile_size = None
     downsample = FACTOR
     encoder_halo = decoder_halo = 0
-    jpeg_grid = ""
 
     @nn.compact
     def _pca(self) -> PCA:

@@ -8,8 +8,6 @@ import pytest
 
 from vae.configs import enhance256, fundus256, prior256
 from vae.data.errors import DataError
-from vae.models import fit_pca
-from vae.models.lapped import from_pca
 from vae.training.saved import SavedModel
 from vae.training.sharding import make_mesh, tree_sharding
 from vae.training.start import _start_from, state_of
@@ -82,37 +80,3 @@ def test_a_deeper_autoencoder_starts_as_the_one_it_is_made_from(tmp_path):
     config.model.encoder_depth = (0, 3)
     with pytest.raises(DataError, match="give the config it was made with"):
         _start_from(config, saved)
-
-
-def test_an_autoencoder_learns_of_the_grid_and_an_enhancer_has_no_use_for_it(tmp_path):
-    had = fundus256.get_config("smoke")
-    had.model.latent_channels = 32
-    images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
-    pca = fit_pca([images], 32, 8)
-    fit = pca, from_pca(pca)
-    variables = jax.device_get(jax.jit(lambda: initial_variables(had, fit))())
-    saved = SavedModel(tmp_path, had, 3, variables, np.zeros(32), np.ones(32), {})
-    config = had.copy_and_resolve_references()
-    config.model.jpeg_grid = "both"
-    config.model.decoder_depth = (1, 2)
-    made = _start_from(config, saved, lambda: [images])
-    assert jax.tree.map(np.shape, made) == jax.tree.map(np.shape, abstract_state(config).variables)
-    jax.tree.map(np.testing.assert_array_equal, made["pca"]["fit"], variables["pca"]["fit"])
-    # No tile has a grid: each phase's components are PCA's, and none is chosen.
-    kernel = made["pca"]["grid"]["kernel"]
-    own = np.broadcast_to(variables["pca"]["fit"].components, kernel.shape)
-    np.testing.assert_allclose(kernel, own, atol=1e-6)
-    x = images / np.float32(127.5) - 1
-    expected = jax.jit(make_model(had).apply)(variables, x)
-    np.testing.assert_allclose(jax.jit(make_model(config).apply)(made, x), expected, atol=1e-5)
-    # On the way back: what it does to a photograph that has no grid.
-    enhance = enhance256.get_config("smoke")
-    enhance.model.latent_channels, enhance.model.decoder_depth = 32, (1, 2)
-    grown = SavedModel(tmp_path, config, 3, made, np.zeros(32), np.ones(32), {})
-    enhancer = _start_from(enhance, grown)
-    assert jax.tree.map(np.shape, enhancer) == jax.tree.map(
-        np.shape, abstract_state(enhance).variables
-    )
-    np.testing.assert_array_equal(
-        enhancer["params"]["decoder"]["up1"]["kernel"], made["params"]["decoder"]["up1"]["kernel"]
-    )

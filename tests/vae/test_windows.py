@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from vae.configs.fundus256 import LATENT_CHANNELS, get_config
-from vae.inference.photograph import decode_photograph, encode_photograph
 from vae.inference.windows import (
     decode_windows,
     encode_windows,
@@ -222,16 +221,16 @@ def model_and_variables():
 def test_windows_equal_whole_for_every_preset(preset):
     module = make_model(get_config(preset))
     variables = _random_variables(module)
-    encode = jax.jit(lambda v, x, **told: module.apply(v, x, method="encode", **told).mean)
-    decode = jax.jit(lambda v, z, **told: module.apply(v, z, method="decode", **told))
-    losses = jax.jit(lambda v, x: module.apply(v, x, method="grid_losses"))
-    encode, decode, losses = (functools.partial(f, variables) for f in (encode, decode, losses))
+    encode = jax.jit(lambda v, x: module.apply(v, x, method="encode").mean)
+    decode = jax.jit(lambda v, z: module.apply(v, z, method="decode"))
+    encode, decode = (functools.partial(half, variables) for half in (encode, decode))
     image = _image(203, 179)
     latents = np.asarray(encode(pad_to_factor(image, 8)[None]))[0]
-    windowed = encode_photograph(module, encode, losses, image, window=168)
+    how = {"factor": 8, "window": 168}
+    windowed = encode_windows(encode, image, halo=module.encoder_halo, **how)
     assert _error(windowed, latents) < TOLERANCE
     whole = np.asarray(decode(latents[None]))[0]
-    windowed = decode_photograph(module, decode, windowed, window=168)
+    windowed = decode_windows(decode, windowed, halo=module.decoder_halo, **how)
     assert _error(windowed, whole) < TOLERANCE
 
 

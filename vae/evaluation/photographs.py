@@ -22,8 +22,9 @@ from vae.data.images import read_image
 from vae.data.manifest import PhotographRow
 from vae.evaluation.evaluate import Evaluation
 from vae.evaluation.placement import BATCH, WHOLE, place_whole, sum_over_hosts
+from vae.inference.blending import reconstruct_blended
 from vae.inference.compare import compare
-from vae.inference.photograph import reconstruct_photograph
+from vae.inference.windows import Half, decode_windows, encode_windows
 
 # Longer side of the pictures kept of a photograph, pixels.
 PICTURE_SIDE = 900
@@ -86,7 +87,7 @@ def whole_photographs(
     Returns:
       The figures; files that cannot be read are named in the notes.
     """
-    functions = [functools.partial(step, variables) for step in _functions(module, mesh)]
+    encode, decode = (functools.partial(half, variables) for half in _halves(module, mesh))
     of_tiles = _tile_means(evaluation)
     measurable = [p for p in photographs if p.photograph in of_tiles]
     rows, problems, kept = [], [], {}
@@ -103,7 +104,7 @@ def whole_photographs(
             continue
         mask = fov_mask(photograph.fov, image)
         image[~mask] = 0
-        output = reconstruct_photograph(module, *functions, image, batch=mesh.size, window=window)
+        output = _reconstruct(module, encode, decode, image, batch=mesh.size, window=window)
         ssim, psnr = compare(image, output, mask)
         if pictures:
             kept[photograph.photograph] = _reduced(image, np.where(mask[..., None], output, 0))
@@ -145,33 +146,45 @@ def read_as_tiled(photograph: PhotographRow) -> np.ndarray:
     return image
 
 
-@functools.lru_cache(maxsize=16)
-def _functions(module: nn.Module, mesh: Mesh):
-    """Encoder (variables, uint8 windows) -> posterior mean, decoder (variables, z) -> uint8, and
-    what windows lose in each phase of JPEG's grid. Parts of a photograph come with its `phase`.
+def _reconstruct(
+    module: nn.Module,
+    encode: Half,
+    decode: Half,
+    image: np.ndarray,
+    *,
+    batch: int,
+    window: int | None,
+) -> np.ndarray:
+    """Encodes and decodes a photograph: in windows with no seam, or as tiles that are blended where
+    the model takes tiles of one size only."""
+    if module.tile_size is not None:
+        return reconstruct_blended(
+            lambda tiles: decode(encode(tiles)), image, tile=module.tile_size, batch=batch
+        )
+    how = {"factor": module.downsample, "window": window, "batch": batch}
+    latents = encode_windows(encode, image, halo=module.encoder_halo, **how)
+    output = decode_windows(decode, latents, halo=module.decoder_halo, **how)
+    return output[: image.shape[0], : image.shape[1]]
 
-    They take what every host has and return it whole; the first two spread the windows over the
-    devices.
+
+@functools.lru_cache(maxsize=16)
+def _halves(module: nn.Module, mesh: Mesh):
+    """Encoder (variables, uint8 windows) -> posterior mean and decoder (variables, z) -> uint8.
+
+    They take what every host has, spread the windows over the devices and return them whole.
     """
 
-    def encode(variables, images, **told):
-        return module.apply(variables, metrics.to_float(images), method="encode", **told).mean
+    def encode(variables, images):
+        return module.apply(variables, metrics.to_float(images), method="encode").mean
 
-    def decode(variables, latents, **told):
-        return metrics.to_uint8(module.apply(variables, latents, method="decode", **told))
-
-    def grid_losses(variables, images):
-        return module.apply(variables, metrics.to_float(images), method="grid_losses")
-
-    whole = functools.partial(jax.jit, out_shardings=NamedSharding(mesh, WHOLE))
+    def decode(variables, latents):
+        return metrics.to_uint8(module.apply(variables, latents, method="decode"))
 
     def spread(step):
-        step = whole(step)
-        return lambda variables, windows, **told: step(
-            variables, place_whole(windows, mesh, BATCH), **told
-        )
+        step = jax.jit(step, out_shardings=NamedSharding(mesh, WHOLE))
+        return lambda variables, windows: step(variables, place_whole(windows, mesh, BATCH))
 
-    return spread(encode), spread(decode), whole(grid_losses)
+    return spread(encode), spread(decode)
 
 
 def _tile_means(evaluation: Evaluation) -> dict[str, dict[str, float | int]]:

@@ -10,7 +10,6 @@ import numpy as np
 from vae.data.errors import DataError
 from vae.data.files import write_beside
 from vae.inference.latent_store import LatentStore, Row
-from vae.models.grid import SHOWN
 
 TABLE = "embedding.csv"
 VECTORS = "vectors.npz"
@@ -63,27 +62,20 @@ def pooled_features(store: LatentStore) -> tuple[np.ndarray, list[Row]]:
             f"{store.path}: {len(store)} images; clusters and a map need {SMALLEST} at least"
         )
     features, rows = [], []
-    jpeg_grid = bool(store.about["model_config"].get("jpeg_grid", ""))
     for group in store.groups:
         for start, stop in group.pieces():
-            features.append(pool(group.latents(start, stop), jpeg_grid))
+            features.append(pool(group.latents(start, stop)))
             rows.extend(group.rows(start, stop))
     order = sorted(range(len(rows)), key=lambda i: rows[i].number)
     return np.concatenate(features)[order], [rows[i] for i in order]
 
 
-def pool(latents: np.ndarray, jpeg_grid: bool = False) -> np.ndarray:
+def pool(latents: np.ndarray) -> np.ndarray:
     """Latents [N, h, w, C] -> [N, 2 C]: mean, and logarithm of the standard deviation; [N, L] as
-    they are.
-
-    With `jpeg_grid`, the model's, the mean of those channels that show where JPEG's blocks begin
-    says nothing else, and is zero.
-    """
+    they are."""
     if latents.ndim == 2:
         return latents
     mean = latents.mean(axis=(1, 2))
-    if jpeg_grid:
-        mean[:, -SHOWN:] = 0
     # An image of one colour has no deviation; it gets that of a thousandth.
     return np.concatenate([mean, np.log(latents.std(axis=(1, 2)) + 1e-3)], axis=1)
 

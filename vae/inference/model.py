@@ -11,12 +11,8 @@ import numpy as np
 
 from vae import weights
 from vae.data.errors import DataError
-from vae.inference.photograph import (
-    decode_photograph,
-    encode_photograph,
-    reconstruct_photograph,
-)
-from vae.inference.windows import LARGEST
+from vae.inference.blending import reconstruct_blended
+from vae.inference.windows import LARGEST, decode_windows, encode_windows
 from vae.metrics import to_float, to_uint8
 from vae.models import Posterior
 from vae.training.config import ENHANCER, PRIOR
@@ -55,10 +51,9 @@ class Model:
         self.downsample: int | None = getattr(self._module, "downsample", None)
         self.latent_channels: int = len(saved.latent_mean)
         variables = jax.device_put(saved.variables)  # once, not with every call
-        encode, decode, grid_losses = _functions(self._module)
+        encode, decode = _halves(self._module)
         self._encode = functools.partial(encode, variables)
         self._decode = functools.partial(decode, variables)
-        self._grid_losses = functools.partial(grid_losses, variables)
 
     @functools.cached_property
     def hash(self) -> str:
@@ -97,7 +92,7 @@ class Model:
         if f is None:
             return _in_batches(self._decode, latents, self.tile_size**2)
         if latents.ndim == 3:
-            return decode_photograph(self._module, self._decode, latents)
+            return decode_windows(self._decode, latents, factor=f, halo=self._module.decoder_halo)
         height, width = latents.shape[1] * f, latents.shape[2] * f
         if len(latents) and max(height, width) > LARGEST:
             return np.stack([self.decode(grid) for grid in latents])
@@ -130,12 +125,10 @@ class Model:
             return (
                 np.stack([self.reconstruct(image) for image in images]) if len(images) else images
             )
-        return reconstruct_photograph(
-            self._module,
-            lambda tiles: self._encode(tiles).mean,
-            self._decode,
-            self._grid_losses,
+        return reconstruct_blended(
+            lambda tiles: self._decode(self._encode(tiles).mean),
             images,
+            tile=self.tile_size,
             batch=batch_size(self.tile_size**2),
         )
 
@@ -143,8 +136,8 @@ class Model:
         """What `pick` takes of the posteriors."""
         images = _check_images(images)
 
-        def encode(batch, **told):
-            return pick(self._encode(batch, **told))
+        def encode(batch):
+            return pick(self._encode(batch))
 
         height, width = images.shape[-3:-1]
         side, f = self.tile_size, self.downsample
@@ -156,7 +149,7 @@ class Model:
                 )
             return _in_batches(encode, images, side * side)
         if images.ndim == 3:
-            return encode_photograph(self._module, encode, self._grid_losses, images)
+            return encode_windows(encode, images, factor=f, halo=self._module.encoder_halo)
         if len(images) and max(height, width) > LARGEST:
             return _stack([self._latents(image, pick) for image in images])
         images = np.pad(images, ((0, 0), (0, -height % f), (0, -width % f), (0, 0)), mode="edge")
@@ -204,23 +197,18 @@ def load_model(path: str | os.PathLike = weights.DEFAULT) -> Model:
     return Model(saved)
 
 
-def _functions(module: nn.Module):
-    """The compiled functions that everything here is made of: encode, decode, and for JPEG's grid
-    what images lose in each phase. Parts of a photograph come with its `phase`."""
+def _halves(module: nn.Module):
+    """The two compiled functions that everything here is made of."""
 
     @jax.jit
-    def encode(variables, images, **told):
-        return module.apply(variables, to_float(images), method="encode", **told)
+    def encode(variables, images):
+        return module.apply(variables, to_float(images), method="encode")
 
     @jax.jit
-    def decode(variables, latents, **told):
-        return to_uint8(module.apply(variables, latents, method="decode", **told))
+    def decode(variables, latents):
+        return to_uint8(module.apply(variables, latents, method="decode"))
 
-    @jax.jit
-    def grid_losses(variables, images):
-        return module.apply(variables, to_float(images), method="grid_losses")
-
-    return encode, decode, grid_losses
+    return encode, decode
 
 
 def batch_size(pixels: int) -> int:

@@ -6,9 +6,7 @@
 A and D are convolutions over K x K patches, probabilistic PCA with overlap (`vae.models.lapped`);
 K = 1 is PCA itself. The conv paths end in zero-initialised layers, so step 0 *is* the linear codec.
 They compute at a quarter of the resolution and below, and their reach is bounded (see
-`vae.models.layers`). With `jpeg_grid`, photographs that were JPEG files are coded by other linear
-codecs, which know where in JPEG's blocks a patch begins (`vae.models.grid`); the conv paths get a
-last layer of their own for those, which starts at zero too.
+`vae.models.layers`).
 """
 
 import flax.linen as nn
@@ -16,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae.models import grid
 from vae.models.conv_paths import STEM, ConvDecoder, ConvEncoder
 from vae.models.lapped import Lapped, from_pca
 from vae.models.layers import ResidualBlock, convolve, depth_to_space, space_to_depth
@@ -24,7 +21,6 @@ from vae.models.pca import PCA, QUANTISATION_STD
 from vae.models.posterior import Posterior
 
 LINEAR = "linear"
-GRID = "grid"
 
 
 class AutoencoderKL(nn.Module):
@@ -37,9 +33,6 @@ class AutoencoderKL(nn.Module):
       latent_channels: C, values per latent position.
       downsample: f, pixels per latent position and axis; 4 times a power of two.
       linear_kernel: K, patches a side that the linear path's kernels reach over; odd.
-      jpeg_grid: Who knows of JPEG's blocks and has linear codecs for where they begin: "" nobody,
-        "encoder", or "both", the decoder too. Then f is 8, and C at least 32. "encoder" is for
-        trained models whose decoder does without: what decodes is no inverse at step 0.
       width: Channels of the conv paths at 1/4 resolution; at 1/8 and below, `deep_width`.
       deep_width: Channels of the conv paths below 1/4 resolution.
       encoder_depth: Residual blocks at 1/4 and at each resolution below, from fine to coarse.
@@ -50,7 +43,6 @@ class AutoencoderKL(nn.Module):
     latent_channels: int = 32
     downsample: int = 8
     linear_kernel: int = 3
-    jpeg_grid: str = ""
     width: int = 64
     deep_width: int = 128
     encoder_depth: tuple[int, ...] = (1, 2)
@@ -67,101 +59,43 @@ class AutoencoderKL(nn.Module):
             )
         if self.linear_kernel % 2 == 0:
             raise ValueError(f"linear_kernel={self.linear_kernel} must be odd")
-        fits = self.downsample == grid.BLOCK and self.latent_channels >= grid.LEAST
-        if self.jpeg_grid not in grid.WHO:
-            raise ValueError(f"jpeg_grid={self.jpeg_grid!r} is none of {grid.WHO}")
-        if self.jpeg_grid and not fits:
-            raise ValueError(
-                f"jpeg_grid={self.jpeg_grid!r} needs downsample={grid.BLOCK} and latent_channels "
-                f"of at least {grid.LEAST}, got {self.downsample} and {self.latent_channels}"
-            )
         patch = self.downsample**2 * 3
         widths = [self.width] + [self.deep_width] * (levels - 1)
         self.linear = LinearPath(patch, self.latent_channels, self.linear_kernel, name=LINEAR)
         self.pca = self.variable("pca", "fit", _blank_pca, patch, self.latent_channels)
-        if self.jpeg_grid:
-            self.grid = self.variable("pca", GRID, _blank_grid, patch, self.latent_channels)
         self.encoder = ConvEncoder(self.latent_channels, widths, self.encoder_depth, self.dtype)
         self.decoder = ConvDecoder(widths, self.decoder_depth, self.dtype)
         self.raw_log_scale = self.param("log_scale", nn.initializers.constant(-4.0), ())
 
-    def encode(
-        self, x: jax.Array, train: bool = False, phase: jax.Array | None = None
-    ) -> Posterior:
+    def encode(self, x: jax.Array, train: bool = False) -> Posterior:
         """Images [B, H, W, 3] in [-1, 1], sides divisible by f -> posterior [B, H/f, W/f, C].
 
-        `train` changes nothing: no layer here has another way for training. With `jpeg_grid`,
-        parts of a photograph are encoded with its `phase`, int32 [B] or [1], which the sum of some
-        parts' `grid_losses` tells.
+        `train` changes nothing: no layer here has another way for training.
         """
-        return self._analyse(x, phase)[0]
+        return self._analyse(x)[0]
 
-    def _analyse(
-        self, x: jax.Array, phase: jax.Array | None = None
-    ) -> tuple[Posterior, jax.Array, tuple[jax.Array, jax.Array]]:
+    def _analyse(self, x: jax.Array) -> tuple[Posterior, jax.Array, tuple[jax.Array, jax.Array]]:
         """The posterior, what the linear path alone makes of x, and what the encoder saw of it:
         PCA's residual [B, H, W, 3] and its own last features [B, H/f, W/f, D]."""
         pca = self.pca.value
         x = x.astype(jnp.float32)
-        patches = space_to_depth(x, self.downsample)
-        linear = self.linear.encode(patches)
+        linear = self.linear.encode(space_to_depth(x, self.downsample))
         whitened = pca.encode(x).mean
-        kept = pca.decode(whitened)
-        if self.jpeg_grid:
-            phase = grid.choose(self.grid_losses(x)) if phase is None else phase
-            there, components = _each(phase) > 0, self._components
-            code = grid.analyse(patches - pca.mean, phase, components)
-            linear = jnp.where(there, code, linear)
-            whitened = jnp.where(there, code / pca.sd, whitened)
-            own = pca.mean + grid.synthesise(code, phase, components)
-            kept = jnp.where(there, depth_to_space(own, self.downsample), kept)
-        residual = (x - kept) / pca.scale
-        deltas, features = self.encoder(residual, whitened, phase)
+        residual = (x - pca.decode(whitened)) / pca.scale
+        deltas, features = self.encoder(residual, whitened)
         delta_mean, delta_log_var = jnp.split(deltas, 2, axis=-1)
         # A unit of the conv path is one standard deviation of the starting posterior: the size of
         # a correction that the noise of z does not drown.
         mean = linear / pca.sd + jnp.exp(0.5 * pca.log_var()) * delta_mean
-        if self.jpeg_grid:
-            mean += grid.shown(phase, self.latent_channels)
         posterior = Posterior(mean, self.linear.log_var + delta_log_var)
         return posterior, linear, (residual, features)
 
-    def decode(self, z: jax.Array, phase: jax.Array | None = None) -> jax.Array:
-        """Latents [B, h, w, C] -> mean image float32 [B, h*f, w*f, 3], not clipped to [-1, 1].
-
-        With `jpeg_grid="both"`, parts of latents are decoded with the `phase` that
-        `vae.models.grid.read` gives for the whole.
-        """
-        pca, both = self.pca.value, self.jpeg_grid == grid.BOTH
+    def decode(self, z: jax.Array) -> jax.Array:
+        """Latents [B, h, w, C] -> mean image float32 [B, h*f, w*f, 3], not clipped to [-1, 1]."""
+        pca = self.pca.value
         z = z.astype(jnp.float32)
-        if both:
-            phase = grid.read(z) if phase is None else phase
-            z -= grid.shown(phase, self.latent_channels)
-        code = z * pca.sd
-        linear = self.linear.decode(code)
-        if both:
-            own = pca.mean + grid.synthesise(code, phase, self._components)
-            linear = jnp.where(_each(phase) > 0, own, linear)
-        linear = depth_to_space(linear, self.downsample)
-        return linear + pca.scale * self.decoder(z, phase=phase)
-
-    def grid_losses(self, x: jax.Array) -> jax.Array:
-        """With `jpeg_grid`: what images [B, H, W, 3] would lose in each phase of JPEG's blocks,
-        float32 [B, 64]; see `vae.models.grid.losses`."""
-        pca, patches = self.pca.value, space_to_depth(x.astype(jnp.float32), self.downsample)
-        return grid.losses(patches - pca.mean, self._components)
-
-    def unmarked(self, posterior: Posterior, x: jax.Array) -> Posterior:
-        """With `jpeg_grid`: the posterior of images as seen from the component of the prior that
-        shows their phase, for the KL. From the standard normal, training would take the marks out
-        of the latents: no gradient tells that what decodes reads them."""
-        phase = grid.choose(self.grid_losses(x))
-        return posterior.replace(mean=posterior.mean - grid.shown(phase, self.latent_channels))
-
-    @property
-    def _components(self) -> jax.Array:
-        """Of each phase: float32 [PHASES, f*f*3, C]."""
-        return grid.orthonormal(self.grid.value["kernel"])
+        linear = depth_to_space(self.linear.decode(z * pca.sd), self.downsample)
+        return linear + pca.scale * self.decoder(z)
 
     def log_scale(self) -> jax.Array:
         """Log standard deviation of the Gaussian likelihood, learned: float32 [].
@@ -232,11 +166,6 @@ class LinearPath(nn.Module):
         return convolve(latents, self.synthesis)
 
 
-def _each(phase: jax.Array) -> jax.Array:
-    """Of images, for their positions: [B] -> [B, 1, 1, 1]."""
-    return phase[:, None, None, None]
-
-
 def _blank_pca(patch: int, latent_channels: int) -> PCA:
     """Unit scales, so that a model without a fit still computes."""
     return PCA(
@@ -247,21 +176,13 @@ def _blank_pca(patch: int, latent_channels: int) -> PCA:
     )
 
 
-def _blank_grid(patch: int, latent_channels: int) -> dict[str, jax.Array]:
-    """Every phase as `_blank_pca`: none is better than that."""
-    return {"kernel": jnp.tile(jnp.eye(patch, latent_channels), (grid.PHASES, 1, 1))}
-
-
-def with_start(
-    variables: dict, pca: PCA, lapped: Lapped | None = None, components: jax.Array | None = None
-) -> dict:
+def with_start(variables: dict, pca: PCA, lapped: Lapped | None = None) -> dict:
     """Fresh variables of an `AutoencoderKL`, moved to its linear start.
 
     Args:
       variables: What `AutoencoderKL.init` returned, or its abstract shapes' values.
       pca: The fit, of the model's latent size and patch side.
       lapped: The fit with overlap, of the model's kernel or a smaller one; None for PCA itself.
-      components: Of `vae.models.grid.fit_grid`, for a model with `jpeg_grid`.
 
     Returns:
       New variables: mean reconstruction, posterior and likelihood are the fit's.
@@ -279,7 +200,5 @@ def with_start(
         "log_var": jnp.asarray(lapped.log_var),
     }
     params["log_scale"] = (0.5 * jnp.log(excess)).astype(jnp.float32)
-    fixed = {"fit": jax.tree.map(jnp.asarray, pca)}
-    if components is not None:
-        fixed[GRID] = {"kernel": jnp.asarray(components)}
-    return {**variables, "params": params, "pca": {**variables["pca"], **fixed}}
+    fit = jax.tree.map(jnp.asarray, pca)
+    return {**variables, "params": params, "pca": {"fit": fit}}

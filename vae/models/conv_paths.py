@@ -4,7 +4,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vae.models.grid import PHASES
 from vae.models.layers import RMSNorm, Stage, depth_to_space, space_to_depth
 
 # They start here: a 4 x 4 patch is a pixel with 48 channels.
@@ -25,9 +24,7 @@ class ConvEncoder(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(
-        self, residual: jax.Array, whitened: jax.Array, phase: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, residual: jax.Array, whitened: jax.Array) -> tuple[jax.Array, jax.Array]:
         h = space_to_depth(residual, STEM)
         for level, (width, depth) in enumerate(zip(self.widths, self.depth, strict=True)):
             if level:
@@ -35,9 +32,8 @@ class ConvEncoder(nn.Module):
             h = nn.Dense(width, dtype=self.dtype, name=f"down{level}")(h)
             if level == len(self.widths) - 1:
                 h += nn.Dense(width, dtype=self.dtype, use_bias=False, name="whitened")(whitened)
-                h += _told(phase, width, self.dtype)
             h = Stage(depth, self.dtype, name=f"stage{level}")(h)
-        return _zero_head(h, 2 * self.latent_channels, self.dtype, phase), h
+        return _zero_head(h, 2 * self.latent_channels, self.dtype), h
 
 
 class ConvDecoder(nn.Module):
@@ -56,10 +52,7 @@ class ConvDecoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        z: jax.Array,
-        seen: tuple[jax.Array, jax.Array] | None = None,
-        phase: jax.Array | None = None,
+        self, z: jax.Array, seen: tuple[jax.Array, jax.Array] | None = None
     ) -> jax.Array | tuple[jax.Array, jax.Array, jax.Array]:
         def skip_in(h, x, name):
             # Zero at the start: an autoencoder that becomes an enhancer goes on as it was.
@@ -74,7 +67,6 @@ class ConvDecoder(nn.Module):
             width = self.widths[level]
             if level == coarsest:
                 h = nn.Dense(width, dtype=self.dtype, name=f"up{level}")(h)
-                h += _told(phase, width, self.dtype)
             else:
                 h = depth_to_space(nn.Dense(4 * width, dtype=self.dtype, name=f"up{level}")(h), 2)
             if level == 0 and coarsest:
@@ -86,7 +78,7 @@ class ConvDecoder(nn.Module):
             if seen is not None and level == 0:
                 h = skip_in(h, space_to_depth(seen[0], STEM), "seen_residual")
             h = Stage(self.depth[level], self.dtype, name=f"stage{level}")(h)
-        correction = depth_to_space(_zero_head(h, STEM**2 * 3, self.dtype, phase), STEM)
+        correction = depth_to_space(_zero_head(h, STEM**2 * 3, self.dtype), STEM)
         if seen is None:
             return correction
         gate = nn.Dense(1, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="gate")
@@ -94,29 +86,8 @@ class ConvDecoder(nn.Module):
         return correction, 2 * nn.sigmoid(gate(h).astype(jnp.float32)), h
 
 
-def _told(phase: jax.Array | None, width: int, dtype: jnp.dtype) -> jax.Array | float:
-    """What is added to features [B, h, w, width] for their image's phase on JPEG's grid, [B]: 0 at
-    the start."""
-    if phase is None:
-        return 0.0
-    table = nn.Embed(
-        1 + PHASES, width, embedding_init=nn.initializers.zeros, dtype=dtype, name="phase"
-    )
-    return table(phase)[:, None, None]
-
-
-def _zero_head(
-    h: jax.Array, features: int, dtype: jnp.dtype, phase: jax.Array | None = None
-) -> jax.Array:
-    """The last layer of a conv path: zero at the start, float32 out. Where the linear codec is
-    that of a phase, so is the layer."""
+def _zero_head(h: jax.Array, features: int, dtype: jnp.dtype) -> jax.Array:
+    """The last layer of a conv path: zero at the start, float32 out."""
     h = RMSNorm(name="norm")(h)
-
-    def head(name):
-        zeros = nn.initializers.zeros
-        return nn.Dense(features, dtype=dtype, kernel_init=zeros, name=name)(h).astype(jnp.float32)
-
-    made = head("head")
-    if phase is None:
-        return made
-    return jnp.where(phase[:, None, None, None] > 0, head("head_grid"), made)
+    zeros = nn.initializers.zeros
+    return nn.Dense(features, dtype=dtype, kernel_init=zeros, name="head")(h).astype(jnp.float32)

@@ -170,20 +170,10 @@ def with_wide_likelihood(variables: dict) -> dict:
 def with_autoencoder(variables: dict, autoencoder: dict) -> dict:
     """Fresh variables of an `Enhancer` with those of a trained `AutoencoderKL` of its sizes.
 
-    Step 0 adds to an image what the autoencoder's reconstruction adds to its linear one, without
-    JPEG's grid, if that knows of it.
+    Step 0 adds to an image what the autoencoder's reconstruction adds to its linear one.
     """
-    made = _filled({name: variables[name] for name in ("params", "pca")}, autoencoder)
-    decoder = made["params"]["decoder"]
+    params = {**variables["params"], **autoencoder["params"]}
+    decoder = {**variables["params"]["decoder"], **autoencoder["params"]["decoder"]}
     decoder["head"] = jax.tree.map(lambda leaf: leaf / GAIN, decoder["head"])
-    return with_wide_likelihood({**variables, **made})
-
-
-def _filled(fresh: dict, trained: dict) -> dict:
-    """What `fresh` has, with the values of `trained` where there are some."""
-    return {
-        name: _filled(inside, trained.get(name, {}))
-        if isinstance(inside, dict)
-        else trained.get(name, inside)
-        for name, inside in fresh.items()
-    }
+    params["decoder"] = decoder
+    return with_wide_likelihood({**variables, "params": params, "pca": autoencoder["pca"]})

@@ -127,11 +127,6 @@ def make_brief(config: ConfigDict) -> None:
     config.eval.batch_size = 8
 
 
-def has_grid(config: ConfigDict) -> bool:
-    """Whether the model has linear codecs for JPEG's grid."""
-    return bool(config.model.get("jpeg_grid", ""))
-
-
 def from_dict(stored: dict[str, Any]) -> ConfigDict:
     """A config from what `to_dict` gave; settings that are newer than it have their defaults.
 
@@ -176,8 +171,6 @@ def _autoencoder_kl() -> ConfigDict:
     model.latent_channels = 32
     model.downsample = 8
     model.linear_kernel = 3  # patches a side that the linear path reaches over; 1 is PCA
-    # Photographs that were JPEG files have linear codecs of their own, by where blocks begin.
-    model.jpeg_grid = ""  # "encoder" or "both" know where JPEG's blocks begin
     model.width = 64
     model.deep_width = 128
     model.encoder_depth = (1, 2)
@@ -199,7 +192,6 @@ def _fundus_vae() -> ConfigDict:
 
 def _enhancer() -> ConfigDict:
     model = _autoencoder_kl()
-    del model.jpeg_grid  # what it adds to an image is no codec's
     model.architecture = ENHANCER
     model.tone_width = 48
     model.filters = False  # mixed at each patch from a few learned kernels

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -14,13 +13,11 @@ from ml_collections import ConfigDict
 from vae.data.errors import DataError, UsageError
 from vae.data.pipeline import Dataset, first_tiles, open_dataset
 from vae.models import with_autoencoder, with_quiet_blocks, with_spectrum
-from vae.models.autoencoder import GRID
 from vae.training.config import AUTOENCODER_KL, ENHANCER, PRIOR, default_config
 from vae.training.prior import fit_prior
 from vae.training.saved import SavedModel, read_model
 from vae.training.state import (
     TrainState,
-    fit_components,
     fit_linear,
     initial_state,
     initial_variables,
@@ -111,7 +108,7 @@ def start_state(
     )
     if config.init_from:
         saved = read_model(config.init_from)
-        variables = jax.device_put(_start_from(config, saved, tiles), where)
+        variables = jax.device_put(_start_from(config, saved), where)
         del saved  # not twice in memory
     elif autoencoder is not None:
         spectrum = fit_prior(config, autoencoder, tiles)
@@ -151,21 +148,16 @@ def state_of(config: ConfigDict, variables: dict[str, Any], sharding: TrainState
     )
 
 
-def _start_from(
-    config: ConfigDict, saved: SavedModel, tiles: Callable[[], Iterable[np.ndarray]] | None = None
-) -> dict[str, Any]:
+def _start_from(config: ConfigDict, saved: SavedModel) -> dict[str, Any]:
     """The saved variables, with fresh ones around them where the config's model has more than the
-    saved one: an autoencoder is to enhance, to be deeper or to know of JPEG's grid, for which it
-    needs `tiles`, an enhancer to have filters, a prior to know labels."""
+    saved one: an autoencoder is to enhance or to be deeper, an enhancer to have filters, a prior to
+    know labels."""
     name = f"init_from={config.init_from}"
     architecture, its = config.model.architecture, saved.config.model.architecture
     if (architecture, its) == (ENHANCER, AUTOENCODER_KL):
-        extra = ("architecture", "jpeg_grid", "tone_width", *_PARTS)
-        shared, its = (
-            {key: value for key, value in plain(model).items() if key not in extra}
-            for model in (config.model, saved.config.model)
-        )
-        if its != shared:
+        extra = ("tone_width", *_PARTS)
+        shared = {key: value for key, value in plain(config.model).items() if key not in extra}
+        if plain(saved.config.model) != shared | {"architecture": AUTOENCODER_KL}:
             raise DataError(
                 f"{name} holds the autoencoder {plain(saved.config.model)}, which an enhancer of "
                 f"{shared} cannot start from; give one of its sizes, or set --config.model to the "
@@ -173,7 +165,7 @@ def _start_from(
             )
         return with_autoencoder(jax.jit(lambda: initial_variables(config))(), saved.variables)
     if (architecture, its) == (AUTOENCODER_KL, AUTOENCODER_KL):
-        saved = _with_grid(_with_blocks(saved, config), config, tiles)
+        saved = _with_blocks(saved, config)
     elif (architecture, its) == (ENHANCER, ENHANCER):
         saved = _with_parts(saved, config)
     elif (architecture, its) == (PRIOR, PRIOR):
@@ -194,35 +186,13 @@ def _with_blocks(saved: SavedModel, config: ConfigDict) -> SavedModel:
         len(wanted[key]) != len(its[key]) or any(np.less(wanted[key], its[key])) for key in _DEPTHS
     ):
         return saved
-    fresh = _fresh(saved, wanted, config.seed)
+    larger = saved.config.copy_and_resolve_references()
+    larger.model.update(wanted)
+    larger.seed = config.seed
+    fresh = jax.jit(lambda: initial_variables(larger))()
     params = with_quiet_blocks(fresh["params"], saved.variables["params"])
-    return _changed(saved, wanted, {**saved.variables, "params": params})
-
-
-def _with_grid(
-    saved: SavedModel, config: ConfigDict, tiles: Callable[[], Iterable[np.ndarray]] | None
-) -> SavedModel:
-    """An autoencoder with linear codecs for JPEG's grid, where the config asks for them; other
-    photographs are coded as before."""
-    if saved.config.model.jpeg_grid or not config.model.jpeg_grid:
-        return saved
-    wanted = {"jpeg_grid": config.model.jpeg_grid}
-    fresh = _fresh(saved, wanted, config.seed)
-    params, fixed = dict(saved.variables["params"]), saved.variables["pca"]
-    for path in ("encoder", "decoder"):
-        params[path] = {**fresh["params"][path], **params[path]}
-    if tiles is not None:
-        components = fit_components(config, tiles, fixed["fit"])
-        fresh["pca"] |= {GRID: {"kernel": components}}
-    return _changed(saved, wanted, {"params": params, "pca": {**fresh["pca"], **fixed}})
-
-
-def _fresh(saved: SavedModel, settings: dict[str, Any], seed: int) -> dict:
-    """Fresh variables of the saved model's kind with other settings."""
-    config = saved.config.copy_and_resolve_references()
-    config.model.update(settings)
-    config.seed = seed
-    return jax.jit(lambda: initial_variables(config))()
+    variables = {**saved.variables, "params": params}
+    return dataclasses.replace(saved, config=larger, variables=variables)
 
 
 # What an enhancer may have or lack.

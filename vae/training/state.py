@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -25,16 +24,8 @@ from vae.models import (
     with_start,
 )
 from vae.models.enhancer import with_wide_likelihood
-from vae.models.grid import PHASES, fit_grid
 from vae.training.augment import shrink
-from vae.training.config import (
-    AUTOENCODER_KL,
-    ENHANCER,
-    FUNDUS_VAE,
-    LINEAR_START,
-    PRIOR,
-    has_grid,
-)
+from vae.training.config import AUTOENCODER_KL, ENHANCER, FUNDUS_VAE, LINEAR_START, PRIOR
 from vae.training.optimizer import make_optimizer
 
 
@@ -98,9 +89,8 @@ _MODULES = {
 }
 MIN_BETA = 0.01
 
-# What the linear path starts from: the units of the model, and the codec; with `jpeg_grid` the
-# components of each phase as well.
-LinearFit = tuple[PCA, Lapped] | tuple[PCA, Lapped, np.ndarray]
+# What the linear path starts from: the units of the model, and the codec.
+LinearFit = tuple[PCA, Lapped]
 
 
 def initial_variables(config: ConfigDict, fit: LinearFit | None = None) -> dict:
@@ -196,12 +186,7 @@ def _abstract_fit(config: ConfigDict) -> LinearFit:
         log_var=shape((channels,)),
         scale=shape(()),
     )
-    return (pca, lapped, _abstract_components(config)) if has_grid(config) else (pca, lapped)
-
-
-def _abstract_components(config: ConfigDict) -> jax.ShapeDtypeStruct:
-    patch = 3 * config.model.downsample**2
-    return jax.ShapeDtypeStruct((PHASES, patch, config.model.latent_channels), jnp.float32)
+    return pca, lapped
 
 
 def fit_linear(config: ConfigDict, read: Callable[[], Iterable[np.ndarray]]) -> LinearFit:
@@ -211,37 +196,16 @@ def fit_linear(config: ConfigDict, read: Callable[[], Iterable[np.ndarray]]) -> 
       config: The run's.
       read: Gives the same training tiles at every call, uint8 [b, S, S, 3] at a time.
     """
+    from jax.experimental import multihost_utils
 
-    def fit():
+    if jax.process_index() == 0:
         downsample = config.model.downsample
         tiles = functools.partial(_at_scales, read, config.data.scales, downsample)
         pca = fit_pca(tiles(), config.model.latent_channels, downsample)
         # Without a price on the rate a linear VAE has no optimum: any scale of the latents will do.
         beta = max(config.loss.beta, MIN_BETA)
         lapped = fit_lapped(tiles(), pca, config.model.linear_kernel, beta)
-        return (pca, lapped, fit_grid(read(), pca)) if has_grid(config) else (pca, lapped)
-
-    return _by_first_process(fit, _abstract_fit(config))
-
-
-def fit_components(
-    config: ConfigDict, read: Callable[[], Iterable[np.ndarray]], pca: PCA
-) -> np.ndarray:
-    """The components of each phase of JPEG's grid, for a model that has its PCA already.
-
-    Args:
-      config: The run's.
-      read: As for `fit_linear`.
-      pca: The model's.
-    """
-    return _by_first_process(lambda: fit_grid(read(), pca), _abstract_components(config))
-
-
-def _by_first_process(fit: Callable[[], Any], like: Any) -> Any:
-    from jax.experimental import multihost_utils
-
-    if jax.process_index() == 0:
-        found = jax.tree.map(np.asarray, fit())
+        fit = jax.tree.map(np.asarray, (pca, lapped))
     else:
-        found = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
-    return found if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(found)
+        fit = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), _abstract_fit(config))
+    return fit if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(fit)

@@ -13,7 +13,7 @@ from vae.models.enhancer import SHARPENING, TONE
 from vae.models.posterior import Posterior
 from vae.models.tone import WITHIN
 from vae.training.augment import augment, mask_squares
-from vae.training.config import ENHANCER, PRIOR, has_grid
+from vae.training.config import ENHANCER, PRIOR
 from vae.training.flow import flow_loss
 from vae.training.losses import objective_terms
 from vae.training.optimizer import learning_rate_schedule, make_optimizer
@@ -97,10 +97,7 @@ def make_train_step(
             variables, seen, lambda posterior: posterior.sample_rows(key, rows)
         )
         log_scale = model.apply(variables, method="log_scale")
-        inside = posterior
-        if has_grid(config):
-            inside = model.apply(variables, posterior, seen, method="unmarked")
-        terms = objective_terms(x, image, log_scale, inside, config.loss.likelihood)
+        terms = objective_terms(x, image, log_scale, posterior, config.loss.likelihood)
         mean, channels = posterior.mean, posterior.mean.shape[-1]
         metrics = {
             "nll": terms.nll.mean(),
@@ -109,7 +106,7 @@ def make_train_step(
             "ssim": terms.ssim.mean(),
             "mse": jnp.square(x - image).mean(),
             "posterior_std": jnp.exp(0.5 * posterior.log_var).mean(),
-            "kl_channel": inside.kl_map().reshape(len(x), -1, channels).sum(axis=1).mean(axis=0),
+            "kl_channel": posterior.kl_map().reshape(len(x), -1, channels).sum(axis=1).mean(axis=0),
             "latent_mean": mean.reshape(-1, channels).mean(axis=0),
             "latent_square": jnp.square(mean).reshape(-1, channels).mean(axis=0),
         }

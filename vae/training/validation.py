@@ -4,7 +4,6 @@ from ml_collections import ConfigDict
 
 from vae.data.errors import UsageError
 from vae.metrics import SSIM_WINDOW
-from vae.models.grid import BLOCK, LEAST, WHO
 from vae.training.config import (
     ARCHITECTURES,
     AUTOENCODER_KL,
@@ -12,7 +11,6 @@ from vae.training.config import (
     LINEAR_START,
     PRIOR,
     default_config,
-    has_grid,
 )
 
 LIKELIHOODS = ("gaussian", "laplace", "own_gaussian", "own_details")
@@ -304,15 +302,6 @@ def _check_autoencoder(config: ConfigDict, problems: _Problems) -> None:
         f"model.linear_kernel={model.linear_kernel} at model.downsample={model.downsample} reaches "
         f"over {values} values, and the fit takes at most {MAX_FIT_VALUES}; set "
         "model.linear_kernel=1",
-    )
-    if has_grid(config):
-        problems.choice("model.jpeg_grid", model.jpeg_grid, WHO)
-    fits = model.downsample == BLOCK and model.latent_channels >= LEAST
-    problems.require(
-        fits or not has_grid(config),
-        f"model.jpeg_grid={model.get('jpeg_grid')!r} needs model.downsample={BLOCK} and at least "
-        f"{LEAST} model.latent_channels, got {model.downsample} and {model.latent_channels}; set "
-        "model.jpeg_grid=''",
     )
     for path in ("data.size", "data.crop"):
         problems.require(
