@@ -3,7 +3,7 @@
     python benchmarks/enhancement_figure.py [--model enhance] [--out docs/figures/enhancement.jpg]
 
 The photograph is scikit-image's `retina` (CC0), of a camera that no model here was trained on. Its
-light, haze, blur and grain are computed (`vae.training.degradations`); the severities are below.
+light, haze, blur and grain are computed (`vae.models.degradations`); the severities are below.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from vae.data.images import encode_image
 from vae.data.views import centre_of
 from vae.inference.enhance import load_enhancer
 from vae.metrics import masked_psnr, masked_ssim
-from vae.training.degradations import Place, degrade
+from vae.models.degradations import Place, degrade
 
 SEVERITIES = {"haze": 0.6, "illumination": 0.5, "defocus": 0.3, "noise": 0.35}
 SEED = 4

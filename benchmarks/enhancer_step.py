@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vae.checkpoints.modules import initial_variables
 from vae.configs import enhance256
 from vae.data.synthetic import fundus_photograph
 from vae.data.views import VIEW
-from vae.training.degradations import DEGRADATIONS
+from vae.models.degradations import DEGRADATIONS
 from vae.training.pairs import make_pairs
 from vae.training.sharding import make_mesh, put_batch, tree_sharding
-from vae.training.state import abstract_state, initial_state, initial_variables
+from vae.training.state import abstract_state, initial_state
 from vae.training.steps import make_train_step
 
 

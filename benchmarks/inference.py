@@ -31,6 +31,8 @@ import psutil
 from etils import epath
 
 import vae
+from vae.checkpoints.exported import SavedModel, write_exported
+from vae.checkpoints.modules import initial_variables
 from vae.configs.fundus256 import get_config
 from vae.data.fov import find_fov
 from vae.data.images import encode_image, write_image
@@ -40,8 +42,7 @@ from vae.data.views import photograph_view, place_of
 from vae.inference.enhance import load_enhancer
 from vae.inference.model import MAX_BATCH, Model
 from vae.inference.windows import LARGEST, STEP, window_origins, window_side
-from vae.training.exported import SavedModel, write_exported
-from vae.training.state import fit_linear, initial_state, initial_variables
+from vae.training.state import fit_linear, initial_state
 
 HEIGHT, WIDTH, TILE = 2336, 3504, 256
 PARTS = ("reconstruct", "enhance", "torch", "encode")

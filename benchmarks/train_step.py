@@ -15,10 +15,11 @@ import time
 import jax
 import numpy as np
 
+from vae.checkpoints.modules import initial_variables
 from vae.configs.fundus256 import LATENT_CHANNELS, get_config
 from vae.data.synthetic import fundus_photograph
 from vae.training.sharding import make_mesh, put_batch, tree_sharding
-from vae.training.state import abstract_state, fit_linear, initial_state, initial_variables
+from vae.training.state import abstract_state, fit_linear, initial_state
 from vae.training.steps import make_train_step
 
 # Dense peak of the compute dtype's unit, FLOP/s a device, from the makers' data sheets.

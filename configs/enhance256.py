@@ -15,8 +15,8 @@ often and how much is `config.degrade`.
 
 from ml_collections import ConfigDict
 
+from vae.checkpoints.config import ENHANCER, default_config, make_brief
 from vae.data.errors import UsageError
-from vae.training.config import ENHANCER, default_config, make_brief
 
 PRESETS = ("f8c32", "tone", "sharpening", "detail", "smoke")
 # What the tone stage undoes.

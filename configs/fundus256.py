@@ -9,8 +9,8 @@ CPU; `smoke` runs everything once within seconds on data of its own.
 
 from ml_collections import ConfigDict
 
+from vae.checkpoints.config import default_config, make_brief
 from vae.data.errors import UsageError
-from vae.training.config import default_config, make_brief
 
 LATENT_CHANNELS = {"f8c4": 4, "f8c8": 8, "f8c16": 16, "f8c32": 32, "f8c48": 48}
 PRESETS = (*LATENT_CHANNELS, "demo", "smoke")

@@ -9,8 +9,8 @@ once within seconds on data of its own.
 
 from ml_collections import ConfigDict
 
+from vae.checkpoints.config import PRIOR, default_config, make_brief
 from vae.data.errors import UsageError
-from vae.training.config import PRIOR, default_config, make_brief
 
 PRESETS = ("f8c4", "large", "smoke")
 

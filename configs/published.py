@@ -8,8 +8,8 @@ same in small, to try it out.
 
 from ml_collections import ConfigDict
 
+from vae.checkpoints.config import FUNDUS_VAE, default_config
 from vae.data.errors import UsageError
-from vae.training.config import FUNDUS_VAE, default_config
 
 PRESETS = ("full", "tiny")
 

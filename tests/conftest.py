@@ -74,9 +74,9 @@ def finished(tiny_data, tmp_path_factory):
 @pytest.fixture(scope="session")
 def vector_model(tmp_path_factory):
     """An exported FundusVAE with one vector a tile of 32 pixels, not trained."""
+    from vae.checkpoints.exported import SavedModel, write_exported
+    from vae.checkpoints.modules import initial_variables
     from vae.configs.published import get_config
-    from vae.training.exported import SavedModel, write_exported
-    from vae.training.state import initial_variables
 
     config = get_config("tiny")
     size = config.model.latent_size

@@ -11,8 +11,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 FLOORS = (
     ("vae.data",),
     ("vae.metrics", "vae.models", "vae.weights"),
-    ("vae.training", "vae.configs"),
+    ("vae.checkpoints", "vae.configs"),
     ("vae.inference",),
+    ("vae.training",),
     ("vae.evaluation",),
     ("vae.convert_torch_checkpoint", "vae.cli", "vae.__init__"),
     ("run_experiment",),
@@ -73,6 +74,18 @@ def test_data_is_free_of_jax_and_tensorflow():
         if name.startswith("vae.data"):
             found = {target.split(".")[0] for target, _ in imported(path)}
             assert not found & {"jax", "flax", "tensorflow"}, name
+
+
+def test_a_model_is_loaded_without_training_code_and_optimizer():
+    code = (
+        "import sys, vae; vae.load_model(); vae.load_enhancer(); vae.load_sampler()\n"
+        "print([name for name in sys.modules if name.startswith(('vae.training', 'vae.evaluation'))"
+        " or name.split('.')[0] in ('optax', 'orbax', 'tensorflow', 'tensorflow_datasets')])"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert output.stdout.strip() == "[]"
 
 
 def test_import_costs_no_tensorflow():

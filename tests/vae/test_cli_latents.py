@@ -12,6 +12,8 @@ import pytest
 import zarr
 
 import vae
+from vae.checkpoints.exported import SavedModel, write_exported
+from vae.checkpoints.modules import make_model
 from vae.cli import main
 from vae.configs.published import get_config
 from vae.data.images import encode_image, read_image
@@ -19,8 +21,6 @@ from vae.data.inputs import open_inputs
 from vae.data.synthetic import fundus_photograph
 from vae.inference import latent_store
 from vae.inference.latent_store import open_latents
-from vae.training.exported import SavedModel, write_exported
-from vae.training.state import make_model
 
 
 @pytest.fixture(scope="module")

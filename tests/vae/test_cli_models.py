@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import vae
+from vae.checkpoints.exported import portable
+from vae.checkpoints.reading import read_model
 from vae.cli import main
 from vae.configs import published
-from vae.training.exported import portable
-from vae.training.saved import read_model
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,9 @@
 
 import pytest
 
+from vae.checkpoints.config import default_config
 from vae.configs.fundus256 import PRESETS, get_config
 from vae.data.errors import UsageError
-from vae.training.config import default_config
 from vae.training.state import abstract_state
 from vae.training.validation import validate
 

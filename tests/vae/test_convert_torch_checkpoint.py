@@ -15,12 +15,12 @@ import jax
 import numpy as np
 import pytest
 
+from vae.checkpoints.exported import EXPORTED, write_exported
+from vae.checkpoints.modules import initial_variables, make_model
+from vae.checkpoints.reading import read_model, variables_hash
 from vae.configs.fundus256 import get_config
 from vae.data.errors import DataError
 from vae.models import FundusVAE
-from vae.training.exported import EXPORTED, write_exported
-from vae.training.saved import read_model, variables_hash
-from vae.training.state import initial_variables, make_model
 
 torch = pytest.importorskip("torch")
 

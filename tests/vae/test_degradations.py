@@ -12,7 +12,7 @@ from skimage import data as bundled
 from vae.cli import main
 from vae.data.images import read_image, write_image
 from vae.inference.contact_sheet import contact_sheet
-from vae.training.degradations import DEGRADATIONS, GAMMA, REACH, Place, degrade
+from vae.models.degradations import DEGRADATIONS, GAMMA, REACH, Place, degrade
 
 SIDE = 64
 KEY = jax.random.key(7)

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import pytest
 
+from vae.checkpoints.reading import read_model
 from vae.data.errors import UsageError
 from vae.training.distributed import initialize
-from vae.training.saved import read_model
 from vae.training.train import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

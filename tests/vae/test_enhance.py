@@ -13,6 +13,8 @@ from skimage import data as bundled
 
 import vae
 from tests.data.test_images import swapped_profile
+from vae.checkpoints.exported import SavedModel, write_exported
+from vae.checkpoints.modules import initial_variables
 from vae.cli import main
 from vae.configs import enhance256
 from vae.data.errors import DataError
@@ -22,8 +24,6 @@ from vae.data.inputs import open_inputs
 from vae.data.views import photograph_view, place_of
 from vae.inference import enhance, windows
 from vae.inference.enhance import EnhancementModel, load_enhancer
-from vae.training.exported import SavedModel, write_exported
-from vae.training.state import initial_variables
 
 SIDE = 328  # several windows, and no multiple of the latents' patch in the other axis
 FOV = FieldOfView(150.0, 170.0, 140.0, 30.0, 310.0, 10.0, 290.0)

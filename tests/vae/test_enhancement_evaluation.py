@@ -11,6 +11,7 @@ import pytest
 from skimage import data as bundled
 
 from tests.vae.test_enhance import saved_model
+from vae.checkpoints.modules import initial_variables
 from vae.configs import enhance256
 from vae.data import demo
 from vae.data.errors import DataError
@@ -20,7 +21,6 @@ from vae.evaluation.enhancement import CASES, Case, degrade_case, evaluate_enhan
 from vae.evaluation.enhancement.classical import METHODS
 from vae.evaluation.enhancement.run import RESULTS, TABLE
 from vae.evaluation.enhancement.structure import compare_structure, find_structure, vesselness
-from vae.training.state import initial_variables
 
 FOV = np.ones((192, 192), bool)
 

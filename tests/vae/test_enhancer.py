@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vae.checkpoints.modules import initial_variables, make_model
 from vae.configs import enhance256
 from vae.data.errors import UsageError
 from vae.data.views import MARGIN, VIEW
 from vae.models import AutoencoderKL, with_autoencoder
 from vae.models.tone import GRID, _weights
-from vae.training.state import initial_variables, make_model
 from vae.training.validation import validate
 
 SIDE = 160

@@ -4,14 +4,15 @@ import jax
 import numpy as np
 import pytest
 
+from vae.checkpoints.modules import initial_variables
+from vae.checkpoints.reading import SavedModel, read_model
 from vae.configs import enhance256
 from vae.data import demo
 from vae.data.errors import DataError
 from vae.data.pipeline import open_dataset, train_batches
-from vae.training.saved import SavedModel, read_model
 from vae.training.sharding import make_mesh, put_batch, tree_sharding
 from vae.training.start import _start_from, check_same_run, plain, start_state
-from vae.training.state import abstract_state, initial_variables
+from vae.training.state import abstract_state
 from vae.training.steps import make_train_step
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import vae
+from vae.checkpoints.reading import read_model
 from vae.data.errors import DataError, UsageError
 from vae.inference import stablehlo
 from vae.inference.stablehlo import write_stablehlo
-from vae.training.saved import read_model
 
 
 def run_readme(folder, images):

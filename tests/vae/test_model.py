@@ -8,11 +8,11 @@ import pytest
 from etils import epath
 
 import vae
+from vae.checkpoints.exported import EXPORTED, SavedModel, write_exported
 from vae.configs.published import get_config
 from vae.data.errors import DataError
 from vae.data.images import write_image
 from vae.inference.model import MAX_BATCH, Model
-from vae.training.exported import EXPORTED, SavedModel, write_exported
 from vae.training.state import abstract_state
 
 

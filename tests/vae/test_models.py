@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from vae.checkpoints.modules import make_model
 from vae.configs.fundus256 import LATENT_CHANNELS, get_config
 from vae.data.synthetic import fundus_photograph
 from vae.metrics import to_float, to_uint8
 from vae.models import AutoencoderKL, Posterior, fit_pca, with_start
 from vae.models.layers import depth_to_space, space_to_depth
-from vae.training.state import abstract_state, make_model
+from vae.training.state import abstract_state
 
 SMALL = AutoencoderKL(
     latent_channels=8, width=8, deep_width=8, encoder_depth=(1, 1), decoder_depth=(1, 1)

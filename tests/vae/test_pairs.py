@@ -7,9 +7,9 @@ import pytest
 
 from vae.configs import enhance256
 from vae.data.views import MARGIN, VIEW
+from vae.models.degradations import DEGRADATIONS
 from vae.models.tone import WITHIN
 from vae.training.augment import Cut
-from vae.training.degradations import DEGRADATIONS
 from vae.training.pairs import (
     _turn,
     degrade_tile,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vae.checkpoints.reading import read_model
 from vae.configs import prior256
 from vae.data import demo
 from vae.data.errors import DataError, UsageError
@@ -16,7 +17,6 @@ from vae.models.prior import deviations
 from vae.models.spectrum import Spectrum
 from vae.training.flow import flow_loss, label_numbers, make_encoder
 from vae.training.prior import for_latents, read_autoencoder
-from vae.training.saved import read_model
 from vae.training.sharding import make_mesh, put_batch, tree_sharding
 from vae.training.start import _start_from, start_state
 from vae.training.state import abstract_state

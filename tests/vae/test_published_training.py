@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from vae.checkpoints.exported import EXPORTED, write_exported
+from vae.checkpoints.modules import initial_variables
+from vae.checkpoints.reading import read_model, variables_hash
 from vae.configs.published import get_config
 from vae.data.errors import DataError, UsageError
 from vae.data.fundus_tiles.build import build
 from vae.data.images import read_image, write_image
 from vae.training.augment import SQUARES, mask_squares
-from vae.training.exported import EXPORTED, write_exported
-from vae.training.saved import read_model, variables_hash
 from vae.training.sharding import partition, put_batch, tree_sharding
-from vae.training.state import abstract_state, initial_state, initial_variables
+from vae.training.state import abstract_state, initial_state
 from vae.training.steps import make_train_step
 from vae.training.train import train
 from vae.training.validation import validate

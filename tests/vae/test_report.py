@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from vae.checkpoints.reading import read_model
 from vae.evaluation.curves import truncate
 from vae.evaluation.photographs import PhotographEvaluation
 from vae.evaluation.report import pick, write_report
@@ -19,7 +20,6 @@ from vae.evaluation.report.pictures import choose_gain, tile_views
 from vae.evaluation.report.plots import Axis
 from vae.evaluation.run import evaluate_model
 from vae.models.pca import fit_pca
-from vae.training.saved import read_model
 
 VOID = {"meta", "img", "br"}
 HOSTILE = "\"><script>alert(1)</script><img src=x onerror=alert(2)> ü&'</style></script>"

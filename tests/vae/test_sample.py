@@ -8,6 +8,9 @@ import pytest
 from PIL import Image
 
 from vae import weights
+from vae.checkpoints.exported import SavedModel, write_exported
+from vae.checkpoints.modules import initial_variables
+from vae.checkpoints.reading import read_model, variables_hash
 from vae.cli import main
 from vae.configs import prior256
 from vae.data import demo
@@ -18,11 +21,8 @@ from vae.inference.model import Model, load_model
 from vae.inference.sample import CHUNK, Sampler, _slerp, _times, load_sampler
 from vae.inference.sample_files import grid
 from vae.models import with_spectrum
-from vae.training.exported import SavedModel, write_exported
 from vae.training.flow import spectrum_of
 from vae.training.prior import for_latents
-from vae.training.saved import read_model, variables_hash
-from vae.training.state import initial_variables
 
 SIDE = 64
 

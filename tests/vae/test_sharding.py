@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from vae.checkpoints.modules import initial_variables
 from vae.configs import enhance256, fundus256, prior256, published
 from vae.training.optimizer import path_name
 from vae.training.sharding import (
@@ -24,7 +25,7 @@ from vae.training.sharding import (
     make_mesh,
     tree_sharding,
 )
-from vae.training.state import abstract_state, initial_variables
+from vae.training.state import abstract_state
 from vae.training.steps import make_train_step
 
 GOLDEN = pathlib.Path(__file__).with_name("golden_partitions.json")

@@ -6,12 +6,13 @@ import jax
 import numpy as np
 import pytest
 
+from vae.checkpoints.modules import initial_variables, make_model
+from vae.checkpoints.reading import SavedModel
 from vae.configs import enhance256, fundus256, prior256
 from vae.data.errors import DataError
-from vae.training.saved import SavedModel
 from vae.training.sharding import make_mesh, tree_sharding
 from vae.training.start import _start_from, state_of
-from vae.training.state import abstract_state, initial_state, initial_variables, make_model
+from vae.training.state import abstract_state, initial_state
 
 CONFIGS = {"autoencoder": fundus256, "enhancer": enhance256, "prior": prior256}
 

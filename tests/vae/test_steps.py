@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
+from vae.checkpoints.modules import initial_variables, make_model
 from vae.configs.fundus256 import get_config
 from vae.data.pipeline import first_tiles, open_dataset
 from vae.data.synthetic import fundus_photograph
@@ -14,13 +15,7 @@ from vae.training.augment import augment, shrink
 from vae.training.optimizer import learning_rate_schedule
 from vae.training.randomness import step_key
 from vae.training.sharding import local_rows, make_mesh, partition, put_batch, tree_sharding
-from vae.training.state import (
-    abstract_state,
-    fit_linear,
-    initial_state,
-    initial_variables,
-    make_model,
-)
+from vae.training.state import abstract_state, fit_linear, initial_state
 from vae.training.steps import make_train_step
 
 STEPS, RATE = 5, 1e-3

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vae.data.views import VIEW
+from vae.models.degradations import GAMMA, Place, degrade
 from vae.models.tone import (
     COEFFICIENTS,
     GRID,
@@ -17,7 +18,6 @@ from vae.models.tone import (
     to_light,
     usual_error,
 )
-from vae.training.degradations import GAMMA, Place, degrade
 
 PLACE = np.array([[31.5, 31.5, 40.0]], np.float32)
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 import vae
+from vae.checkpoints.reading import read_config, read_model
 from vae.data.errors import DataError
 from vae.data.fundus_tiles.build import build
 from vae.training.checkpoint import Checkpoints
-from vae.training.saved import read_config, read_model
 from vae.training.state import abstract_state
 from vae.training.train import IN_FLIGHT, NonFiniteLossError, evaluate_workdir, train
 

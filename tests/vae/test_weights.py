@@ -13,7 +13,7 @@ from vae import weights
 from vae.cli import main
 from vae.data.fov import find_fov
 from vae.metrics import masked_psnr, masked_ssim, ssim, to_float, to_uint8
-from vae.training.degradations import Place, degrade
+from vae.models.degradations import Place, degrade
 
 SIDE, COUNT = 128, 12
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vae.checkpoints.modules import make_model
 from vae.configs.fundus256 import LATENT_CHANNELS, get_config
 from vae.inference.windows import (
     decode_windows,
@@ -15,7 +16,6 @@ from vae.inference.windows import (
     window_origins,
     window_side,
 )
-from vae.training.state import make_model
 
 FACTOR = 4
 # Two 3 x 3 convolutions at latent resolution in each half.

@@ -96,8 +96,8 @@ def _evaluate(
         raise UsageError(f"--limit {limit}: expected a number of tiles, or 0 for all")
     if beside and not report:
         raise UsageError("--beside adds models to the curves of --report DIR, which is missing")
-    from vae.training.config import ENHANCER, PRIOR
-    from vae.training.saved import read_model
+    from vae.checkpoints.config import ENHANCER, PRIOR
+    from vae.checkpoints.reading import read_model
 
     saved = read_model(model)
     if saved.config.model.architecture == PRIOR:
@@ -126,8 +126,8 @@ def _evaluate(
 
 
 def _info(model: str, as_json: bool) -> int:
+    from vae.checkpoints.reading import read_model
     from vae.evaluation.about import about_model, format_about
-    from vae.training.saved import read_model
 
     about = about_model(read_model(model))
     print(json.dumps(about, indent=2, ensure_ascii=False) if as_json else format_about(about))
@@ -143,8 +143,8 @@ def _export(
         raise UsageError(f"--dtype {dtype} is for --out; StableHLO programs are float32")
     if out and Path(out).suffix != ".safetensors":
         raise UsageError(f"--out {out}: expected a name that ends in .safetensors")
-    from vae.training.config import ENHANCER, PRIOR
-    from vae.training.saved import averaged, read_model
+    from vae.checkpoints.config import ENHANCER, PRIOR
+    from vae.checkpoints.reading import averaged, read_model
 
     saved = averaged(read_model(model), [read_model(other) for other in average])
     kind = saved.config.model.architecture
@@ -154,7 +154,7 @@ def _export(
             f"architecture {kind}; --out FILE.safetensors takes any"
         )
     if out:
-        from vae.training.exported import portable, write_exported
+        from vae.checkpoints.exported import portable, write_exported
 
         write_exported(out, portable(saved), dtype=dtype)
         print(f"{out}: {Path(out).stat().st_size:,d} bytes, {dtype}")

@@ -12,6 +12,10 @@ import tqdm
 from etils import epath
 
 import vae
+from vae.checkpoints.config import FUNDUS_VAE
+from vae.checkpoints.exported import EXPORTED, SavedModel, read_exported, write_exported
+from vae.checkpoints.modules import make_model
+from vae.checkpoints.reading import read_model
 from vae.configs.published import get_config
 from vae.convert_torch_checkpoint import convert
 from vae.convert_torch_checkpoint.source import read_state, verify_checksums
@@ -21,10 +25,6 @@ from vae.data.errors import DataError, UsageError
 from vae.data.files import replacing, unfinished_name
 from vae.data.outputs import claim_folder, claim_new
 from vae.models import FundusVAE
-from vae.training.config import FUNDUS_VAE
-from vae.training.exported import EXPORTED, SavedModel, read_exported, write_exported
-from vae.training.saved import read_model
-from vae.training.state import make_model
 
 COMMAND = "convert_torch_checkpoint"
 

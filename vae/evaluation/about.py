@@ -5,11 +5,11 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from vae.checkpoints.config import PRIOR
+from vae.checkpoints.exported import SavedModel
+from vae.checkpoints.reading import CHECKPOINTS
 from vae.evaluation.run import RESULTS
 from vae.inference.describe import describe, describe_prior
-from vae.training.config import PRIOR
-from vae.training.exported import SavedModel
-from vae.training.saved import CHECKPOINTS
 
 _WIDTH = 100
 _UNKNOWN = "unknown"

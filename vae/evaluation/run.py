@@ -12,6 +12,9 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vae.checkpoints.exported import SavedModel
+from vae.checkpoints.modules import make_model
+from vae.checkpoints.reading import variables_hash
 from vae.data.errors import DataError, UsageError
 from vae.data.files import require_writable
 from vae.data.pipeline import Dataset, eval_batches, open_dataset
@@ -23,10 +26,7 @@ from vae.evaluation.origin import origin
 from vae.evaluation.passes import Split
 from vae.evaluation.photographs import PhotographEvaluation, whole_photographs
 from vae.evaluation.scoring import latent_size
-from vae.training.exported import SavedModel
-from vae.training.saved import variables_hash
 from vae.training.sharding import local_rows, make_mesh, replicated
-from vae.training.state import make_model
 
 RESULTS = "results.json"
 TILES = "tiles.csv"

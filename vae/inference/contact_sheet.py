@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vae.data.errors import DataError
 from vae.data.fov import find_fov, fov_mask
-from vae.training.degradations import DEGRADATIONS, WHOLE, Place, degrade
+from vae.models.degradations import DEGRADATIONS, WHOLE, Place, degrade
 
 SEVERITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 PANEL = 240

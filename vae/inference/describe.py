@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae.training.exported import SavedModel
-from vae.training.saved import CHECKPOINTS, variables_hash
-from vae.training.state import make_model
+from vae.checkpoints.exported import SavedModel
+from vae.checkpoints.modules import make_model
+from vae.checkpoints.reading import CHECKPOINTS, variables_hash
 
 # A latent channel whose mean varies less than this over images says nothing of them; its posterior
 # is the prior (Burda, Grosse, Salakhutdinov, 2016: variance of the posterior mean above 0.01).

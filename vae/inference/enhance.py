@@ -17,6 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae import weights
+from vae.checkpoints.config import ENHANCER, PRIOR
+from vae.checkpoints.modules import make_model
+from vae.checkpoints.reading import SavedModel, read_model, variables_hash
 from vae.data.errors import DataError
 from vae.data.fov import FieldOfView
 from vae.data.views import photograph_view, place_of
@@ -26,9 +29,6 @@ from vae.inference.windows import filter_windows
 from vae.metrics import to_float
 from vae.models.layers import depth_to_space, space_to_depth
 from vae.models.periodogram import HOP, SIDE, window_powers
-from vae.training.config import ENHANCER, PRIOR
-from vae.training.saved import SavedModel, read_model, variables_hash
-from vae.training.state import make_model
 
 # Rows of a photograph whose tone is made at once; a multiple of HOP.
 STRIP = 256

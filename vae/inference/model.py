@@ -10,14 +10,14 @@ import jax
 import numpy as np
 
 from vae import weights
+from vae.checkpoints.config import ENHANCER, PRIOR
+from vae.checkpoints.modules import make_model
+from vae.checkpoints.reading import SavedModel, read_model, variables_hash
 from vae.data.errors import DataError
 from vae.inference.blending import reconstruct_blended
 from vae.inference.windows import LARGEST, decode_windows, encode_windows
 from vae.metrics import to_float, to_uint8
 from vae.models import Posterior
-from vae.training.config import ENHANCER, PRIOR
-from vae.training.saved import SavedModel, read_model, variables_hash
-from vae.training.state import make_model
 
 # Images in a call: at most so many, and at most so many pixels. Smaller numbers are filled up to a
 # power of two, so few shapes are ever compiled.

@@ -6,7 +6,7 @@ darkness and low contrast change both alike. Of 145 photographs of five cameras 
 retina, reduced to 700 pixels, it lies between
 
     as they are, a tenth as bright, or under veils that leave a fifth      0.15 and 0.98
-    lit unevenly, as the worst of `vae.training.degradations`              0.08 and 0.38
+    lit unevenly, as the worst of `vae.models.degradations`              0.08 and 0.38
     with half of their saturation, also a quarter as bright                0.09 and 0.53
     darkened by a gamma of 2.2                                             0.05 and 0.73
     with a quarter of their saturation: hardly colour                      0.04 and 0.28

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae import weights
+from vae.checkpoints.config import AUTOENCODER_KL, FUNDUS_VAE, PRIOR
+from vae.checkpoints.exported import SavedModel
+from vae.checkpoints.modules import make_model
+from vae.checkpoints.reading import read_model, variables_hash
 from vae.data.errors import DataError, UsageError
 from vae.data.names import composed
 from vae.inference.model import Model
 from vae.models import LatentFlow
-from vae.training.config import AUTOENCODER_KL, FUNDUS_VAE, PRIOR
-from vae.training.exported import SavedModel
-from vae.training.saved import read_model, variables_hash
-from vae.training.state import make_model
 
 # The prior N(0, I), by name: the published model's, and a row to compare with.
 NORMAL = "normal"

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from jax import export
 
 import vae
+from vae.checkpoints.exported import SavedModel
+from vae.checkpoints.modules import make_model
 from vae.data.errors import DataError, UsageError
 from vae.data.files import unfinished_name
 from vae.inference.describe import describe
 from vae.metrics import to_float, to_uint8
-from vae.training.exported import SavedModel
-from vae.training.state import make_model
 
 ENCODE, DECODE = "encode.stablehlo", "decode.stablehlo"
 ABOUT, README = "about.json", "README.txt"

@@ -9,15 +9,15 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vae.checkpoints.exported import SavedModel
+from vae.checkpoints.modules import join_variables, make_model
 from vae.data.names import composed
 from vae.metrics import to_float
 from vae.models.prior import LatentFlow, deviations
 from vae.models.spectrum import Spectrum, bands, fit_spectrum, octaves
 from vae.training.augment import augment
-from vae.training.exported import SavedModel
 from vae.training.randomness import step_key
 from vae.training.sharding import batch_sharding, replicated
-from vae.training.state import join_variables, make_model
 
 # The times of training, sigmoids of a normal distribution (Esser et al., 2024): most are where
 # waves of middling length are decided, and some where the shortest and the longest are.

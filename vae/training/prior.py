@@ -6,13 +6,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from vae.checkpoints.config import AUTOENCODER_KL
+from vae.checkpoints.exported import SavedModel
+from vae.checkpoints.reading import read_model
 from vae.data.errors import DataError, UsageError
 from vae.data.pipeline import Dataset
 from vae.models import Spectrum
-from vae.training.config import AUTOENCODER_KL
-from vae.training.exported import SavedModel
 from vae.training.flow import spectrum_of
-from vae.training.saved import read_model
 from vae.training.state import abstract_state
 
 # More names than anybody means as labels: then they are something else's.

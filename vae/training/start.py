@@ -10,19 +10,14 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from vae.checkpoints.config import AUTOENCODER_KL, ENHANCER, PRIOR, default_config
+from vae.checkpoints.modules import initial_variables, starts_linear
+from vae.checkpoints.reading import SavedModel, read_model
 from vae.data.errors import DataError, UsageError
 from vae.data.pipeline import Dataset, first_tiles, open_dataset
 from vae.models import with_autoencoder, with_quiet_blocks, with_spectrum
-from vae.training.config import AUTOENCODER_KL, ENHANCER, PRIOR, default_config
 from vae.training.prior import fit_prior
-from vae.training.saved import SavedModel, read_model
-from vae.training.state import (
-    TrainState,
-    fit_linear,
-    initial_state,
-    initial_variables,
-    starts_linear,
-)
+from vae.training.state import TrainState, fit_linear, initial_state
 
 
 def open_data(config: ConfigDict, workdir: epath.Path) -> Dataset:

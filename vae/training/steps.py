@@ -8,19 +8,20 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vae.checkpoints.config import ENHANCER, PRIOR
+from vae.checkpoints.modules import join_variables, make_model
 from vae.metrics import to_float
 from vae.models.enhancer import SHARPENING, TONE
 from vae.models.posterior import Posterior
 from vae.models.tone import WITHIN
 from vae.training.augment import augment, mask_squares
-from vae.training.config import ENHANCER, PRIOR
 from vae.training.flow import flow_loss
 from vae.training.losses import objective_terms
 from vae.training.optimizer import learning_rate_schedule, make_optimizer
 from vae.training.pairs import make_pairs, make_view_pairs
 from vae.training.randomness import step_key
 from vae.training.sharding import batch_sharding, replicated
-from vae.training.state import TrainState, join_variables, make_model
+from vae.training.state import TrainState
 
 # The running latent statistics forget with this factor a step, once they have seen enough.
 LATENT_DECAY = 0.99

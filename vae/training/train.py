@@ -16,17 +16,17 @@ from etils import epath
 from ml_collections import ConfigDict
 
 import vae
+from vae.checkpoints.config import ENHANCER, PRIOR
+from vae.checkpoints.exported import SavedModel
+from vae.checkpoints.reading import CHECKPOINTS, read_model, variables_hash, write_config
 from vae.data.errors import DataError, FundusError
 from vae.data.pipeline import Dataset, open_dataset, paired, train_batches
 from vae.training.checkpoint import Checkpoints
-from vae.training.config import ENHANCER, PRIOR
-from vae.training.exported import SavedModel
 from vae.training.flow import label_numbers, make_encoder
 from vae.training.log import Clock, RunLog, console_line
 from vae.training.prior import for_latents, read_autoencoder
 from vae.training.profile import Profile
 from vae.training.resident import ResidentTiles
-from vae.training.saved import CHECKPOINTS, read_model, variables_hash, write_config
 from vae.training.sharding import (
     largest_leaves,
     local_rows,

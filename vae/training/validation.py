@@ -2,9 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from vae.data.errors import UsageError
-from vae.metrics import SSIM_WINDOW
-from vae.training.config import (
+from vae.checkpoints.config import (
     ARCHITECTURES,
     AUTOENCODER_KL,
     ENHANCER,
@@ -12,6 +10,8 @@ from vae.training.config import (
     PRIOR,
     default_config,
 )
+from vae.data.errors import UsageError
+from vae.metrics import SSIM_WINDOW
 
 LIKELIHOODS = ("gaussian", "laplace", "own_gaussian", "own_details")
 LOSS_UNITS = ("value", "tile")

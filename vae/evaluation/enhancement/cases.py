@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vae.checkpoints.config import ENHANCER, default_config
 from vae.data.errors import DataError
 from vae.data.pipeline import Dataset, eval_batches
-from vae.training.config import ENHANCER, default_config
-from vae.training.degradations import DEGRADATIONS
+from vae.models.degradations import DEGRADATIONS
 from vae.training.pairs import degrade_tile, draw_severities
 
 SEVERITIES = (1 / 3, 2 / 3, 1.0)

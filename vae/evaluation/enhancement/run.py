@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vae.checkpoints.exported import SavedModel
 from vae.data.cores import available_cores
 from vae.data.errors import DataError, UsageError
 from vae.data.files import write_beside
@@ -37,7 +38,6 @@ from vae.evaluation.origin import origin
 from vae.evaluation.report.page import PAGE
 from vae.inference.enhance import EnhancementModel
 from vae.metrics import masked_psnr, masked_ssim
-from vae.training.exported import SavedModel
 
 RESULTS, TABLE, FIGURE = "enhancement.json", "enhancement.csv", "enhancement.png"
 TILES = 22

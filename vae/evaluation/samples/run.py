@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vae.checkpoints.exported import SavedModel
 from vae.data.errors import DataError, UsageError
 from vae.data.files import write_beside
 from vae.data.pipeline import Dataset, eval_batches, open_dataset
@@ -22,7 +23,6 @@ from vae.inference.model import Model
 from vae.inference.reconstruct import write_picture
 from vae.inference.sample import Sampler
 from vae.inference.sample_files import grid, origin_of
-from vae.training.exported import SavedModel
 
 RESULTS, SHEETS = "samples.json", "sheets"
 # Training tiles that the others are compared with, for each that is made; halves of their patients

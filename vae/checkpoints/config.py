@@ -200,7 +200,7 @@ def _enhancer() -> ConfigDict:
 
 
 def _degrade() -> ConfigDict:
-    """What training does to clean tiles; formulas and units are `vae.training.degradations`'."""
+    """What training does to clean tiles; formulas and units are `vae.models.degradations`'."""
     degrade = ConfigDict()
     degrade.clean = 0.15  # share of tiles that stay clean
     degrade.probability = 0.3  # of each degradation in the others

@@ -13,13 +13,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from vae import weights
+from vae.checkpoints.config import from_dict
+from vae.checkpoints.exported import EXPORTED, SavedModel, read_exported
+from vae.checkpoints.modules import abstract_model, join_variables, split_variables
 from vae.data.errors import DataError
 from vae.data.files import require_regular, write_beside
 from vae.data.images import IMAGE_SUFFIXES
-from vae.training.checkpoint import Checkpoints
-from vae.training.config import from_dict
-from vae.training.exported import EXPORTED, SavedModel, read_exported
-from vae.training.state import abstract_state, join_variables
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -99,12 +98,14 @@ def read_model(path: str | os.PathLike) -> SavedModel:
     config = read_config(workdir)
     if not (workdir / CHECKPOINTS).exists():
         raise DataError(f"{workdir} has no checkpoint yet; train it first")
-    checkpoints = Checkpoints(workdir / CHECKPOINTS)
+    from vae.checkpoints.steps import ModelSteps  # Orbax takes a second that files need not wait.
+
+    checkpoints = ModelSteps(workdir / CHECKPOINTS)
     try:
         step = checkpoints.latest_step() if step is None else step
         if step is None:
             raise DataError(f"{workdir} has no complete checkpoint; train it first")
-        fields = checkpoints.restore_model(step, _on_one_device(abstract_state(config)))
+        fields = checkpoints.restore_model(step, _on_one_device(_abstract_item(config)))
         about = checkpoints.about(step)
     finally:
         checkpoints.close()
@@ -159,6 +160,16 @@ def variables_hash(variables: dict[str, Any]) -> str:
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()[:16]
+
+
+def _abstract_item(config: ConfigDict) -> dict[str, Any]:
+    """Shapes and dtypes of the model in a checkpoint."""
+    from vae.checkpoints.steps import model_item
+
+    variables, statistics = abstract_model(config)
+    params, fixed, batch_stats = split_variables(variables)
+    fields = {"ema_params": params, "fixed": fixed, "batch_stats": batch_stats, **statistics}
+    return model_item({"step": jax.ShapeDtypeStruct((), np.int32), **fields})
 
 
 def _on_one_device(abstract: Any) -> Any:

@@ -12,11 +12,11 @@ from ml_collections import ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from vae.checkpoints.config import from_dict
+from vae.checkpoints.modules import abstract_model
 from vae.data.errors import DataError
 from vae.data.files import replacing, require_regular
 from vae.models.autoencoder import LINEAR
-from vae.training.config import from_dict
-from vae.training.state import abstract_state
 
 EXPORTED = "model.safetensors"
 FORMAT = "fundus-vae 1"
@@ -134,8 +134,8 @@ def read_exported(path: epath.PathLike) -> SavedModel:
             names = file.keys()
             _check_depth(path, config, len(names))
             step, about = int(metadata["step"]), json.loads(metadata["about"])
-            state = abstract_state(config)
-            wanted = _flat(state.variables) | {name: getattr(state, name) for name in STATISTICS}
+            variables, abstract_statistics = abstract_model(config)
+            wanted = _flat(variables) | abstract_statistics
             have = {name: tuple(file.get_slice(name).get_shape()) for name in names}
             _compare(path, have, wanted)
             leaves = {
@@ -151,7 +151,7 @@ def read_exported(path: epath.PathLike) -> SavedModel:
         path=path,
         config=config,
         step=step,
-        variables=_nested(leaves, state.variables),
+        variables=_nested(leaves, variables),
         about=about,
         **statistics,
     )

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.random import threefry_2x32
 
-from vae.training.filters import REACH, along_axes, convolve, disc, gaussian, line
+from vae.models.filters import REACH, along_axes, convolve, disc, gaussian, line
 
 __all__ = ["BLURS", "DEGRADATIONS", "GAMMA", "REACH", "WHOLE", "Place", "degrade"]
 

@@ -1,0 +1,150 @@
+"""Checkpoints by Orbax, as far as a model is read from them.
+
+`checkpoints/STEP/model` holds the averaged parameters, the other variables and the latent
+statistics; `checkpoints/STEP/training`, which training alone reads, the optimizer's state, and the
+raw parameters where those of the model are averages; `.../about` tells their data and model.
+"""
+
+import logging as python_logging
+import traceback
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+
+from vae.data.errors import DataError
+
+MODEL, TRAINING = "model", "training"
+
+
+class _Raised(python_logging.Filter):
+    """Drops records about Orbax's tasks, with their tracebacks: it raises the same."""
+
+    def filter(self, record: python_logging.LogRecord) -> bool:
+        frames = traceback.extract_tb(record.exc_info[2]) if record.exc_info else []
+        return not any("orbax" in path for path in (record.pathname, *(f.filename for f in frames)))
+
+
+_RAISED = _Raised()  # one object: adding it again changes nothing
+
+
+class ModelSteps:
+    """The checkpoints of one directory, to be read; `vae.training.checkpoint` writes them."""
+
+    def __init__(self, directory: epath.PathLike, keep: int = 3):
+        self.directory = epath.Path(directory).absolute()
+        for logger in (logging.get_absl_logger(), python_logging.getLogger("asyncio")):
+            logger.addFilter(_RAISED)
+        if self.directory.exists() and not self.directory.is_dir():
+            raise DataError(f"{self.directory} is no folder; expected the checkpoints of a run")
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            item_handlers={
+                MODEL: ocp.StandardCheckpointHandler(),
+                TRAINING: ocp.StandardCheckpointHandler(),
+                "about": ocp.JsonCheckpointHandler(),
+            },
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+                # On the CPU backend a donated buffer may still be being written out.
+                enable_async_checkpointing=jax.default_backend() != "cpu",
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        """The newest complete checkpoint's step."""
+        return self._manager.latest_step()
+
+    def about(self, step: int) -> dict[str, Any]:
+        """What `save` was told about the checkpoint."""
+        try:
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(about=ocp.args.JsonRestore())
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise self._unreadable(step, error) from error
+        if not isinstance(restored["about"], dict):
+            raise self._unreadable(step, ValueError("its item about holds something else"))
+        return restored["about"]
+
+    def close(self) -> None:
+        """Releases the threads."""
+        self._manager.close()
+
+    def restore_model(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+        """Reads a model.
+
+        Args:
+          step: Of a complete checkpoint.
+          abstract: Shapes, dtypes and shardings, from `model_item`.
+
+        Returns:
+          step, ema_params, fixed, batch_stats, latent_mean, latent_var.
+
+        Raises:
+          DataError: Damaged, or of another model (every differing leaf is named).
+        """
+        return {"fixed": {}, "batch_stats": {}} | self._restore(step, {MODEL: abstract})[MODEL]
+
+    def _restore(self, step: int, wanted: dict[str, dict]) -> dict[str, dict[str, Any]]:
+        try:
+            saved = self._manager.item_metadata(step)
+            for item, tree in wanted.items():
+                _compare(self.directory / str(step), saved[item], tree)
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    **{item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()}
+                ),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self._unreadable(step, error) from error
+        return {item: restored[item] for item in wanted}
+
+    def _unreadable(self, step: int, error: Exception) -> DataError:
+        return DataError(
+            f"checkpoint {self.directory / str(step)} cannot be read: {one_line(error)}; remove "
+            "that directory to fall back to the one before it"
+        )
+
+
+def model_item(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a model that a checkpoint stores; empty collections are not stored."""
+    return {n: field for n, field in fields.items() if not isinstance(field, dict) or field}
+
+
+def _compare(path: epath.Path, saved: Any, wanted: Any) -> None:
+    """Raises unless every leaf has its shape and dtype: a restore would cast a dtype silently."""
+    if saved is None:
+        raise ValueError("an item of it is missing")
+
+    def leaves(tree):
+        flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+        # Named tuples of the optimizer come back as dicts: keys are compared as text.
+        return {
+            tuple(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path): (
+                tuple(leaf.shape),
+                str(leaf.dtype),
+            )
+            for path, leaf in flat
+        }
+
+    have, want = leaves(saved.tree if hasattr(saved, "tree") else saved), leaves(wanted)
+    problems = [
+        f"{'/'.join(key)}: {have.get(key, 'absent')} saved, {want.get(key, 'none')} expected"
+        for key in sorted(have.keys() | want.keys())
+        if have.get(key) != want.get(key)
+    ]
+    if problems:
+        raise DataError(
+            f"checkpoint {path} belongs to another model, {len(problems)} leaves differ: "
+            + "; ".join(problems[:8])
+            + ("; ..." if len(problems) > 8 else "")
+        )
+
+
+def one_line(error: Exception) -> str:
+    """An error's text in one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300]
