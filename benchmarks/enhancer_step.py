@@ -20,8 +20,8 @@ from vae.configs import enhance256
 from vae.data.synthetic import fundus_photograph
 from vae.data.views import VIEW
 from vae.models.degradations import DEGRADATIONS
-from vae.training.pairs import make_pairs
-from vae.training.sharding import make_mesh, put_batch, tree_sharding
+from vae.models.pairs import make_pairs
+from vae.sharding import make_mesh, put_batch, tree_sharding
 from vae.training.state import abstract_state, initial_state
 from vae.training.steps import make_train_step
 

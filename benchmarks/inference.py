@@ -42,7 +42,8 @@ from vae.data.views import photograph_view, place_of
 from vae.inference.enhance import load_enhancer
 from vae.inference.model import MAX_BATCH, Model
 from vae.inference.windows import LARGEST, STEP, window_origins, window_side
-from vae.training.state import fit_linear, initial_state
+from vae.tasks.linear_start import fit_linear
+from vae.training.state import initial_state
 
 HEIGHT, WIDTH, TILE = 2336, 3504, 256
 PARTS = ("reconstruct", "enhance", "torch", "encode")

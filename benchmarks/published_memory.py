@@ -11,7 +11,7 @@ import argparse
 import jax
 
 from vae.configs.published import get_config
-from vae.training.sharding import batch_sharding, make_mesh, tree_sharding
+from vae.sharding import batch_sharding, make_mesh, tree_sharding
 from vae.training.state import abstract_state
 from vae.training.steps import make_train_step
 

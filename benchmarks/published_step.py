@@ -28,7 +28,7 @@ from vae.configs.published import get_config
 from vae.convert_torch_checkpoint.torch_module import PublishedVAE, published_loss
 from vae.data.synthetic import fundus_photograph
 from vae.models import FundusVAE
-from vae.training.sharding import make_mesh, put_batch, tree_sharding
+from vae.sharding import make_mesh, put_batch, tree_sharding
 from vae.training.state import abstract_state, initial_state
 from vae.training.steps import make_train_step
 

@@ -24,8 +24,9 @@ from vae.checkpoints.modules import initial_variables, make_model
 from vae.configs.fundus256 import LATENT_CHANNELS, get_config
 from vae.data.pipeline import eval_batches, first_tiles, open_dataset, train_batches
 from vae.metrics import masked_psnr, masked_ssim, to_float, to_uint8
-from vae.training.sharding import make_mesh, put_batch, tree_sharding
-from vae.training.state import abstract_state, fit_linear, initial_state
+from vae.sharding import make_mesh, put_batch, tree_sharding
+from vae.tasks.linear_start import fit_linear
+from vae.training.state import abstract_state, initial_state
 from vae.training.steps import make_train_step
 from vae.training.validation import validate
 

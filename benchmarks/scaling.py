@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from vae.training.sharding import device_bytes, make_mesh, tree_sharding
+from vae.sharding import device_bytes, make_mesh, tree_sharding
 from vae.training.state import abstract_state
 from vae.training.steps import make_train_step
 

@@ -18,8 +18,9 @@ import numpy as np
 from vae.checkpoints.modules import initial_variables
 from vae.configs.fundus256 import LATENT_CHANNELS, get_config
 from vae.data.synthetic import fundus_photograph
-from vae.training.sharding import make_mesh, put_batch, tree_sharding
-from vae.training.state import abstract_state, fit_linear, initial_state
+from vae.sharding import make_mesh, put_batch, tree_sharding
+from vae.tasks.linear_start import fit_linear
+from vae.training.state import abstract_state, initial_state
 from vae.training.steps import make_train_step
 
 # Dense peak of the compute dtype's unit, FLOP/s a device, from the makers' data sheets.

@@ -10,16 +10,17 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Lowest floor first; a module imports from its own floor and those below.
 FLOORS = (
     ("vae.data",),
-    ("vae.metrics", "vae.models", "vae.weights"),
+    ("vae.metrics", "vae.models", "vae.weights", "vae.sharding", "vae.multihost"),
     ("vae.checkpoints", "vae.configs"),
     ("vae.inference",),
-    ("vae.training",),
     ("vae.evaluation",),
+    ("vae.tasks",),
+    ("vae.training",),
     ("vae.convert_torch_checkpoint", "vae.cli", "vae.__init__"),
     ("run_experiment",),
 )
-# The loop hands over to the evaluation, and the package to `load_model`, inside functions only.
-LAZY = {"vae.training.train": "vae.evaluation", "vae.__init__": "vae.inference"}
+# The package hands over to `load_model` inside a function only.
+LAZY = {"vae.__init__": "vae.inference"}
 
 
 def floor(module: str) -> int | None:

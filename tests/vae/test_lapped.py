@@ -9,7 +9,7 @@ from vae.data.synthetic import fundus_photograph
 from vae.metrics import to_float
 from vae.models import AutoencoderKL, fit_lapped, fit_pca, with_start
 from vae.models.lapped import _Problem, from_pca, patch_spectra
-from vae.training.losses import objective_terms
+from vae.tasks.losses import objective_terms
 
 MODEL = AutoencoderKL(
     latent_channels=6, width=8, deep_width=8, encoder_depth=(1, 1), decoder_depth=(1, 1)

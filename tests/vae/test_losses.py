@@ -10,7 +10,7 @@ import scipy.stats
 
 from vae.metrics import ssim
 from vae.models import Posterior
-from vae.training.losses import Terms, negative_log_likelihood, objective_terms
+from vae.tasks.losses import Terms, negative_log_likelihood, objective_terms
 
 
 @pytest.fixture(scope="module")

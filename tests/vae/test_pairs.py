@@ -7,16 +7,16 @@ import pytest
 
 from vae.configs import enhance256
 from vae.data.views import MARGIN, VIEW
+from vae.models.augment import Cut
 from vae.models.degradations import DEGRADATIONS
-from vae.models.tone import WITHIN
-from vae.training.augment import Cut
-from vae.training.pairs import (
+from vae.models.pairs import (
     _turn,
     degrade_tile,
     draw_severities,
     make_pairs,
     make_view_pairs,
 )
+from vae.models.tone import WITHIN
 
 SIZE, RADIUS = 96, 300.0
 SLOPE = 0.38  # grey levels a pixel: the view's 2.2 radii have just room

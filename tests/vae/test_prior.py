@@ -15,10 +15,11 @@ from vae.data.pipeline import open_dataset, train_batches
 from vae.models import LatentFlow, Posterior
 from vae.models.prior import deviations
 from vae.models.spectrum import Spectrum
-from vae.training.flow import flow_loss, label_numbers, make_encoder
-from vae.training.prior import for_latents, read_autoencoder
-from vae.training.sharding import make_mesh, put_batch, tree_sharding
-from vae.training.start import _start_from, start_state
+from vae.sharding import make_mesh, put_batch, tree_sharding
+from vae.tasks import task_of
+from vae.tasks.flow import flow_loss, label_numbers, make_encoder
+from vae.tasks.prior_start import for_latents, read_autoencoder
+from vae.training.start import start_state
 from vae.training.state import abstract_state
 from vae.training.steps import make_train_step
 from vae.training.train import train
@@ -160,13 +161,13 @@ def test_starts_from_a_prior_of_other_labels():
     config.model = saved.config.model.copy_and_resolve_references()
     before = saved.variables["params"]["label"]["embedding"]
     config.model.labels = ("hrf", "disc", "chase_db1")
-    after = _start_from(config, saved)["params"]["label"]["embedding"]
+    after = task_of(config).from_saved(saved)["params"]["label"]["embedding"]
     names = ("", *saved.config.model.labels)
     for row, name in zip(after, ("", "hrf", "", "chase_db1"), strict=True):
         np.testing.assert_array_equal(row, before[names.index(name)])
     config.model.depths = (1, 1, 1, 1)
     with pytest.raises(DataError, match="give the config it was made with"):
-        _start_from(config, saved)
+        task_of(config).from_saved(saved)
 
 
 def test_config_is_filled_in(dataset):
@@ -209,19 +210,14 @@ def steps(dataset, mesh, count, accumulate=1):
     config.optimizer.name = "adam"  # compiles in half the time
     config.batch_size = 16
     config.mesh.fsdp_min_size = 1024
-    autoencoder = read_autoencoder(config)
-    config = for_latents(config, autoencoder, dataset)
-    sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)
-    state = start_state(config, dataset, sharding, autoencoder)
+    task = task_of(config)
+    task.open(dataset)
+    sharding = tree_sharding(abstract_state(task.config), mesh, config.mesh.fsdp_min_size)
+    state = start_state(task, dataset, sharding)
     before = jax.device_get(state.params)
-    step, encode = make_train_step(config, mesh, sharding), make_encoder(config, mesh, autoencoder)
-    batches = train_batches(dataset, size=64, seed=0, batch_size=16, labels=True)
+    step, feed = make_train_step(task.config, mesh, sharding), task.feed(dataset, mesh, 0)
     for number in range(count):
-        batch = next(batches)
-        labels = label_numbers(batch["label"], config.model.labels)
-        placed = put_batch(mesh, {"image": batch["image"], "label": labels})
-        latents = encode(placed["image"], number)
-        state, metrics = step(state, latents | {"label": placed["label"]})
+        state, metrics = step(state, feed.place(next(feed.batches), number))
     return before, jax.device_get(state), jax.device_get(metrics)
 
 

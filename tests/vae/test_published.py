@@ -12,7 +12,7 @@ from vae.models import FundusVAE, Posterior, published
 from vae.models.published import ToImage, images_at_once, linear
 from vae.models.resnet import BatchNorm, Bottleneck, conv, max_pool
 from vae.models.winograd import winograd
-from vae.training.losses import objective_terms
+from vae.tasks.losses import objective_terms
 
 torch = pytest.importorskip("torch")
 

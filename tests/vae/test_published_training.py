@@ -14,8 +14,8 @@ from vae.configs.published import get_config
 from vae.data.errors import DataError, UsageError
 from vae.data.fundus_tiles.build import build
 from vae.data.images import read_image, write_image
-from vae.training.augment import SQUARES, mask_squares
-from vae.training.sharding import partition, put_batch, tree_sharding
+from vae.models.augment import SQUARES, mask_squares
+from vae.sharding import partition, put_batch, tree_sharding
 from vae.training.state import abstract_state, initial_state
 from vae.training.steps import make_train_step
 from vae.training.train import train

@@ -8,8 +8,8 @@ from vae.data.demo import prepare
 from vae.data.errors import DataError, UsageError
 from vae.data.in_memory import whole_split
 from vae.data.pipeline import open_dataset, train_batches
-from vae.training.resident import ResidentTiles
-from vae.training.sharding import local_rows, make_mesh
+from vae.sharding import local_rows, make_mesh
+from vae.tasks.resident import ResidentTiles
 from vae.training.validation import validate
 
 

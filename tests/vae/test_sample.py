@@ -21,8 +21,8 @@ from vae.inference.model import Model, load_model
 from vae.inference.sample import CHUNK, Sampler, _slerp, _times, load_sampler
 from vae.inference.sample_files import grid
 from vae.models import with_spectrum
-from vae.training.flow import spectrum_of
-from vae.training.prior import for_latents
+from vae.tasks.flow import spectrum_of
+from vae.tasks.prior_start import for_latents
 
 SIDE = 64
 

@@ -17,20 +17,20 @@ import pytest
 
 from vae.checkpoints.modules import initial_variables
 from vae.configs import enhance256, fundus256, prior256, published
-from vae.training.optimizer import path_name
-from vae.training.sharding import (
+from vae.sharding import (
     batch_sharding,
     device_bytes,
     largest_leaves,
     make_mesh,
     tree_sharding,
 )
+from vae.training.optimizer import path_name
 from vae.training.state import abstract_state
 from vae.training.steps import make_train_step
 
 GOLDEN = pathlib.Path(__file__).with_name("golden_partitions.json")
 NAMES = [
-    f"{module.__name__.split('.')[1]}:{preset}"
+    f"{module.__name__.split('.')[-1]}:{preset}"
     for module in (enhance256, fundus256, prior256, published)
     for preset in module.PRESETS
 ]

@@ -10,8 +10,9 @@ from vae.checkpoints.modules import initial_variables, make_model
 from vae.checkpoints.reading import SavedModel
 from vae.configs import enhance256, fundus256, prior256
 from vae.data.errors import DataError
-from vae.training.sharding import make_mesh, tree_sharding
-from vae.training.start import _start_from, state_of
+from vae.sharding import make_mesh, tree_sharding
+from vae.tasks import task_of
+from vae.training.start import state_of
 from vae.training.state import abstract_state, initial_state
 
 CONFIGS = {"autoencoder": fundus256, "enhancer": enhance256, "prior": prior256}
@@ -65,7 +66,7 @@ def test_a_deeper_autoencoder_starts_as_the_one_it_is_made_from(tmp_path):
     saved = SavedModel(tmp_path, had, 3, variables, np.zeros(8), np.ones(8), {})
     config = had.copy_and_resolve_references()
     config.model.encoder_depth, config.model.decoder_depth = (1, 3), (2, 1)
-    made = _start_from(config, saved)
+    made = task_of(config).from_saved(saved)
     assert jax.tree.map(np.shape, made["params"]) == jax.tree.map(
         np.shape, abstract_state(config).params
     )
@@ -80,4 +81,4 @@ def test_a_deeper_autoencoder_starts_as_the_one_it_is_made_from(tmp_path):
     assert saved.config.model.encoder_depth == (1, 1)
     config.model.encoder_depth = (0, 3)
     with pytest.raises(DataError, match="give the config it was made with"):
-        _start_from(config, saved)
+        task_of(config).from_saved(saved)

@@ -11,11 +11,12 @@ from vae.configs.fundus256 import get_config
 from vae.data.pipeline import first_tiles, open_dataset
 from vae.data.synthetic import fundus_photograph
 from vae.metrics import to_float
-from vae.training.augment import augment, shrink
+from vae.models.augment import augment, shrink
+from vae.sharding import local_rows, make_mesh, partition, put_batch, tree_sharding
+from vae.tasks.linear_start import fit_linear
+from vae.tasks.randomness import step_key
 from vae.training.optimizer import learning_rate_schedule
-from vae.training.randomness import step_key
-from vae.training.sharding import local_rows, make_mesh, partition, put_batch, tree_sharding
-from vae.training.state import abstract_state, fit_linear, initial_state
+from vae.training.state import abstract_state, initial_state
 from vae.training.steps import make_train_step
 
 STEPS, RATE = 5, 1e-3

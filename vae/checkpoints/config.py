@@ -32,6 +32,7 @@ def default_config(architecture: str = AUTOENCODER_KL) -> ConfigDict:
     """
     config = ConfigDict()
     config.name = "fundus256"
+    config.task = _TASKS[architecture]  # the module of what is trained
     config.seed = 0
     # A model (workdir, checkpoint) to start from instead of the best linear codec.
     config.init_from = ""
@@ -251,6 +252,12 @@ _MODELS = {
     FUNDUS_VAE: _fundus_vae,
     ENHANCER: _enhancer,
     PRIOR: _prior,
+}
+_TASKS = {
+    AUTOENCODER_KL: "vae.tasks.autoencoding",
+    FUNDUS_VAE: "vae.tasks.autoencoding",
+    ENHANCER: "vae.tasks.enhancement",
+    PRIOR: "vae.tasks.prior",
 }
 LINEAR_START = (AUTOENCODER_KL, ENHANCER)
 ARCHITECTURES = tuple(_MODELS)

@@ -20,7 +20,7 @@ from vae.models import (
 )
 from vae.models.enhancer import with_wide_likelihood
 
-# What the linear path starts from: the units of the model, and the codec.
+# The start of the linear path: the units of the model, and the codec.
 LinearFit = tuple[PCA, Lapped]
 
 

@@ -17,7 +17,7 @@ from vae.evaluation.passes import Split, over_tiles
 from vae.evaluation.placement import place_whole
 from vae.evaluation.scoring import baseline_step, latent_size, model_step
 from vae.models.pca import PCA
-from vae.training.sharding import local_rows
+from vae.sharding import local_rows
 
 RATE_NOTE = (
     "bytes is what an ideal coder needs for posterior samples (KL/8), so it belongs to the quality "

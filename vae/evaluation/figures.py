@@ -16,7 +16,7 @@ from vae.data.files import write_beside
 from vae.evaluation.evaluate import Evaluation
 from vae.evaluation.passes import Split
 from vae.evaluation.scoring import reconstruct_step
-from vae.training.sharding import put_batch
+from vae.sharding import put_batch
 
 DIFFERENCE_GAIN = 10
 _COLUMNS = ("original", "reconstruction", f"{DIFFERENCE_GAIN} x difference")

@@ -15,7 +15,7 @@ from PIL import Image
 from vae.evaluation.passes import Batch, over_tiles
 from vae.evaluation.placement import sum_over_hosts
 from vae.evaluation.scoring import jpeg_step
-from vae.training.sharding import put_batch
+from vae.sharding import put_batch
 
 # Tiles the quality is searched on; their mean size is within about 2% of a large split's.
 SAMPLE_TILES = 512

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from vae.evaluation.placement import WHOLE, gather_names
-from vae.training.sharding import local_rows, put_batch
+from vae.sharding import local_rows, put_batch
 
 # As `vae.data.pipeline.eval_batches` gives it.
 Batch = Mapping[str, np.ndarray]

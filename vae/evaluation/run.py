@@ -26,7 +26,7 @@ from vae.evaluation.origin import origin
 from vae.evaluation.passes import Split
 from vae.evaluation.photographs import PhotographEvaluation, whole_photographs
 from vae.evaluation.scoring import latent_size
-from vae.training.sharding import local_rows, make_mesh, replicated
+from vae.sharding import local_rows, make_mesh, replicated
 
 RESULTS = "results.json"
 TILES = "tiles.csv"

@@ -1,4 +1,4 @@
-"""The conv paths of an autoencoder: what its linear codec leaves to be corrected."""
+"""The conv paths of an autoencoder, which correct its linear codec."""
 
 import flax.linen as nn
 import jax
@@ -11,11 +11,11 @@ STEM = 4
 
 
 class ConvEncoder(nn.Module):
-    """What PCA leaves of an image, and what it keeps -> corrections [B, H/f, W/f, 2C], float32,
+    """PCA's residual of an image and its whitened latents -> corrections float32 [B, H/f, W/f, 2C],
     and the features that they are made from.
 
-    In units of their deviations: in the image itself the details that matter here are a hundredth
-    of the brightness, and a network sees little of them.
+    Both inputs are in units of their deviations: in the image itself the details that matter here
+    are a hundredth of the brightness, and a network sees little of them.
     """
 
     latent_channels: int

@@ -1,4 +1,4 @@
-"""AdamW or Muon with clipping, warm-up and cosine decay; a rate of its own for the linear path."""
+"""AdamW or Muon with clipping, warm-up and cosine decay, and factors for parts of the model."""
 
 from collections.abc import Callable
 
@@ -7,17 +7,12 @@ import optax
 import optax.contrib
 from ml_collections import ConfigDict
 
-from vae.models.autoencoder import LINEAR
-from vae.models.enhancer import SHARPENING, TONE
+from vae.sharding import path_name
+from vae.tasks import task_of
 
 # Root mean square of Muon's updates: that of Adam's, so that both take the same learning rate (Liu
 # et al., 2025, "Muon is scalable for LLM training").
 MUON_RMS = 0.2
-
-
-def path_name(path: tuple) -> str:
-    """A tree path as text: `linear/analysis`."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
@@ -38,19 +33,18 @@ def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """The gradient transformation of a run.
 
-    The linear path starts at an optimum of its own, and its entries are small beside an Adam step
-    of the usual size: it gets `linear_multiplier` of the rate and no weight decay. Decay is for the
-    kernels of the conv paths only; norms, biases and the log-scale have none.
+    Parts that start at an optimum of their own get a factor of the rate (`Task.multipliers`).
+    Weight decay is for the kernels of convolutions only; linear paths, norms, biases and scales
+    have none.
     """
     c = config.optimizer
+    factors = task_of(config).multipliers
     return optax.chain(
         # The same chain without clipping: the optimizer's state keeps its shape.
         optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity(),
         _direction(config),
         optax.add_decayed_weights(c.weight_decay, mask=_decayed),
-        optax.masked(optax.scale(c.linear_multiplier), _of(LINEAR)),
-        optax.masked(optax.scale(c.tone_multiplier), _of(TONE)),
-        optax.masked(optax.scale(c.sharpening_multiplier), _of(SHARPENING)),
+        *(optax.masked(optax.scale(factor), _of(part)) for part, factor in factors.items()),
         optax.scale_by_learning_rate(learning_rate_schedule(config)),
     )
 

@@ -2,25 +2,14 @@
 
 from ml_collections import ConfigDict
 
-from vae.checkpoints.config import (
-    ARCHITECTURES,
-    AUTOENCODER_KL,
-    ENHANCER,
-    LINEAR_START,
-    PRIOR,
-    default_config,
-)
+from vae.checkpoints.config import ARCHITECTURES
 from vae.data.errors import UsageError
-from vae.metrics import SSIM_WINDOW
+from vae.tasks import task_class, task_of
 
-LIKELIHOODS = ("gaussian", "laplace", "own_gaussian", "own_details")
-LOSS_UNITS = ("value", "tile")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 SCHEDULES = ("cosine", "constant")
-MAX_FIT_VALUES = 5000  # 200 MB for their covariance
 OPTIMIZERS = ("adam", "muon")
 SOURCES = ("", "retina", "synthetic")
-MASKS = ("", "squares", "tiles")
 
 
 def validate(config: ConfigDict, device_count: int) -> None:
@@ -34,9 +23,10 @@ def validate(config: ConfigDict, device_count: int) -> None:
       UsageError: Every problem, each with the values that clash.
     """
     validate_schema(config)
-    problems = _Problems()
+    problems = Problems()
     _check_values(config, problems)
     if not problems:
+        task_of(config).check(problems)
         _check_combinations(config, device_count, problems)
     if problems:
         raise UsageError("config: " + "; ".join(problems))
@@ -48,13 +38,11 @@ def validate_schema(config: ConfigDict) -> None:
     Raises:
       UsageError: Every problem.
     """
-    architecture = AUTOENCODER_KL
-    if isinstance(config.get("model"), ConfigDict):
-        architecture = config.model.get("architecture", architecture)
-    if architecture not in ARCHITECTURES:
+    architecture = config.model.get("architecture") if "model" in config else None
+    if architecture not in (None, *ARCHITECTURES):
         known = ", ".join(map(repr, ARCHITECTURES))
         raise UsageError(f"config: model.architecture={architecture!r} is none of {known}")
-    if problems := _schema_problems(default_config(architecture), config):
+    if problems := _schema_problems(task_class(config).defaults(config), config):
         raise UsageError("config: " + "; ".join(problems))
 
 
@@ -82,27 +70,32 @@ def _schema_problems(default: ConfigDict, config: ConfigDict, prefix: str = "") 
     return problems
 
 
-class _Problems(list):
-    """What is wrong, as text."""
+class Problems(list):
+    """Lines that each say what is wrong with a setting."""
 
     def require(self, condition: bool, text: str) -> None:
+        """Adds the text where the condition does not hold."""
         if not condition:
             self.append(text)
 
     def choice(self, path: str, value: str, options: tuple[str, ...]) -> None:
+        """Requires one of some values."""
         known = ", ".join(map(repr, options))
         self.require(value in options, f"{path}={value!r} is none of {known}")
 
     def positive(self, config: ConfigDict, *paths: str) -> None:
+        """Requires numbers above 0."""
         for path in paths:
             self.require(_at(config, path) > 0, f"{path}={_at(config, path)} must be positive")
 
     def not_negative(self, config: ConfigDict, *paths: str) -> None:
+        """Requires numbers from 0."""
         for path in paths:
             value = _at(config, path)
             self.require(value >= 0, f"{path}={value} must not be negative")
 
     def whole_numbers(self, config: ConfigDict, path: str) -> None:
+        """Requires positive whole numbers, at least one."""
         value = _at(config, path)
         self.require(
             bool(value) and all(type(number) is int and number > 0 for number in value),
@@ -110,6 +103,7 @@ class _Problems(list):
         )
 
     def share(self, config: ConfigDict, *paths: str) -> None:
+        """Requires numbers from 0 to below 1."""
         for path in paths:
             value = _at(config, path)
             self.require(0 <= value < 1, f"{path}={value} must lie in [0, 1)")
@@ -121,7 +115,7 @@ def _at(config: ConfigDict, path: str):
     return config
 
 
-def _check_values(config: ConfigDict, problems: _Problems) -> None:
+def _check_values(config: ConfigDict, problems: Problems) -> None:
     """Each setting by itself."""
     problems.positive(
         config,
@@ -140,11 +134,7 @@ def _check_values(config: ConfigDict, problems: _Problems) -> None:
     )
     problems.not_negative(
         config,
-        "loss.beta",
-        "loss.ssim_weight",
         "optimizer.linear_multiplier",
-        "optimizer.tone_multiplier",
-        "optimizer.sharpening_multiplier",
         "optimizer.weight_decay",
         "optimizer.clip_norm",
         "optimizer.warmup_steps",
@@ -153,52 +143,25 @@ def _check_values(config: ConfigDict, problems: _Problems) -> None:
         "eval.limit",
         "eval.photographs",
         "data.threads",
-        "train.views",
     )
     problems.share(config, "train.ema_decay", "optimizer.b1", "optimizer.b2", "optimizer.muon_beta")
-    problems.choice("loss.likelihood", config.loss.likelihood, LIKELIHOODS)
-    problems.choice("loss.per", config.loss.per, LOSS_UNITS)
     problems.choice("train.compute_dtype", config.train.compute_dtype, COMPUTE_DTYPES)
-    problems.choice("train.mask", config.train.mask, MASKS)
     problems.choice("optimizer.name", config.optimizer.name, OPTIMIZERS)
     problems.choice("optimizer.schedule", config.optimizer.schedule, SCHEDULES)
     problems.choice("data.source", config.data.source, SOURCES)
     problems.require(0 <= config.seed < 2**32, f"seed={config.seed} must lie in [0, 2^32)")
+    defaults = task_class(config).defaults(config)
     for key, value in config.model.items():
         if isinstance(value, int) and not isinstance(value, bool):
             problems.positive(config, f"model.{key}")
-        elif key == "labels":
-            problems.require(
-                all(type(name) is str and name for name in value),
-                f"model.labels={value!r} must be names",
-            )
-        elif isinstance(value, tuple):
+        elif isinstance(value, tuple) and defaults.model[key] != ():
             problems.whole_numbers(config, f"model.{key}")
     problems.whole_numbers(config, "data.scales")
-    if "prior" in config:
-        problems.share(config, "prior.label_dropout")
-        problems.positive(config, "prior.draws", "prior.sample_steps")
-        problems.require(
-            bool(config.prior.autoencoder), "prior.autoencoder is empty: whose latents?"
-        )
-    for key, value in config.get("degrade", {}).items():
-        problems.require(0 <= value <= 1, f"degrade.{key}={value} must lie in [0, 1]")
 
 
-def _check_combinations(config: ConfigDict, device_count: int, problems: _Problems) -> None:
+def _check_combinations(config: ConfigDict, device_count: int, problems: Problems) -> None:
     """Settings that are right by themselves and not beside each other."""
     data, train, mesh = config.data, config.train, config.mesh
-    if config.model.architecture in LINEAR_START:
-        _check_autoencoder(config, problems)
-    elif config.model.architecture == PRIOR:
-        _check_prior(config, problems)
-    else:
-        side = config.model.image_size
-        problems.require(
-            data.crop == side,
-            f"data.crop={data.crop} is not model.image_size={side}, the one size it takes",
-        )
-        problems.require(side >= SSIM_WINDOW, f"model.image_size={side} is below {SSIM_WINDOW}")
     problems.require(
         not (data.dir and data.source),
         f"data.dir={data.dir!r} and data.source={data.source!r} exclude each other",
@@ -209,28 +172,6 @@ def _check_combinations(config: ConfigDict, device_count: int, problems: _Proble
     )
     problems.require(
         "://" not in data.cache_dir, f"data.cache_dir={data.cache_dir!r} must be a local folder"
-    )
-    problems.require(
-        bool(data.masked_dir) == (train.mask == "tiles"),
-        f"train.mask={train.mask!r} and data.masked_dir={data.masked_dir!r}: masked tiles need "
-        "train.mask='tiles' and the dataset they are in",
-    )
-    problems.require(
-        not data.on_device
-        or (config.model.architecture not in (ENHANCER, PRIOR) and not data.masked_dir),
-        "data.on_device=True is for autoencoders, without data.masked_dir",
-    )
-    problems.require(
-        not train.mask or config.model.architecture not in (ENHANCER, PRIOR),
-        f"train.mask={train.mask!r} is for learning to reconstruct",
-    )
-    problems.require(
-        not train.sharpening or config.model.get("sharpening", False),
-        "train.sharpening=True teaches a part that the model has not; set model.sharpening=True",
-    )
-    problems.require(
-        not (train.sharpening and train.views),
-        f"train.sharpening=True and train.views={train.views} each teach one part alone; drop one",
     )
     reach = data.crop * max(data.scales)
     problems.require(
@@ -257,55 +198,4 @@ def _check_combinations(config: ConfigDict, device_count: int, problems: _Proble
         problems.require(
             value % device_count == 0,
             f"{path} = {value} is not divisible by the {device_count} devices",
-        )
-
-
-def _check_prior(config: ConfigDict, problems: _Problems) -> None:
-    model = config.model
-    problems.require(
-        len(model.widths) == len(model.depths),
-        f"model.widths={model.widths} and model.depths={model.depths} must be as many",
-    )
-    for width in model.widths[-2:]:
-        problems.require(
-            width % model.heads == 0,
-            f"model.heads={model.heads} does not divide the {width} channels of a level that has "
-            f"attention, the last two of model.widths={tuple(model.widths)}",
-        )
-
-
-def _check_autoencoder(config: ConfigDict, problems: _Problems) -> None:
-    model, data_size = config.model, config.data.size
-    levels = len(model.encoder_depth)
-    problems.require(
-        levels == len(model.decoder_depth) and model.downsample == 4 * 2 ** (levels - 1),
-        f"model.downsample={model.downsample} needs one depth for each resolution from 1/4 to "
-        f"1/{model.downsample}, got encoder_depth={model.encoder_depth} and "
-        f"decoder_depth={model.decoder_depth}",
-    )
-    problems.require(
-        model.latent_channels <= 3 * model.downsample**2,
-        f"model.latent_channels={model.latent_channels} is more than the "
-        f"{3 * model.downsample**2} values of a patch (model.downsample={model.downsample})",
-    )
-    smallest = data_size // max(config.data.scales)
-    problems.require(
-        model.linear_kernel % 2 == 1 and model.linear_kernel * model.downsample <= smallest,
-        f"model.linear_kernel={model.linear_kernel} must be odd, and so many patches of "
-        f"{model.downsample} pixels must fit into data.size={data_size} shrunk by "
-        f"data.scales={config.data.scales}",
-    )
-    # The fit holds the covariance of all values that the kernel reaches, in float64.
-    values = 3 * (model.downsample * model.linear_kernel) ** 2
-    problems.require(
-        values <= MAX_FIT_VALUES or bool(config.init_from),
-        f"model.linear_kernel={model.linear_kernel} at model.downsample={model.downsample} reaches "
-        f"over {values} values, and the fit takes at most {MAX_FIT_VALUES}; set "
-        "model.linear_kernel=1",
-    )
-    for path in ("data.size", "data.crop"):
-        problems.require(
-            _at(config, path) % model.downsample == 0 and _at(config, path) >= SSIM_WINDOW,
-            f"{path}={_at(config, path)} must be a multiple of model.downsample="
-            f"{model.downsample} and at least {SSIM_WINDOW}, the SSIM window",
         )

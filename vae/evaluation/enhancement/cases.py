@@ -14,7 +14,7 @@ from vae.checkpoints.config import ENHANCER, default_config
 from vae.data.errors import DataError
 from vae.data.pipeline import Dataset, eval_batches
 from vae.models.degradations import DEGRADATIONS
-from vae.training.pairs import degrade_tile, draw_severities
+from vae.models.pairs import degrade_tile, draw_severities
 
 SEVERITIES = (1 / 3, 2 / 3, 1.0)
 CLEAN, MIXED = "clean", "mixed"

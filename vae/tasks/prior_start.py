@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Iterable
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from vae.checkpoints.config import AUTOENCODER_KL
 from vae.checkpoints.exported import SavedModel
+from vae.checkpoints.modules import abstract_model
 from vae.checkpoints.reading import read_model
 from vae.data.errors import DataError, UsageError
 from vae.data.pipeline import Dataset
 from vae.models import Spectrum
-from vae.training.flow import spectrum_of
-from vae.training.state import abstract_state
+from vae.multihost import by_first_process
+from vae.tasks.flow import spectrum_of
 
 # More names than anybody means as labels: then they are something else's.
 MOST_LABELS = 1000
@@ -96,11 +96,5 @@ def fit_prior(
       autoencoder: Whose latents.
       read: Gives training tiles, uint8 [b, T, T, 3] at a time.
     """
-    from jax.experimental import multihost_utils
-
-    if jax.process_index() == 0:
-        fit = spectrum_of(autoencoder, read(), config.data.crop)
-    else:
-        blank = abstract_state(config).fixed["spectrum"]["fit"]
-        fit = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), blank)
-    return fit if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(fit)
+    blank = abstract_model(config)[0]["spectrum"]["fit"]
+    return by_first_process(lambda: spectrum_of(autoencoder, read(), config.data.crop), blank)

@@ -13,11 +13,11 @@ from vae.checkpoints.exported import SavedModel
 from vae.checkpoints.modules import join_variables, make_model
 from vae.data.names import composed
 from vae.metrics import to_float
+from vae.models.augment import augment
 from vae.models.prior import LatentFlow, deviations
 from vae.models.spectrum import Spectrum, bands, fit_spectrum, octaves
-from vae.training.augment import augment
-from vae.training.randomness import step_key
-from vae.training.sharding import batch_sharding, replicated
+from vae.sharding import batch_sharding, replicated
+from vae.tasks.randomness import step_key
 
 # The times of training, sigmoids of a normal distribution (Esser et al., 2024): most are where
 # waves of middling length are decided, and some where the shortest and the longest are.

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vae.metrics import to_float
+from vae.models.augment import Cut, augment_placed
 from vae.models.degradations import BLURS, DEGRADATIONS, REACH, WHOLE, Place, degrade
 from vae.models.tone import VIEW_PLACE, WITHIN
-from vae.training.augment import Cut, augment_placed
 
 
 @flax.struct.dataclass

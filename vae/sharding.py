@@ -7,8 +7,6 @@ import numpy as np
 from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from vae.training.optimizer import path_name
-
 AXES = ("data", "fsdp")
 
 # First match wins. "fsdp": the largest dimension that divides; "replicate": everywhere whole.
@@ -16,6 +14,11 @@ RULES = (
     (r"(^|/)(pca|latent_mean|latent_var|step)(/|$)", "replicate"),
     (r".*", "fsdp"),
 )
+
+
+def path_name(path: tuple) -> str:
+    """A tree path as text: `linear/analysis`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:

@@ -1,0 +1,184 @@
+"""Reconstruction: `configs/fundus256.py`, and `configs/published.py`, the published model."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from vae.checkpoints.exported import SavedModel
+from vae.checkpoints.modules import abstract_fit, initial_variables, starts_linear
+from vae.data.pipeline import open_dataset, paired
+from vae.metrics import SSIM_WINDOW, to_float
+from vae.models import with_quiet_blocks
+from vae.models.augment import augment, mask_squares
+from vae.models.autoencoder import LINEAR
+from vae.multihost import say
+from vae.sharding import put_batch
+from vae.tasks.elbo import ElboTask, check_loss
+from vae.tasks.linear_start import check_linear_model, fit_linear, training_tiles
+from vae.tasks.randomness import step_key
+from vae.tasks.resident import ResidentTiles
+from vae.tasks.task import Feed, changed, read_batches
+
+MASKS = ("", "squares", "tiles")
+_DEPTHS = ("encoder_depth", "decoder_depth")  # residual blocks at each resolution
+
+OWN_PHOTOGRAPHS = """
+next, with a folder of your own photographs (its subfolders are the labels):
+  fundus-vae make-tiles --photographs PHOTOGRAPHS --out runs/tiles
+  fundus-vae build --tiles runs/tiles --data_dir runs/dataset
+  python run_experiment.py --config=configs/fundus256.py --config.data.dir=runs/dataset \\
+    --workdir=runs/mine --config.data.crop=64 --config.batch_size=32 \\
+    --config.train.steps=2000 --config.train.max_minutes=20"""
+
+
+class Autoencoding(ElboTask):
+    """Trains a VAE to reconstruct tiles."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self._masked = None
+
+    @property
+    def multipliers(self):
+        """The linear path starts at an optimum of its own and moves slowly."""
+        return {LINEAR: self.config.optimizer.linear_multiplier}
+
+    def check(self, problems):
+        """See `vae.tasks.task.Task.check`."""
+        config, data, train = self.config, self.config.data, self.config.train
+        check_loss(config, problems)
+        problems.choice("train.mask", train.mask, MASKS)
+        if problems:
+            return
+        if starts_linear(config):
+            check_linear_model(config, problems)
+        else:
+            side = config.model.image_size
+            problems.require(
+                data.crop == side,
+                f"data.crop={data.crop} is not model.image_size={side}, the one size it takes",
+            )
+            problems.require(side >= SSIM_WINDOW, f"model.image_size={side} is below {SSIM_WINDOW}")
+        problems.require(
+            bool(data.masked_dir) == (train.mask == "tiles"),
+            f"train.mask={train.mask!r} and data.masked_dir={data.masked_dir!r}: masked tiles need "
+            "train.mask='tiles' and the dataset they are in",
+        )
+        problems.require(
+            not (data.on_device and data.masked_dir),
+            "data.on_device=True is for autoencoders, without data.masked_dir",
+        )
+
+    # ---- The start of a run ---------------------------------------------------------------------
+
+    def open(self, dataset):
+        """Opens the masked tiles, if there are any."""
+        data = self.config.data
+        if data.masked_dir:
+            self._masked = open_dataset(data.masked_dir, cache_dir=data.cache_dir)
+
+    @property
+    def identity(self):
+        """The masked tiles that the encoder sees."""
+        return {"masked_fingerprint": self._masked.fingerprint if self._masked else None}
+
+    def abstract_start(self):
+        """Shapes of the linear fit."""
+        return abstract_fit(self.config) if starts_linear(self.config) else None
+
+    def find_start(self, dataset):
+        """Fits the linear codec; the published architecture starts from chance."""
+        if not starts_linear(self.config):
+            return None
+        return fit_linear(self.config, training_tiles(self.config, dataset))
+
+    def from_saved(self, saved):
+        """The saved variables; where the config asks for more blocks, those begin as identity."""
+        return super().from_saved(self._with_blocks(saved))
+
+    def _with_blocks(self, saved: SavedModel) -> SavedModel:
+        its, wanted = (
+            {key: tuple(model[key]) for key in _DEPTHS if key in model}
+            for model in (saved.config.model, self.config.model)
+        )
+        if its == wanted or its.keys() != wanted.keys():
+            return saved
+        if any(
+            len(wanted[key]) != len(its[key]) or any(np.less(wanted[key], its[key]))
+            for key in wanted
+        ):
+            return saved
+        larger = saved.config.copy_and_resolve_references()
+        larger.model.update(wanted)
+        larger.seed = self.config.seed
+        fresh = jax.jit(lambda: initial_variables(larger))()
+        params = with_quiet_blocks(fresh["params"], saved.variables["params"])
+        return changed(saved, wanted, {**saved.variables, "params": params})
+
+    # ---- Steps ----------------------------------------------------------------------------------
+
+    def feed(self, dataset, mesh, start):
+        """Tiles uint8 [B, S, S, 3]; with masked tiles behind them, [B, S, S, 6]."""
+        if self.config.data.on_device:
+            resident = ResidentTiles(self.config, dataset, mesh)
+            size = resident.images.nbytes / 1e9
+            say(f"{len(resident.images)} tiles, {size:.1f} GB, on each device")
+            return Feed(resident.batches(start), lambda batch, step: resident.take(batch["number"]))
+        batches = read_batches(self.config, dataset, mesh, start)
+        if self._masked is not None:
+            batches = paired(batches, read_batches(self.config, self._masked, mesh, start))
+
+        def place(batch, step):
+            return put_batch(mesh, {"image": batch["image"]})["image"]
+
+        return Feed(batches, place)
+
+    def example(self, batch, rows, step):
+        """Crops of tiles: what the encoder sees, and the target; float32 in [-1, 1]."""
+        data, seed = self.config.data, self.config.seed
+        key = step_key(seed, "augment", step)
+        images = augment(batch, key, rows, data.crop, data.augment, data.scales)
+        # The target, and behind it, where tiles come in pairs, what the encoder sees of it.
+        target, seen = images[..., :3], images[..., -3:]
+        if self.config.train.mask == "squares":
+            seen = mask_squares(seen, step_key(seed, "mask", step), rows)
+        return to_float(seen), to_float(target)
+
+    def forward(self, variables, seen, draw):
+        """Encodes, samples and decodes."""
+        # Statistics over a batch that is sharded are those of the whole batch: XLA adds them up.
+        posterior, updated = self.model.apply(
+            variables, seen, train=True, method="encode", mutable=["batch_stats"]
+        )
+        image = self.model.apply(variables, draw(posterior), method="decode")
+        return image, posterior, updated.get("batch_stats", {})
+
+    # ---- Evaluation -----------------------------------------------------------------------------
+
+    def evaluate(self, variables, step, dataset, mesh, workdir, log):
+        """Reconstructs tiles of `eval.split`."""
+        from vae.evaluation.run import evaluate_and_draw
+
+        config, split = self.config, self.config.eval.split
+        evaluation, figure = evaluate_and_draw(
+            config, variables, dataset, mesh, limit=config.eval.limit
+        )
+        log.write(step, {f"eval_{name}": value for name, value in evaluation.means.items()})
+        log.picture(step, f"eval_{split}", figure)
+        means: dict[str, Any] = evaluation.means
+        say(
+            f"step {step}  {split}: SSIM {means['ssim']:.4f}  {means['psnr']:.2f} dB  "
+            f"KL {means['kl_bits'] / 8000:.2f} kB a tile  ({evaluation.counts['tiles']} tiles)"
+        )
+
+    def report(self, variables, step, dataset, mesh, workdir):
+        """The table beside PCA, JPEG and bicubic."""
+        from vae.evaluation.run import evaluate_and_write
+
+        evaluate_and_write(self.config, variables, dataset, mesh, workdir, step=step)
+        if self.config.data.source:
+            say(OWN_PHOTOGRAPHS)
+
+
+TASK = Autoencoding

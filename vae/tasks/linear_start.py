@@ -1,0 +1,97 @@
+"""The linear codec that a model of bounded reach starts from, fitted to the training tiles."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from vae.checkpoints.modules import LinearFit, abstract_fit
+from vae.data.pipeline import Dataset, first_tiles
+from vae.metrics import SSIM_WINDOW
+from vae.models import fit_lapped, fit_pca
+from vae.models.augment import shrink
+from vae.multihost import by_first_process
+
+MAX_FIT_VALUES = 5000  # 200 MB for their covariance
+# Without a price on the rate a linear VAE has no optimum: any scale of the latents will do.
+MIN_BETA = 0.01
+
+
+def fit_linear(config: ConfigDict, read: Callable[[], Iterable[np.ndarray]]) -> LinearFit:
+    """Fits the linear codec on process 0; all processes get the same bits.
+
+    Args:
+      config: The run's.
+      read: Gives the same training tiles at every call, uint8 [b, S, S, 3] at a time.
+    """
+
+    def fit():
+        downsample = config.model.downsample
+        tiles = functools.partial(_at_scales, read, config.data.scales, downsample)
+        pca = fit_pca(tiles(), config.model.latent_channels, downsample)
+        beta = max(config.loss.beta, MIN_BETA)
+        return pca, fit_lapped(tiles(), pca, config.model.linear_kernel, beta)
+
+    return by_first_process(fit, abstract_fit(config))
+
+
+def training_tiles(config: ConfigDict, dataset: Dataset) -> Callable[[], Iterable[np.ndarray]]:
+    """Reads the first `data.pca_tiles` training tiles, the same at every call."""
+    return functools.partial(
+        first_tiles,
+        dataset,
+        size=config.data.size,
+        seed=config.seed,
+        count=config.data.pca_tiles,
+    )
+
+
+def check_linear_model(config: ConfigDict, problems: Any) -> None:
+    """Adds what is wrong with the sizes of a model of bounded reach to the problems."""
+    model, data_size = config.model, config.data.size
+    levels = len(model.encoder_depth)
+    problems.require(
+        levels == len(model.decoder_depth) and model.downsample == 4 * 2 ** (levels - 1),
+        f"model.downsample={model.downsample} needs one depth for each resolution from 1/4 to "
+        f"1/{model.downsample}, got encoder_depth={model.encoder_depth} and "
+        f"decoder_depth={model.decoder_depth}",
+    )
+    problems.require(
+        model.latent_channels <= 3 * model.downsample**2,
+        f"model.latent_channels={model.latent_channels} is more than the "
+        f"{3 * model.downsample**2} values of a patch (model.downsample={model.downsample})",
+    )
+    smallest = data_size // max(config.data.scales)
+    problems.require(
+        model.linear_kernel % 2 == 1 and model.linear_kernel * model.downsample <= smallest,
+        f"model.linear_kernel={model.linear_kernel} must be odd, and so many patches of "
+        f"{model.downsample} pixels must fit into data.size={data_size} shrunk by "
+        f"data.scales={config.data.scales}",
+    )
+    # The fit holds the covariance of all values that the kernel reaches, in float64.
+    values = 3 * (model.downsample * model.linear_kernel) ** 2
+    problems.require(
+        values <= MAX_FIT_VALUES or bool(config.init_from),
+        f"model.linear_kernel={model.linear_kernel} at model.downsample={model.downsample} reaches "
+        f"over {values} values, and the fit takes at most {MAX_FIT_VALUES}; set "
+        "model.linear_kernel=1",
+    )
+    for path, side in (("data.size", data_size), ("data.crop", config.data.crop)):
+        problems.require(
+            side % model.downsample == 0 and side >= SSIM_WINDOW,
+            f"{path}={side} must be a multiple of model.downsample={model.downsample} and at least"
+            f" {SSIM_WINDOW}, the SSIM window",
+        )
+
+
+def _at_scales(
+    read: Callable[[], Iterable[np.ndarray]], scales: tuple[int, ...], downsample: int
+) -> Iterator[np.ndarray]:
+    """Every image at every scale; the smallest images come first."""
+    for images in read():
+        for scale in sorted(set(scales), reverse=True):
+            unit = downsample * scale
+            height, width = (side // unit * unit for side in images.shape[1:3])
+            yield shrink(images[:, :height, :width], scale)

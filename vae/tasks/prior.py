@@ -1,0 +1,131 @@
+"""A flow-matching prior over the latents of an autoencoder: `configs/prior256.py`."""
+
+import jax
+import numpy as np
+
+from vae.checkpoints.exported import SavedModel
+from vae.checkpoints.modules import initial_variables
+from vae.checkpoints.reading import read_model, variables_hash
+from vae.models import with_spectrum
+from vae.sharding import put_batch
+from vae.tasks.flow import flow_loss, label_numbers, make_encoder
+from vae.tasks.linear_start import training_tiles
+from vae.tasks.prior_start import fit_prior, for_latents, read_autoencoder
+from vae.tasks.task import Feed, Task, changed, read_batches
+
+
+class Prior(Task):
+    """Trains a prior to predict the velocity from noise to latents."""
+
+    evaluates_checkpoint = True
+    autoencoder: SavedModel
+
+    def check(self, problems):
+        """See `vae.tasks.task.Task.check`."""
+        config, data, model = self.config, self.config.data, self.config.model
+        problems.share(config, "prior.label_dropout")
+        problems.positive(config, "prior.draws", "prior.sample_steps")
+        problems.require(
+            bool(config.prior.autoencoder), "prior.autoencoder is empty: whose latents?"
+        )
+        problems.require(
+            all(type(name) is str and name for name in model.labels),
+            f"model.labels={model.labels!r} must be names",
+        )
+        if problems:
+            return
+        problems.require(
+            len(model.widths) == len(model.depths),
+            f"model.widths={model.widths} and model.depths={model.depths} must be as many",
+        )
+        for width in model.widths[-2:]:
+            problems.require(
+                width % model.heads == 0,
+                f"model.heads={model.heads} does not divide the {width} channels of a level that "
+                f"has attention, the last two of model.widths={tuple(model.widths)}",
+            )
+        problems.require(not data.on_device, "data.on_device=True is for autoencoders")
+        problems.require(
+            not (config.train.mask or data.masked_dir),
+            f"train.mask={config.train.mask!r} and data.masked_dir={data.masked_dir!r} are for"
+            " learning to reconstruct",
+        )
+
+    # ---- The start of a run ---------------------------------------------------------------------
+
+    def open(self, dataset):
+        """Reads the autoencoder, and fills in the sizes of its latents and the labels."""
+        self.autoencoder = read_autoencoder(self.config)
+        self.config = for_latents(self.config, self.autoencoder, dataset)
+        self.__dict__.pop("model", None)
+
+    @property
+    def identity(self):
+        """The autoencoder whose latents are learned."""
+        return {"autoencoder": variables_hash(self.autoencoder.variables)}
+
+    def fresh_variables(self, start=None):
+        """Variables with the Gaussian that was fitted, or a blank one."""
+        variables = initial_variables(self.config)
+        return variables if start is None else with_spectrum(variables, start)
+
+    def find_start(self, dataset):
+        """Fits the best Gaussian of the latents."""
+        return fit_prior(self.config, self.autoencoder, training_tiles(self.config, dataset))
+
+    def from_saved(self, saved):
+        """The saved variables with the labels of the config; a new label begins as no label."""
+        if saved.config.model.architecture != self.config.model.architecture:
+            return super().from_saved(saved)
+        known, wanted = saved.config.model.labels, self.config.model.labels
+        rows = [0, *(1 + known.index(label) if label in known else 0 for label in wanted)]
+        params = dict(saved.variables["params"])
+        params["label"] = {"embedding": params["label"]["embedding"][np.array(rows)]}
+        variables = {**saved.variables, "params": params}
+        return super().from_saved(changed(saved, {"labels": wanted}, variables))
+
+    # ---- Steps ----------------------------------------------------------------------------------
+
+    def feed(self, dataset, mesh, start):
+        """Posteriors of tiles, encoded on the devices, with the numbers of their labels."""
+        batches = read_batches(self.config, dataset, mesh, start, labels=True)
+        encode = make_encoder(self.config, mesh, self.autoencoder)
+
+        def place(batch, step):
+            names = label_numbers(batch["label"], self.config.model.labels)
+            placed = put_batch(mesh, {"image": batch["image"], "label": names})
+            return encode(placed["image"], step) | {"label": placed["label"]}
+
+        return Feed(batches, place)
+
+    def example(self, batch, rows, step):
+        """The batch itself: it was cropped before it was encoded."""
+        return batch
+
+    def loss(self, params, fixed, batch_stats, example, rows, key):
+        """See `vae.tasks.flow.flow_loss`."""
+        return self._loss(params, fixed, batch_stats, example, rows, key)
+
+    @property
+    def _loss(self):
+        return flow_loss(self.config, self.model)
+
+    # ---- Evaluation -----------------------------------------------------------------------------
+
+    def evaluate(self, variables, step, dataset, mesh, workdir, log):
+        """Draws a sheet of samples."""
+        from vae.evaluation.samples import sheet
+
+        log.picture(step, "samples", sheet(read_model(workdir), self.autoencoder))
+
+    def report(self, variables, step, dataset, mesh, workdir):
+        """The table of distances: on one process, of the newest checkpoint."""
+        from vae.evaluation.samples import evaluate_prior
+
+        saved = read_model(workdir)
+        if jax.process_index() == 0:
+            count = self.config.eval.limit
+            evaluate_prior(saved, self.autoencoder, dataset, count=count, out=workdir)
+
+
+TASK = Prior
