@@ -15,7 +15,7 @@ from vae.tasks.task import Feed, Task, read_batches
 def get_config() -> ConfigDict:
     config = autoencoder_config("smoke")
     del config.model, config.loss
-    config.task = "tests.smallest_task"
+    config.task = "smallest_task"
     config.model = ConfigDict({"channels": 3})
     config.optimizer.name = "adam"
     return config

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
+import smallest_task
 
-from tests import smallest_task
 from vae.data.errors import UsageError
 from vae.tasks import task_of
 from vae.training.train import train
