@@ -1,7 +1,7 @@
 """Bars that cut a disc flat: captions of any colour, or black, on any side of a picture.
 
-A bar begins at a straight edge across the disc. Each side is searched as the bottom of a picture
-that is turned.
+A bar begins at a straight edge across the disc or, if it is lit, across the whole picture. Each
+side is searched as the bottom of a picture that is turned.
 """
 
 import math
@@ -18,14 +18,22 @@ _EDGE_SHARE = 0.8
 _EDGE_LEVELS = 10
 _EDGE_RADIUS = 300  # pixels, about, of the disc in the copy in which edges are searched
 _MIN_CHORD = 0.3  # of the radius: shorter chords are the disc's own ends
+_PARTS = 16  # of a row, whose means step where an edge runs across the whole picture, ...
+_PART_LEVELS = 16  # ... by so many grey levels, and ...
+_ABOVE_GRAIN = 3  # ... so many times as far as from most rows to the next
 
 
 class Edge(NamedTuple):
-    """A straight edge across the disc: its last row inside, and how the step looks."""
+    """A straight edge where a bar begins.
+
+    Attributes:
+      row: The last row inside.
+      step: Channel and sign of its step across the disc; None of one across the whole picture,
+        where fundus and surround step differently.
+    """
 
     row: int
-    channel: int
-    sign: int
+    step: tuple[int, int] | None
 
 
 def inner_box(edges: dict[str, Edge], height: int, width: int) -> tuple[int, int, int, int]:
@@ -57,8 +65,31 @@ def _turned_circle(side: str, circle: Circle, height: int, width: int) -> Circle
     }[side]
 
 
+def picture_edges(small: np.ndarray) -> dict[str, Edge]:
+    """The edges that run across the whole picture, by side; the row counts in the turned picture.
+
+    A lit bar, or a frame, differs from the dark surround as well as from the fundus: nearly all of
+    a row steps at once. No disc need be known.
+    """
+    edges = {}
+    for side, turn in _TURNED.items():
+        turned = turn(small)
+        first = turned.shape[0] // 2
+        if turned.shape[0] - first < 3:
+            continue
+        # Grain has no direction along a row, an edge has one for long.
+        size = (_PARTS, turned.shape[0] - first)
+        means = cv2.resize(turned[first:], size, interpolation=cv2.INTER_AREA).astype(np.int16)
+        steps = np.sort(np.abs(means[2:] - means[:-2]).max(axis=2), axis=1)
+        step = steps[:, round((1 - _EDGE_SHARE) * _PARTS)]  # so large in nearly all parts
+        found = np.flatnonzero(step >= max(_PART_LEVELS, _ABOVE_GRAIN * np.median(step)))
+        if len(found):
+            edges[side] = Edge(first + int(found[0]), None)
+    return edges
+
+
 def straight_edges(small: np.ndarray, circle: Circle) -> dict[str, Edge]:
-    """The edges at which bars begin, by side; the row counts in the turned picture."""
+    """The edges across the disc, by side; the row counts in the turned picture."""
     # In a small picture shading is as steep as an edge. Enlarged, it is flat again.
     zoom = max(1, round(_EDGE_RADIUS / circle[2]))
     height, width = small.shape[:2]
@@ -105,8 +136,7 @@ def _bottom_edge(image: np.ndarray, circle: Circle) -> Edge | None:
     edges = np.flatnonzero((best >= _EDGE_SHARE) & (count >= max(8, _MIN_CHORD * radius)))
     if not len(edges):
         return None
-    channel, sign = _STEPS[kind[edges[0]]]
-    return Edge(int(rows[edges[0]]), channel, sign)
+    return Edge(int(rows[edges[0]]), _STEPS[kind[edges[0]]])
 
 
 _STEPS = [(channel, sign) for channel in range(3) for sign in (1, -1)]
@@ -114,15 +144,18 @@ _STEPS = [(channel, sign) for channel in range(3) for sign in (1, -1)]
 
 def _last_row(image: np.ndarray, circle: Circle, edge: Edge, factor: float) -> int:
     """The last row inside, of an edge found in a copy reduced by `factor`."""
+    if edge.step is None:  # The next row of the copy may hold a part of the bar.
+        return math.floor((edge.row + 1) / factor) - 1
+    channel, sign = edge.step
     reach = math.ceil(2 / factor)
     x, y, radius = circle
     first = max(0, round(edge.row / factor) - reach)
     last = min(image.shape[0] - 1, round((edge.row + 2) / factor) + reach)
     half = math.sqrt(max(1.0, (0.97 * radius) ** 2 - (last - y) ** 2))
     columns = slice(max(0, round(x - half)), max(1, round(x + half) + 1))
-    part = image[first : last + 1, columns, edge.channel].astype(np.int16)
+    part = image[first : last + 1, columns, channel].astype(np.int16)
     # A caption's text is in few of the columns; the median passes over it.
-    steps = edge.sign * np.median(np.diff(part, axis=0), axis=1)
+    steps = sign * np.median(np.diff(part, axis=0), axis=1)
     row = int(np.argmax(steps))
     while row and steps[row - 1] > 0.1 * steps[row]:  # where the edge is blurred
         row -= 1

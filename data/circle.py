@@ -26,7 +26,8 @@ def fit_circle(lit: np.ndarray) -> Circle | None:
     triples = points[np.random.default_rng(0).integers(len(points), size=(_TRIALS, 3))]
     circles = _circumcircles(triples)
     side = max(lit.shape)
-    circles = circles[(circles[:, 2] > 0.1 * side) & (circles[:, 2] < 2.0 * side)]
+    smallest, largest = 0.1 * side, 2.0 * side
+    circles = circles[(circles[:, 2] > smallest) & (circles[:, 2] < largest)]
     if not len(circles):
         return None
     sample = points[:: max(1, len(points) // 500)]
@@ -40,7 +41,7 @@ def fit_circle(lit: np.ndarray) -> Circle | None:
     distances = _distances(points, circle)
     on_circle = np.abs(distances) < _tolerance(circle[2])
     offsets = points[on_circle] - circle[:2]
-    if not len(offsets):  # the iteration has diverged
+    if not len(offsets) or not smallest < circle[2] < largest:  # the iteration has diverged
         return None
     seen = 3 * np.unique(np.degrees(np.arctan2(offsets[:, 1], offsets[:, 0])) // 3)
     all_around = np.diff(np.append(seen, seen[0] + 360)).max() < 180

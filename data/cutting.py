@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from vae.data import limits
 from vae.data.errors import DataError
 from vae.data.files import write_beside
 from vae.data.fov import FieldOfView
@@ -201,7 +202,8 @@ def load_photograph(path: Path, name: str, cut: Cut) -> Photograph:
       cut: The scale, and how the field of view is found.
 
     Raises:
-      DataError: The photograph is unreadable, has no field of view, or is smaller than a tile.
+      DataError: The photograph is unreadable, has no field of view, is smaller than a tile, or
+        would be scaled beyond the limit.
     """
     image = read_image(path)
     region = find_region(image, str(path), name, cut.choice)
@@ -210,6 +212,12 @@ def load_photograph(path: Path, name: str, cut: Cut) -> Photograph:
         used = np.flatnonzero(inside.any(axis=0))
         scale = cut.fov_width / (2.0 * fov.radius if fov.known else used[-1] - used[0] + 1)
         size = tuple(max(1, round(side * scale)) for side in (image.shape[1], image.shape[0]))
+        if size[0] * size[1] > limits.max_pixels():
+            raise DataError(
+                f"{path}: {size[0]} x {size[1]} pixels at fov_width {cut.fov_width}; expected at"
+                f" most {limits.max_pixels() / 1e6:g} megapixels: choose a smaller one, or set"
+                f" {limits.VARIABLE}"
+            )
         # Area averages when reducing (no aliasing), cubic interpolates when enlarging.
         method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
         image = cv2.resize(image, size, interpolation=method)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from vae.data.bars import Edge, full_size_box, inner_box, straight_edges
+from vae.data.bars import Edge, full_size_box, inner_box, picture_edges, straight_edges
 from vae.data.circle import MIN_ARC, Circle, fit_circle
 from vae.data.errors import DataError
 
@@ -219,18 +219,18 @@ class _Found(NamedTuple):
 
 def _search(small: np.ndarray, bright: np.ndarray) -> _Found | None:
     """Finds the disc whose pixels are `bright`, with the bars that cut it, or None."""
-    lit, opened = _largest_region(bright)
+    edges = picture_edges(small)
+    lit, opened = _region_between(edges, bright)
     circle = fit_circle(lit)
     if circle is None:
         return None
-    edges = straight_edges(small, circle)
-    if edges:
+    if across := straight_edges(small, circle):
         # Without the bars the contour is the disc's alone.
-        height, width = lit.shape
-        top, bottom, left, right = inner_box(edges, height, width)
-        box = np.zeros_like(lit)
-        box[top : bottom + 1, left : right + 1] = True
-        lit, opened = _largest_region(bright & box, box)
+        edges = {
+            side: min((f[side] for f in (across, edges) if side in f), key=lambda edge: edge.row)
+            for side in across | edges
+        }
+        lit, opened = _region_between(edges, bright)
         circle = fit_circle(lit)
         if circle is None:
             return None
@@ -244,6 +244,16 @@ def _search(small: np.ndarray, bright: np.ndarray) -> _Found | None:
         float((lit & inside).sum() / union),
         float((lit & ~inside).sum() / max(1, lit.sum())),
     )
+
+
+def _region_between(edges: dict[str, Edge], bright: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As `_largest_region`, of the part of the picture that the edges leave."""
+    if not edges:
+        return _largest_region(bright)
+    top, bottom, left, right = inner_box(edges, *bright.shape)
+    box = np.zeros_like(bright)
+    box[top : bottom + 1, left : right + 1] = True
+    return _largest_region(bright & box, box)
 
 
 def _has_second_disc(small: np.ndarray, found: _Found) -> bool:

@@ -5,10 +5,12 @@ Commands share three options for it: `--fov`, `--fov_mask` and `--max_lost_share
 
 import argparse
 import dataclasses
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from vae.data.errors import DataError, UsageError
@@ -16,6 +18,9 @@ from vae.data.fov import MAX_LOST_SHARE, UNKNOWN, FieldOfView, lit_region, locat
 from vae.data.images import IMAGE_SUFFIXES, read_image
 
 CHOICES = ("auto", "none")
+
+# A mask is a disc if its rim is nowhere further off: pixels, or a share of the radius.
+_RIM, _RIM_SHARE = 2, 0.005
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -125,12 +130,18 @@ def find_region(image: np.ndarray, path: str, name: str, choice: FovChoice) -> R
 
 
 def _disc_of(mask: np.ndarray) -> FieldOfView:
-    """The disc of a mask that is one, else the unknown field of view."""
+    """The disc of a mask that is one up to its rim, else the unknown field of view."""
     picture = np.repeat(mask[..., None] * np.uint8(255), 3, axis=2)
     try:
-        return locate_fov(picture).fov
+        disc = locate_fov(picture).fov
     except DataError:
         return UNKNOWN
+    # Where the disc stands for the mask, nothing may show that the mask hides.
+    side = 2 * math.ceil(max(_RIM, _RIM_SHARE * disc.radius)) + 1
+    wider = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+    found, given = disc.mask(*mask.shape).astype(np.uint8), mask.astype(np.uint8)
+    apart = (found > cv2.dilate(given, wider)) | (given > cv2.dilate(found, wider))
+    return UNKNOWN if apart.any() else disc
 
 
 def _read_mask(folder: str, name: str, path: str, size: tuple[int, int]) -> np.ndarray:

@@ -113,6 +113,37 @@ def test_bars_on_two_sides_and_blurred_by_jpeg(retina):
     assert 1411 - 130 - 6 <= found.right < 1411 - 130
 
 
+def test_a_bar_below_a_disc_that_the_picture_cuts_is_outside(retina):
+    image = retina[:1390].copy()  # cut in the last 3% of the radius
+    for colour in ((255, 0, 0), (40, 40, 40), (255, 255, 255)):
+        bar = np.full((120, image.shape[1], 3), colour, np.uint8)
+        assert 1380 <= find_fov(np.vstack([image, bar])).bottom <= 1389
+        top = find_fov(np.vstack([bar, image[::-1]])).top
+        assert 120 <= top <= 130
+
+
+def test_a_bar_beside_a_stretched_disc_is_outside(retina):
+    image = cv2.resize(retina, None, fx=0.85, fy=1.0, interpolation=cv2.INTER_AREA)
+    image = np.ascontiguousarray(image[150:-150])
+    image[:, :100] = 30
+    assert 100 <= locate_fov(image, max_lost_share=1.0).fov.left <= 106
+
+
+def test_a_frame_is_passed_over(retina):
+    image = cv2.resize(retina, (600, 600), interpolation=cv2.INTER_AREA)
+    cv2.rectangle(image, (0, 0), (599, 599), (255, 255, 0), 8)
+    found = find_fov(image)
+    assert_close(found, 299.2, 298.6, 296.6, atol=1)
+    assert (found.top, found.bottom) == (found.left, found.right) == (6, 593)
+
+
+def test_grain_is_no_bar(retina):
+    small = cv2.resize(retina, (600, 600), interpolation=cv2.INTER_AREA)
+    noise = np.random.default_rng(0).normal(0, 25, small.shape)
+    found = find_fov(np.clip(small + noise, 0, 255).astype(np.uint8))
+    assert found.bottom - found.top > 580 and found.right - found.left > 580
+
+
 def test_two_eyes_in_one_picture_are_refused(retina):
     small = cv2.resize(retina, (500, 500), interpolation=cv2.INTER_AREA)
     for pair in (np.hstack([small, small[:, ::-1]]), np.vstack([small, small])):

@@ -92,6 +92,20 @@ def test_a_round_mask_is_a_disc(tmp_path):
     np.testing.assert_array_equal(region.inside(SIZE, SIZE), mask)
 
 
+def test_a_round_mask_with_a_hole_is_no_disc(tmp_path):
+    """Reports and maps show what lies in a known disc: a masked caption would be in it."""
+    y, x = np.mgrid[:SIZE, :SIZE]
+    mask = np.hypot(x - 200, y - 190) <= 150
+    mask[180:200, 150:300] = False
+    saved_mask(tmp_path / "masks", "a.png", mask)
+    write_image(tmp_path / "eyes/eyes/a.png", np.full((SIZE, SIZE, 3), 90, np.uint8))
+    make_tiles(
+        tmp_path / "eyes", tmp_path / "tiles", fov_mask=tmp_path / "masks", min_fov=0.5, **HOW
+    )
+    (photograph,) = read_photographs(tmp_path / "tiles/photographs.csv")
+    assert photograph.masked and photograph.fov == UNKNOWN
+
+
 def test_inputs_take_the_choice(crop, tmp_path):
     write_image(tmp_path / "eyes/a.png", crop)
     write_image(tmp_path / "eyes/b.png", fundus_photograph(1, SIZE))

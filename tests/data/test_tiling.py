@@ -178,6 +178,14 @@ def test_foreign_and_nested_folders_are_refused(tree, tmp_path):
         make_tiles(tree, tree / "tiles", **FAST)
 
 
+def test_no_photograph_is_scaled_beyond_the_limit(tree, tmp_path):
+    with pytest.raises(DataError, match="all photographs were rejected"):
+        make_tiles(tree, tmp_path / "out", **FAST | {"fov_width": 1_000_000})
+    listed = (tmp_path / "out" / "rejected.csv").read_text()
+    assert "pixels at fov_width 1000000; expected at most 100 megapixels" in listed
+    assert "Traceback" not in listed
+
+
 def test_fov_width_scales_every_field_of_view(tree, tmp_path):
     options = {**FAST, "tile": 32, "fov_width": 75}
     make_tiles(tree, tmp_path / "tiles", **SPLIT, **options)

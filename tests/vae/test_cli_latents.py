@@ -16,7 +16,7 @@ from vae.checkpoints.exported import SavedModel, write_exported
 from vae.checkpoints.modules import make_model
 from vae.cli import main
 from vae.configs.published import get_config
-from vae.data.images import encode_image, read_image
+from vae.data.images import encode_image, read_image, write_image
 from vae.data.inputs import open_inputs
 from vae.data.synthetic import fundus_photograph
 from vae.inference import latent_store
@@ -79,6 +79,32 @@ def test_decoded_is_what_reconstruct_gives(mixed, model_path, tmp_path, capsys, 
     for path in decoded:
         same = tmp_path / "r" / "reconstructions" / path.relative_to(tmp_path / "d")
         np.testing.assert_array_equal(read_image(path), read_image(same))
+
+
+@pytest.mark.parametrize("suffix", ["zarr", "npz"])
+def test_masks_come_back_with_the_latents(tiny_data, model_path, tmp_path, suffix):
+    image = fundus_photograph(0, 421)
+    masks = {"a": np.zeros((421, 421), bool), "b": np.ones((421, 421), bool)}
+    masks["a"][30:301, 40:333] = True
+    masks["b"][200:215, 100:300] = False
+    for name, mask in masks.items():
+        write_image(tmp_path / f"eyes/{name}.png", image)
+        white = np.repeat(mask[..., None] * np.uint8(255), 3, axis=2)
+        write_image(tmp_path / f"masks/{name}.png", white)
+    how = ["--model", model_path, "--fov_mask", str(tmp_path / "masks")]
+    inputs = [str(tmp_path / "eyes"), str(tiny_data)]  # Tiles of a dataset keep their disc.
+    out = tmp_path / f"latents.{suffix}"
+    assert encode(*inputs, "--out", out, *how) == 0
+    assert main(["decode", str(out), "--model", model_path, "--out", str(tmp_path / "d")]) == 0
+    assert main(["reconstruct", *inputs, "--out", str(tmp_path / "r"), "--no_pictures", *how]) == 0
+    decoded = sorted((tmp_path / "d").rglob("*.png"))
+    assert len(decoded) > 2
+    for path in decoded:
+        same = tmp_path / "r" / "reconstructions" / path.relative_to(tmp_path / "d")
+        np.testing.assert_array_equal(read_image(path), read_image(same))
+    for name, mask in masks.items():
+        found = read_image(tmp_path / f"d/{name}.png")
+        assert not found[~mask].any() and found[mask].any()
 
 
 def test_records_bring_what_is_known_of_them(tiny_data, model_path, tmp_path):

@@ -95,6 +95,20 @@ def test_strength(model, photograph):
             model.enhance(photograph, FOV, strength=strength)
 
 
+@pytest.mark.parametrize(
+    ("photograph", "got"),
+    [
+        (np.zeros((0, 8, 3), np.uint8), r"uint8 \[0, 8, 3\]"),
+        (np.zeros((8, 8, 3)), r"float64 \[8, 8, 3\]"),
+        ([[[0, 0, 0]]], r"list \[1, 1, 3\]"),
+    ],
+)
+def test_wrong_photographs_are_named(model, photograph, got):
+    for method in (model.enhance, model.uncertainty):
+        with pytest.raises(ValueError, match=rf"expected uint8 \[H, W, 3\] .* got {got}"):
+            method(photograph, UNKNOWN)
+
+
 def test_a_model_that_learned_nothing_changes_nothing(config, fresh, photograph):
     model = EnhancementModel(saved_model(config, fresh))
     np.testing.assert_array_equal(model.enhance(photograph, UNKNOWN), photograph)

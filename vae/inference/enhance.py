@@ -323,10 +323,11 @@ def _mixed(image: np.ndarray, made: np.ndarray, inside: np.ndarray, strength: fl
 
 
 def _check(photograph: np.ndarray) -> None:
-    if photograph.dtype != np.uint8 or photograph.ndim != 3 or photograph.shape[-1] != 3:
+    shape = np.shape(photograph)
+    dtype = getattr(photograph, "dtype", type(photograph).__name__)
+    if dtype != np.uint8 or len(shape) != 3 or shape[-1] != 3 or 0 in shape:
         raise ValueError(
-            "photograph: expected uint8 [H, W, 3] with values 0..255, got "
-            f"{photograph.dtype} {list(photograph.shape)}"
+            f"photograph: expected uint8 [H, W, 3] with values 0..255, got {dtype} {list(shape)}"
         )
 
 

@@ -12,6 +12,7 @@ A store is a zarr group (or one .npz file of the same arrays) with a group for e
                         strings, "" where unknown
     origin              int32 [N, 2]: row and column in the photograph, -1 where unknown
     fov                 float32 [N, 7]: `vae.data.fov.FIELDS` of the photograph's field of view
+    region              uint8 [N, H, W / 8], where masks were given: bits of what is inside
 
 Attributes of the root: `about` (model, options, inputs, version, command) and `progress` (inputs
 read, rows of each group, failures, steps of the quantiser, complete). In an .npz file the arrays
@@ -50,6 +51,7 @@ class Row:
     Attributes:
       number: Its place among the inputs.
       size: Height and width of the image, pixels.
+      region: As `Item`'s, while the store is written; `LatentGroup.masks` reads it.
     """
 
     number: int
@@ -62,13 +64,24 @@ class Row:
     origin: tuple[int, int] = (-1, -1)
     fov: FieldOfView = UNKNOWN
     size: tuple[int, int] = (0, 0)
+    region: np.ndarray | None = None
 
     @classmethod
     def of(cls, item: Item, number: int) -> "Row":
         """What the store keeps of an item."""
         texts = {name: getattr(item, name) for name in TEXTS}
-        size = item.image.shape[:2]
-        return cls(number=number, origin=item.origin, fov=item.fov, size=size, **texts)
+        return cls(
+            number=number, origin=item.origin, fov=item.fov, size=item.image.shape[:2],
+            region=item.region, **texts,
+        )  # fmt: skip
+
+    def mask(self) -> np.ndarray:
+        """What is inside, bool [H, W]: as given, the disc if known, else all."""
+        if self.region is not None:
+            return self.region
+        if self.fov.known:
+            return self.fov.mask(*self.size, *self.origin)
+        return np.ones(self.size, bool)
 
 
 class LatentGroup:
@@ -129,6 +142,13 @@ class LatentGroup:
             for i in range(len(origin))
         ]
 
+    def masks(self, start: int, stop: int) -> list[np.ndarray]:
+        """What is inside of a range of items, bool [H, W] each: see `Row.mask`."""
+        if "region" not in self._arrays:
+            return [row.mask() for row in self.rows(start, stop)]
+        bits = self._read("region", start, stop)
+        return list(np.unpackbits(bits, axis=2, count=self.width).astype(bool))
+
     def numbers(self) -> list[int]:
         """Place of each item among the inputs, ascending."""
         return self._read("number", 0, len(self)).tolist()
@@ -188,6 +208,7 @@ def open_latents(path: str | os.PathLike) -> LatentStore:
     steps = None if progress["steps"] is None else np.array(progress["steps"], np.float32)
     names = ["number", "origin", "fov", *TEXTS, *(["mean"] if steps is None else ["end", "packed"])]
     names += ["log_var"] if about["log_var"] else []
+    names += ["region"] if about.get("fov_mask") else []
     for name, rows in progress["rows"].items():
         arrays = _npz_arrays(path, name) if path.is_file() else _zarr_arrays(path, name, names)
         lengths = {key: progress["bytes"][name] if key == "packed" else rows for key in names}
@@ -197,6 +218,9 @@ def open_latents(path: str | os.PathLike) -> LatentStore:
             latent = attributes["groups"][name]["latent"]
             if key in ("mean", "log_var") and list(arrays[key].shape[1:]) != latent:
                 raise DataError(f"{path}: {name}/{key} holds no latents {latent}; encode again")
+            size = (attributes["groups"][name]["height"], attributes["groups"][name]["width"])
+            if key == "region" and arrays[key].shape[1:] != region_shape(*size):
+                raise DataError(f"{path}: {name}/{key} holds no masks of {name}; encode again")
         groups.append(LatentGroup(path, attributes["groups"][name], arrays, steps))
     return LatentStore(path, about, progress, tuple(groups))
 
@@ -227,6 +251,11 @@ def read_attributes(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         problem = (str(error).splitlines() or [type(error).__name__])[0]
     raise DataError(f"{path}: no latents of `fundus-vae encode` ({problem})")
+
+
+def region_shape(height: int, width: int) -> tuple[int, int]:
+    """Of an item's row in the array `region`."""
+    return height, -(-width // 8)
 
 
 def piece_rows(item_bytes: int) -> int:

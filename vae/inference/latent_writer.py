@@ -21,7 +21,14 @@ from vae.data.failures import Failure
 from vae.data.files import replacing, require_writable
 from vae.data.fov import FIELDS
 from vae.inference import quantise
-from vae.inference.latent_store import ATTRIBUTES, TEXTS, Row, piece_rows, read_attributes
+from vae.inference.latent_store import (
+    ATTRIBUTES,
+    TEXTS,
+    Row,
+    piece_rows,
+    read_attributes,
+    region_shape,
+)
 
 SUFFIXES = (".zarr", ".npz")
 # Another value of one of these makes another store.
@@ -155,6 +162,8 @@ class LatentWriter:
         group["origin"].append(np.array([row.origin for row in rows], np.int32))
         fov = [dataclasses.astuple(row.fov) for row in rows]
         group["fov"].append(np.array(fov, np.float32))
+        if self._about["fov_mask"]:
+            group["region"].append(np.packbits([row.mask() for row in rows], axis=2))
         for text in TEXTS:
             group[text].append(np.array([getattr(row, text) for row in rows], object))
 
@@ -182,6 +191,9 @@ class LatentWriter:
         create("number", np.int64)
         create("origin", np.int32, (2,))
         create("fov", np.float32, (len(FIELDS),))
+        if self._about["fov_mask"]:
+            region = region_shape(height, width)
+            create("region", np.uint8, region, piece_rows(int(np.prod(region))))
         for text in TEXTS:
             create(text, str)
 

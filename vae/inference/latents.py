@@ -136,7 +136,7 @@ def decoded(
       model: The one that encoded.
       store: From `open_latents`.
       keep_border: Leave the pixels outside the field of view as decoded; else they are black where
-        the field of view is known.
+        the field of view is known or was given.
 
     Yields:
       The row of each item, and its image, uint8 [H, W, 3] in its original size; or the failure of
@@ -152,13 +152,10 @@ def _decoded(
 ) -> list[tuple[Row, np.ndarray] | Failure]:
     try:
         rows, images = group.rows(start, stop), decode_range(model, group, start, stop)
-        results = []
-        for row, image in zip(rows, images, strict=True):
-            if row.fov.known and not keep_border:
-                mask = row.fov.mask(group.height, group.width, *row.origin)
-                image = np.where(mask[..., None], image, np.uint8(0))
-            results.append((row, image))
-        return results
+        if not keep_border:
+            masks = np.stack(group.masks(start, stop))
+            images = np.where(masks[..., None], images, np.uint8(0))
+        return list(zip(rows, images, strict=True))
     except Exception as error:
         if stop - start == 1:
             name = f"item {start} of {group.height}x{group.width}"
