@@ -14,6 +14,7 @@ from vae.data.files import replacing
 # The file beside a command's outputs that lists its failures.
 REJECTED = "rejected.csv"
 
+_OPENCV_NO_MEMORY = -4  # cv2.error.code
 # With one of these the next item would fail in the same way: the run ends instead.
 _ENDS_THE_RUN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
@@ -55,7 +56,7 @@ def failure_of(item_id: str, path: str | os.PathLike, error: Exception) -> Failu
         raise error
     if isinstance(error, FundusError):
         return Failure(item_id, path, _one_line(str(error)))
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or getattr(error, "code", None) == _OPENCV_NO_MEMORY:
         return Failure(item_id, path, f"{path}: not enough memory; reduce the picture")
     if isinstance(error, OSError) and error.strerror:
         return Failure(item_id, path, _one_line(f"{error.filename or path}: {error.strerror}"))

@@ -15,7 +15,7 @@ from vae.data.circle import MIN_ARC, Circle, fit_circle
 from vae.data.errors import DataError
 
 LIT = 25  # a pixel is lit when its brightest channel exceeds this grey level
-MAX_LOST_SHARE = 0.05  # share of the lit area outside the FOV above which a photograph is refused
+MAX_LOST_SHARE = 0.03  # share of the lit area outside the FOV above which a photograph is refused
 
 _SEARCH_SIDE = 720  # the disc is searched in a copy of at most this many pixels a side
 _CLEARLY = 0.01  # by how much another threshold must agree better

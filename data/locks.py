@@ -37,10 +37,10 @@ def locked(path: str | os.PathLike, what: str, command: str, *, keep: bool) -> I
       path: Of the lock file, in a folder that is there.
       what: Names in errors what is locked: "folder out".
       command: Of the holder.
-      keep: Whether the file stays when the lock is released.
+      keep: True leaves the file there when the lock is released.
 
     Yields:
-      Whether the file was made for this lock.
+      True if the file was made for this lock.
 
     Raises:
       UsageError: Another process holds the lock.

@@ -1,4 +1,4 @@
-"""What a command may write: nothing over or into what it reads, or what others made.
+"""Outputs of commands: nothing is written over or into what is read, or what others made.
 
 A command claims each of its outputs once, before it writes: the place is checked, marked as ours,
 and locked until the command ends. A folder of ours holds the marker `.fundus-vae.json`, which is
@@ -42,8 +42,7 @@ def claim_folder(
       command: Who writes.
       reads: Files and folders that the command reads; what is empty or not there is passed over.
       option: Of the command line, for errors.
-      known: A folder with one of these names in it is of this command, too: versions before this
-        one wrote no marker.
+      known: Names that only this command writes; a folder with one of them is of this command.
 
     Raises:
       UsageError: The folder is one that is read, lies in one or holds one; it is a file; it was not
@@ -94,7 +93,7 @@ def claim_new(
       option: Of the command line, for errors.
       folder: An empty folder may be there.
       replaces: Anything may be there: the command itself knows what it may replace or continue.
-      parents: Whether the folder around it is made; else it must be there.
+      parents: True makes the folder around it; else it must be there.
 
     Raises:
       UsageError: Something is there already; the place is one that is read or lies in one; another

@@ -59,7 +59,7 @@ def describe(record: bytes) -> str:
 
 
 def is_array_record(shard: AnyPath) -> bool:
-    """Whether a shard's name says ArrayRecord."""
+    """True for the name of an ArrayRecord shard."""
     return ".array_record" in shard.name
 
 

@@ -159,7 +159,9 @@ def _read_mask(folder: str, name: str, path: str, size: tuple[int, int]) -> np.n
             f" {size[1]} x {size[0]}; expected the same size"
         )
     if not mask.any():
-        raise DataError(f"{file}: the mask is black everywhere; expected white inside")
+        raise DataError(
+            f"{file}: the mask is black everywhere; expected white inside, values above 127"
+        )
     return mask
 
 

@@ -39,7 +39,7 @@ class Entry:
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-    """Whether a path names something in a bucket, "gs://bucket/folder"."""
+    """True for a path in a bucket, "gs://bucket/folder"."""
     return "://" in os.fspath(path)
 
 

@@ -93,7 +93,7 @@ def _strip_jpeg(encoded: bytes) -> bytes:
 
 
 def _turned(app1: bytes) -> bool:
-    """Whether an EXIF segment asks for the picture to be turned or mirrored."""
+    """True if an EXIF segment asks for the picture to be turned or mirrored."""
     if not app1.startswith(b"Exif\0\0"):
         return False
     tiff = app1[6:]

@@ -19,12 +19,13 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from vae.training import train  # noqa: E402
+from vae.sharding import put_batch  # noqa: E402
+from vae.tasks import autoencoding, enhancement, prior  # noqa: E402
 
 action, _, later = sys.argv[1].partition("+")
 at = int(sys.argv[2])
 sys.argv = [str(ROOT / "run_experiment.py"), *sys.argv[3:]]
-put_batch, count = train.put_batch, 0
+count = 0
 
 
 def put(mesh, batch):
@@ -43,5 +44,6 @@ def put(mesh, batch):
     return put_batch(mesh, batch)
 
 
-train.put_batch = put
+for task in (autoencoding, enhancement, prior):
+    task.put_batch = put
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -151,4 +151,6 @@ def test_a_run_goes_on_with_its_own_model_only(config, tmp_path):
     model = plain(config.model)
     check_same_run({"model": model, "version": "1"}, {"model": model, "version": "2"}, tmp_path)
     with pytest.raises(DataError, match="use another --workdir"):
-        check_same_run({"model": model}, {"model": model | {"filters": True}}, tmp_path)
+        check_same_run(
+            {"model": model}, {"model": model | {"filters": not model["filters"]}}, tmp_path
+        )

@@ -209,7 +209,7 @@ def test_changed_data_or_model_is_refused(finished, tiny_tiles, tmp_path):
     build(fewer, tmp_path / "data", report=lambda line: None)
     other = copy.deepcopy(config)
     other.data.dir = str(tmp_path / "data")
-    with pytest.raises(DataError, match="belongs to the dataset fingerprint"):
+    with pytest.raises(DataError, match="belongs to the fingerprint"):
         train(other, workdir)
 
 

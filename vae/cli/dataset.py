@@ -29,7 +29,8 @@ def _add_make_tiles(commands) -> None:
     add("--out", required=True, metavar="DIR", help="new, or begun by the same command")
     add("--tile", type=int, default=256, metavar="PIXELS", help="side of a tile (256)")
     add("--stride", type=int, default=128, metavar="PIXELS", help="between tiles (128)")
-    add("--min_fov", type=float, default=0.9, metavar="SHARE", help="of a tile, lit (0.9)")
+    add("--min_fov", type=float, default=0.9, metavar="SHARE",
+        help="smallest share of a tile inside the field of view (0.9)")  # fmt: skip
     add_fov_options(parser)
     add("--fov_width", type=int, metavar="PIXELS", help="scale every field of view to this width")
     add("--format", dest="file_format", choices=("png", "jpg"), default="png",

@@ -8,7 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from vae.cli.options import add_model, declare, report_failures, results
+from vae.cli.options import add_model, declare, print_reasons, report_failures, results
 from vae.data.errors import DataError, UsageError
 from vae.data.outputs import MARKER, claim_new, refuse_overlap
 from vae.data.region import add_options as add_fov_options
@@ -137,11 +137,10 @@ def _encode(
 
             print(compare_with_jpeg(loaded, store, images), flush=True)
     if writer.failures:
-        for failure in writer.failures:
-            print(f"not encoded: {failure['reason']}", file=sys.stderr)
+        print_reasons(failure["reason"] for failure in writer.failures)
         raise DataError(
-            f"{len(writer.failures)} of {len(images)} images could not be encoded; they are"
-            f" listed above and in {out}"
+            f"{len(writer.failures)} of {len(images)} images could not be encoded; all are listed"
+            f" in {out}"
         )
     return 0
 

@@ -1,10 +1,10 @@
-"""What several commands share: options, and the list of what failed."""
+"""Options, outputs and lists of failures that several commands share."""
 
 import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +89,14 @@ def report_failures(failures: Sequence[Failure], total: int, table: Path) -> int
     write_rejected(table, failures)
     if not failures:
         return 0
-    for failure in failures[:_SHOWN]:
-        print(failure.reason, file=sys.stderr)
-    if len(failures) > _SHOWN:
-        print(f"... and {len(failures) - _SHOWN:,} more", file=sys.stderr)
+    print_reasons(failure.reason for failure in failures)
     raise DataError(f"{len(failures):,} of {total:,} images failed; all are listed in {table}")
+
+
+def print_reasons(reasons: Iterable[str]) -> None:
+    """Prints the first reasons to the standard error, and how many more there are."""
+    reasons = list(reasons)
+    for reason in reasons[:_SHOWN]:
+        print(reason, file=sys.stderr)
+    if len(reasons) > _SHOWN:
+        print(f"... and {len(reasons) - _SHOWN:,} more", file=sys.stderr)

@@ -139,7 +139,7 @@ def typical(clusters: Clusters, rows: list[Row], count: int) -> np.ndarray:
 
 
 def _overlap(a: Row, b: Row) -> bool:
-    """Whether two images of one photograph share pixels."""
+    """True if two images of one photograph share pixels."""
     return all(abs(p - q) < size for p, q, size in zip(a.origin, b.origin, a.size, strict=True))
 
 

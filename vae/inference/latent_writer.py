@@ -108,7 +108,7 @@ class LatentWriter:
 
     @property
     def due(self) -> bool:
-        """Whether enough is pending for `commit`: whole chunks, or a lot of memory."""
+        """True if enough is pending for `commit`: whole chunks, or a lot of memory."""
         total = 0
         for entries in self._pending.values():
             size = entries[0][1].nbytes
@@ -239,7 +239,7 @@ def open_writer(path: str | os.PathLike, about: dict[str, Any]) -> LatentWriter:
 
 
 def _is_begun(path: Path) -> bool:
-    """Whether there is something; a folder in which nothing was finished does not count."""
+    """True if there is something; a folder in which nothing was finished does not count."""
     if path.is_dir():
         return any(entry.suffix != ".partial" for entry in path.iterdir())
     return path.exists()

@@ -13,7 +13,7 @@ from vae.models import with_quiet_blocks
 from vae.models.augment import augment, mask_squares
 from vae.models.autoencoder import LINEAR
 from vae.multihost import say
-from vae.sharding import put_batch
+from vae.sharding import local_rows, put_batch
 from vae.tasks.elbo import ElboTask, check_loss
 from vae.tasks.linear_start import check_linear_model, fit_linear, training_tiles
 from vae.tasks.randomness import step_key
@@ -124,7 +124,9 @@ class Autoencoding(ElboTask):
             resident = ResidentTiles(self.config, dataset, mesh)
             size = resident.images.nbytes / 1e9
             say(f"{len(resident.images)} tiles, {size:.1f} GB, on each device")
-            return Feed(resident.batches(start), lambda batch, step: resident.take(batch["number"]))
+            rows = local_rows(mesh, self.config.batch_size)
+            batches = resident.batches(rows, start)
+            return Feed(batches, lambda batch, step: resident.take(batch["number"]))
         batches = read_batches(self.config, dataset, mesh, start)
         if self._masked is not None:
             batches = paired(batches, read_batches(self.config, self._masked, mesh, start))

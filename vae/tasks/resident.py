@@ -3,7 +3,7 @@
 A fast device takes thousands of tiles a second; its host decodes some hundreds a core.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from vae.data.in_memory import numbered_batches, whole_split
 from vae.data.pipeline import Dataset
-from vae.sharding import batch_sharding, local_rows, put_batch, replicated
+from vae.sharding import batch_sharding, put_batch, replicated
 
 
 class ResidentTiles:
@@ -32,14 +32,14 @@ class ResidentTiles:
             lambda images, number: images[number], out_shardings=batch_sharding(mesh)
         )
 
-    def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+    def batches(self, rows: Sequence[int], start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """The batches that `train_batches` would give: `number` and `tile_id` of this process's
         rows."""
         return numbered_batches(
             self._tile_ids,
             seed=self._config.seed,
             batch_size=self._config.batch_size,
-            rows=local_rows(self._mesh, self._config.batch_size),
+            rows=rows,
             start_step=start_step,
         )
 
