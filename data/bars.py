@@ -1,7 +1,7 @@
 """Bars that cut a disc flat: captions of any colour, or black, on any side of a picture.
 
-A bar begins at a straight edge across the disc or, if it is lit, across the whole picture. Each
-side is searched as the bottom of a picture that is turned.
+A bar begins at a straight edge across the disc or, if it is lit, across the whole picture; or it is
+lit beside the disc. Each side is searched as the bottom of a picture that is turned.
 """
 
 import math
@@ -18,6 +18,8 @@ _EDGE_SHARE = 0.8
 _EDGE_LEVELS = 10
 _EDGE_RADIUS = 300  # pixels, about, of the disc in the copy in which edges are searched
 _MIN_CHORD = 0.3  # of the radius: shorter chords are the disc's own ends
+_LIT_SHARE = 0.6  # of the pixels beside the disc, lit in a row of a bar; text takes the others
+_LIT_WIDTH = 0.05  # of a row, the least that must lie beside the disc to be judged
 _PARTS = 16  # of a row, whose means step where an edge runs across the whole picture, ...
 _PART_LEVELS = 16  # ... by so many grey levels, and ...
 _ABOVE_GRAIN = 3  # ... so many times as far as from most rows to the next
@@ -43,6 +45,15 @@ def inner_box(edges: dict[str, Edge], height: int, width: int) -> tuple[int, int
     bottom = edges["bottom"].row if "bottom" in edges else height - 1
     right = edges["right"].row if "right" in edges else width - 1
     return top, bottom, left, right
+
+
+def nearest(*found: dict[str, Edge]) -> dict[str, Edge]:
+    """Of edges that were found in several ways, those nearest to the middle, by side."""
+    sides = {side for edges in found for side in edges}
+    return {
+        side: min((edges[side] for edges in found if side in edges), key=lambda edge: edge.row)
+        for side in sides
+    }
 
 
 # Turns a picture so that a side becomes its bottom.
@@ -85,6 +96,36 @@ def picture_edges(small: np.ndarray) -> dict[str, Edge]:
         found = np.flatnonzero(step >= max(_PART_LEVELS, _ABOVE_GRAIN * np.median(step)))
         if len(found):
             edges[side] = Edge(first + int(found[0]), None)
+    return edges
+
+
+def lit_edges(bright: np.ndarray, circle: Circle) -> dict[str, Edge]:
+    """The edges of bars that are lit beside the disc, by side; rows count in the turned picture.
+
+    A bar of the fundus's own colour makes no step across the disc. But beside the disc a photograph
+    is dark, and such a bar is lit, from the picture's border to where it begins.
+
+    Args:
+      bright: bool [h, w], the lit pixels.
+      circle: The disc.
+    """
+    edges = {}
+    for side, turn in _TURNED.items():
+        turned = turn(bright)
+        x, y, radius = _turned_circle(side, circle, *bright.shape)
+        height, width = turned.shape
+        first = max(0, min(height, round(y)))
+        rows = np.arange(first, height)
+        outer = 1.02 * radius + 2
+        half = np.sqrt(np.maximum(outer**2 - (rows - y) ** 2, 0.0))
+        beside = np.abs(np.arange(width)[None] - x) > half[:, None]
+        count = beside.sum(axis=1)
+        share = (turned[first:] & beside).sum(axis=1) / np.maximum(count, 1)
+        lit = (share >= _LIT_SHARE) & (count >= max(8, _LIT_WIDTH * width))
+        dark = np.flatnonzero(~lit)
+        # Lit up to the middle of the disc: no bar, but a surround that glows.
+        if len(dark) and len(rows) - 1 - dark[-1] >= 3:
+            edges[side] = Edge(first + int(dark[-1]) - 1, None)
     return edges
 
 

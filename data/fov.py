@@ -10,7 +10,15 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from vae.data.bars import Edge, full_size_box, inner_box, picture_edges, straight_edges
+from vae.data.bars import (
+    Edge,
+    full_size_box,
+    inner_box,
+    lit_edges,
+    nearest,
+    picture_edges,
+    straight_edges,
+)
 from vae.data.circle import MIN_ARC, Circle, fit_circle
 from vae.data.errors import DataError
 
@@ -224,12 +232,10 @@ def _search(small: np.ndarray, bright: np.ndarray) -> _Found | None:
     circle = fit_circle(lit)
     if circle is None:
         return None
-    if across := straight_edges(small, circle):
+    across = nearest(straight_edges(small, circle), lit_edges(bright, circle))
+    if across:
         # Without the bars the contour is the disc's alone.
-        edges = {
-            side: min((f[side] for f in (across, edges) if side in f), key=lambda edge: edge.row)
-            for side in across | edges
-        }
+        edges = nearest(across, edges)
         lit, opened = _region_between(edges, bright)
         circle = fit_circle(lit)
         if circle is None:

@@ -70,6 +70,7 @@ BARS = {
     "black": (0, 0, 0),
     "blue": (0, 0, 140),
     "brown, like the fundus": (120, 60, 30),
+    "orange, like the fundus": (170, 75, 35),
 }
 
 
@@ -102,6 +103,18 @@ def test_captions_of_any_colour_and_side_are_outside(retina, side, colour):
     fundus = find_fov(retina).mask(*image.shape[:2]) & ~bar
     # A row or two next to the bar and the fitted circle's last pixels.
     assert (inside & fundus).sum() > 0.99 * fundus.sum()
+
+
+@pytest.mark.parametrize("turn", range(4))
+def test_a_bar_of_the_very_colour_of_the_fundus(turn):
+    image = disc(700, 900, 450, 300, 400)
+    image[600:] = (120, 60, 30)
+    cv2.putText(image, "NAME", (250, 660), 0, 1.5, (0, 0, 0), 3)
+    inside = find_fov(np.ascontiguousarray(np.rot90(image, turn))).mask(
+        *np.rot90(image, turn).shape[:2]
+    )
+    inside = np.rot90(inside, -turn)
+    assert not inside[600:].any() and inside[590].any()
 
 
 def test_bars_on_two_sides_and_blurred_by_jpeg(retina):

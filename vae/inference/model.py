@@ -248,7 +248,7 @@ def _check_images(images: np.ndarray) -> np.ndarray:
         images.dtype != np.uint8
         or images.ndim not in (3, 4)
         or images.shape[-1] != 3
-        or 0 in images.shape
+        or 0 in images.shape[-3:]
     ):
         raise ValueError(
             "images: expected uint8 [N, H, W, 3] or [H, W, 3] with values 0..255, got "
