@@ -263,7 +263,7 @@ def short_run(dataset, workdir, count):
     config.optimizer.update(name="adam", schedule="constant", warmup_steps=0)
     config.train.steps = count
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vae.training.train._samples_table", lambda *_: None)
+        patch.setattr("vae.tasks.prior.Prior.report", lambda *_: None)
         train(config, workdir)
     return workdir
 
