@@ -155,8 +155,9 @@ def tile_origins(
     height, width = inside.shape
     if fov.known:
         rows = _grid(max(0.0, fov.top), min(height - 1.0, fov.bottom), tile, stride)
-        left = max(0.0, fov.x - fov.radius, fov.left)
-        right = min(width - 1.0, fov.x + fov.radius, fov.right)
+        # A pixel of play: without a bar the disc itself decides, to the fraction of a pixel.
+        left = max(0.0, fov.x - fov.radius, fov.left - 1)
+        right = min(width - 1.0, fov.x + fov.radius, fov.right + 1)
         columns = _grid(left, right, tile, stride)
     else:
         rows, columns = (
