@@ -20,6 +20,7 @@ from vae.data import manifest, pipeline
 from vae.data.errors import UsageError
 from vae.data.fundus_tiles.build import build
 from vae.data.images import encode_image
+from vae.data.outputs import MARKER
 
 ROOT = Path(__file__).parents[2]
 needs_beam = pytest.mark.skipif(
@@ -93,7 +94,9 @@ def _error(done: subprocess.CompletedProcess) -> str:
 
 
 def _files(directory: Path) -> list[str]:
-    return sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file())
+    """All files but the marker, which names the process that wrote them."""
+    files = (path for path in directory.rglob("*") if path.is_file() and path.name != MARKER)
+    return sorted(str(path.relative_to(directory)) for path in files)
 
 
 @needs_beam
