@@ -9,7 +9,7 @@ FUNDUS_VAE = "fundus_vae"
 ENHANCER = "enhancer"
 PRIOR = "prior"
 
-# What a saved model may say of itself; far more than any that is trained here.
+# Limits on the sizes that a saved model may claim; far above any that is trained here.
 LARGEST_SIZE = 1 << 14
 LARGEST = {
     "downsample": 64,

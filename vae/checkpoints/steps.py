@@ -58,7 +58,7 @@ class ModelSteps:
         return self._manager.latest_step()
 
     def about(self, step: int) -> dict[str, Any]:
-        """What `save` was told about the checkpoint."""
+        """The provenance that `save` was given with the checkpoint."""
         try:
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(about=ocp.args.JsonRestore())

@@ -118,7 +118,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def _reason(error: Exception, argv: list[str]) -> str:
-    """What is wrong with the flags or the config file, in words of the command line."""
+    """Describes an error in the flags or the config file, in words of the command line."""
     text = str(error).replace("\\n", " ").rpartition("earlier failure to load: ")[2]
     if isinstance(error, (FundusError, flags.Error)):
         return text

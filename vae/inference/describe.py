@@ -10,10 +10,7 @@ import numpy as np
 from vae.checkpoints.exported import SavedModel
 from vae.checkpoints.modules import make_model
 from vae.checkpoints.reading import CHECKPOINTS, variables_hash
-
-# A latent channel whose mean varies less than this over images says nothing of them; its posterior
-# is the prior (Burda, Grosse, Salakhutdinov, 2016: variance of the posterior mean above 0.01).
-ACTIVE_VARIANCE = 0.01
+from vae.models.posterior import ACTIVE_VARIANCE
 
 
 def describe(saved: SavedModel) -> dict[str, Any]:

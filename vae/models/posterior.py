@@ -4,6 +4,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+# A latent channel counts as active above this variance of its posterior mean (Burda et al., 2016).
+ACTIVE_VARIANCE = 0.01
+
 
 @flax.struct.dataclass
 class Posterior:

@@ -1,5 +1,6 @@
 """The evidence lower bound as a training loss, and the statistics of latents beside it."""
 
+import abc
 from collections.abc import Callable
 from typing import Any
 
@@ -8,25 +9,21 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vae.checkpoints.modules import join_variables
-from vae.models.posterior import Posterior
+from vae.models.posterior import ACTIVE_VARIANCE, Posterior
 from vae.tasks.losses import objective_terms
 from vae.tasks.task import Metrics, Task
 
 # The running latent statistics forget with this factor a step, once they have seen enough.
 LATENT_DECAY = 0.99
-# A latent channel counts as active above this variance of its posterior mean (Burda et al., 2016).
-ACTIVE_VARIANCE = 0.01
 
 LIKELIHOODS = ("gaussian", "laplace", "own_gaussian", "own_details")
 LOSS_UNITS = ("value", "tile")
-
-# (variables, what the model sees, draw: posterior -> latents) -> image, posterior, batch statistics
-Forward = Callable[[dict, Any, Callable[[Posterior], jax.Array]], tuple[jax.Array, Posterior, dict]]
 
 
 class ElboTask(Task):
     """A task that trains by the ELBO. Examples are (what the model sees, the target image)."""
 
+    @abc.abstractmethod
     def forward(self, variables: dict, seen: Any, draw: Callable[[Posterior], jax.Array]):
         """Returns the image in [-1, 1], its posterior and the batch statistics. Traced.
 
@@ -35,7 +32,6 @@ class ElboTask(Task):
           seen: The first part of an example.
           draw: Samples latents of a posterior.
         """
-        raise NotImplementedError(type(self).__name__)
 
     def loss(self, params, fixed, batch_stats, example, rows, key):
         """See `vae.tasks.task.Task.loss`; nats as `loss.per` says."""

@@ -104,11 +104,8 @@ class Prior(Task):
 
     def loss(self, params, fixed, batch_stats, example, rows, key):
         """See `vae.tasks.flow.flow_loss`."""
-        return self._loss(params, fixed, batch_stats, example, rows, key)
-
-    @property
-    def _loss(self):
-        return flow_loss(self.config, self.model)
+        loss = flow_loss(self.config, self.model)
+        return loss(params, fixed, batch_stats, example, rows, key)
 
     # ---- Evaluation -----------------------------------------------------------------------------
 
