@@ -116,7 +116,7 @@ def append(options: argparse.Namespace) -> None:
     size, seed = config.data.size, config.seed
     fit = fit_linear(
         config,
-        lambda: first_tiles(dataset, size=size, seed=seed, count=config.data.pca_tiles),
+        lambda: first_tiles(dataset, size=size, seed=seed, count=config.data.fit_tiles),
     )
     mesh = make_mesh()
     sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)

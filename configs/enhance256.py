@@ -1,78 +1,158 @@
-"""Enhancement: a degraded photograph made clear, trained on clean tiles that are degraded on the
-device.
+"""Enhancement: restores degraded photographs. Clean tiles are degraded on the device for training.
 
     --config=configs/enhance256.py[:preset] --config.data.dir=DIR
 
-The dataset needs the photographs' views, which `fundus-vae make-tiles` and `build` store. Presets:
-`f8c32` (the default) has the sizes of that reconstruction model and can start from its weights
-(`--config.init_from=f8c32`). Of the same model, `tone` teaches the tone stage alone, from views,
-`sharpening` what undoes blur, from what the tone stage makes of tiles, and `detail` the detail
-stage alone, from tiles that are blurred, spotted, noisy, reduced or coded but neither dark nor
-hazy: run `tone`, then `sharpening` with `--config.init_from` of that, and so on to `detail` and
-`f8c32`. `smoke` runs everything once within seconds on data of its own. What is degraded, how
-often and how much is `config.degrade`.
+The dataset needs the photographs' thumbnails, which `fundus-vae make-tiles` and `build` store. The
+model has three stages (vae/models/enhancer.py), which are trained one after the other: preset
+`tone` first, then `sharpening` and `detail`, each with `--config.init_from` of the run before, and
+at last `f8c32` (the default), which trains all stages together. `smoke` runs every part once
+within seconds on synthetic data.
 """
 
 from ml_collections import ConfigDict
 
-from vae.checkpoints.config import ENHANCER, default_config, make_brief
 from vae.data.errors import UsageError
 
 PRESETS = ("f8c32", "tone", "sharpening", "detail", "smoke")
-# What the tone stage undoes.
-TONES = ("haze", "illumination", "colour_cast", "low_contrast")
 
 
 def get_config(preset: str = "f8c32") -> ConfigDict:
-    """The configuration of a preset; all of them can be changed by `--config.x.y=...`."""
+    """Returns the configuration of a preset; `--config.x.y=...` changes any setting of it."""
     if preset not in PRESETS:
         raise UsageError(f"enhance256.py:{preset} is no preset; there are {', '.join(PRESETS)}")
-    config = default_config(ENHANCER)
+    config = ConfigDict()
     config.name = "enhance256" if preset == "f8c32" else f"enhance256_{preset}"
-    config.data.crop = 128
+    config.task = "vae.tasks.enhancement"  # the module that trains and evaluates
+    config.seed = 0  # with the step, it determines every batch and every random number
+    config.init_from = ""  # a model to start from; empty: the identity
+    config.batch_size = 256  # tiles, over all devices and hosts
+
+    config.model = ConfigDict()
+    config.model.architecture = "enhancer"
+    config.model.latent_channels = 32
+    config.model.downsample = 8  # pixels of a latent position, each way
+    config.model.linear_kernel = 3  # latent positions, each way, that the linear path sees
+    config.model.width = 64  # channels at 1/4 resolution
+    config.model.deep_width = 128  # channels at 1/8 resolution
+    config.model.encoder_depth = (1, 2)  # residual blocks at 1/4 and 1/8 resolution
+    config.model.decoder_depth = (3, 2)
+    config.model.tone_width = 48  # channels of the tone stage
+    # Root mean square of a photograph's change of tone, grey levels: a smaller one than the first
+    # is not made, a larger one than the second is made whole. Chosen on val's mixed degradations.
+    config.model.tone_evidence = (10.0, 15.0)
+    # Root mean square error of the toned photographs, grey levels, measured on val.
+    config.model.tone_rms_error = 13.0
+
+    config.degrade = ConfigDict()
+    config.degrade.clean = 0.15  # share of tiles that stay clean
+    config.degrade.probability = 0.3  # of each degradation in the others
+    # Share of the others that have one degradation alone: blur cannot be learned under noise.
+    config.degrade.alone = 0.5
+    # Severities are drawn from 0 to these, at most 1 (vae/models/degradations.py). At 0 there is no
+    # such degradation.
+    config.degrade.haze = 1.0
+    config.degrade.illumination = 1.0
+    config.degrade.colour_cast = 1.0
+    config.degrade.defocus = 1.0
+    config.degrade.motion = 1.0
+    config.degrade.spots = 1.0
+    config.degrade.low_contrast = 1.0
+    config.degrade.noise = 1.0
+    config.degrade.downsampling = 1.0
+    config.degrade.jpeg = 1.0
+
+    config.data = ConfigDict()
+    config.data.dir = ""  # the dataset that `fundus-vae build` wrote; also gs://bucket/folder
+    config.data.cache_dir = ""  # local folder: copy the dataset there and read the copy
+    config.data.source = ""  # "retina" or "synthetic": make a dataset in the workdir instead
+    config.data.size = 256  # tiles are cropped to this, pixels
+    config.data.crop = 128  # training examples are random crops of this, pixels
+    # Factors that examples are reduced by, as cameras of fewer pixels see. Each is drawn equally
+    # often: with (1, 1, 2) every third example is reduced by 2.
     config.data.scales = (1, 1, 2)
-    config.batch_size = 256
-    config.model.filters = config.model.sharpening = True
-    config.optimizer.name = "muon"
-    # Errors are large in some examples and small in others: each counts by its own scale, or the
-    # first alone would be seen, and good photographs made a little worse; and its details by
-    # theirs, or those of dark and hazy ones would teach nothing.
-    config.loss.likelihood = "own_details"
-    # The decoder sees the image: at full price the latent would be left empty.
-    config.loss.beta = 0.1
+    config.data.augment = True  # flips and quarter turns
+    config.data.threads = 0  # that decode tiles; 0: one a core
+    config.data.fit_tiles = 1024  # that the linear path is fitted to
+
+    config.loss = ConfigDict()
+    # Each example has the scale that is best for its own errors, and for its details alone: hard
+    # examples would otherwise outweigh the others, and good photographs be made a little worse.
+    config.loss.likelihood = "per_example_details"
+    config.loss.beta = 0.1  # weight of the KL divergence; at 1 the latent would stay empty
+    config.loss.ssim_weight = 4.0  # weight of 1 - SSIM, in nats per value
+    config.loss.per = "value"  # nats per input "value", or summed over a "tile"
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "muon"  # for kernels, with adam for the rest; or "adam" for all
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.linear_multiplier = 0.01  # of the linear path's rate; 0 freezes it
+    config.optimizer.schedule = "cosine"  # to 0 at train.steps; or "constant"
+    config.optimizer.warmup_steps = 100
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.99
+    config.optimizer.muon_beta = 0.95  # momentum of muon
+    config.optimizer.weight_decay = 1e-4  # of the kernels of convolutions
+    config.optimizer.clip_norm = 1.0  # of the gradient in nats per value; 0: no clipping
+
+    config.train = ConfigDict()
+    config.train.stage = "all"  # or the one stage that learns: "tone", "sharpening", "detail"
+    config.train.thumbnail_draws = 8  # degradations of each thumbnail, where "tone" alone learns
+    config.train.steps = 100_000
+    config.train.max_minutes = 0.0  # stop the training after this time; 0: no limit
+    config.train.accumulate = 1  # parts of a batch whose gradients are computed one by one
+    config.train.compute_dtype = "float32"  # of the convolutions; or "bfloat16"
+    config.train.ema_decay = 0.999  # of the averaged parameters; 0: no average
+    config.train.deterministic = False  # repeatable bit for bit on GPUs too, and slower
+    config.train.log_every = 50  # steps
+    config.train.checkpoint_every = 1000  # steps
+    config.train.keep_checkpoints = 3
+    config.train.tensorboard = True  # where tensorflow is installed
+    config.train.profile = False  # trace steps 10 to 15 into the workdir
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices that share a batch; -1: all that fsdp leaves
+    config.mesh.fsdp = 1  # devices that share the parameters and the optimizer's state
+    config.mesh.fsdp_min_size = 2**16  # arrays of fewer values are on every device
+
+    config.eval = ConfigDict()
+    config.eval.split = "val"
+    config.eval.every = 5000  # steps; 0: only at the end
+    config.eval.limit = 512  # tiles of a scheduled evaluation; 0: all
+
     if preset in ("tone", "sharpening", "detail"):
-        config.loss.likelihood = "own_gaussian"
-    if preset == "tone":
-        config.train.views = 8
-    if preset in ("sharpening", "detail"):
-        config.optimizer.tone_multiplier = 0.0
+        config.train.stage = preset
+        config.loss.likelihood = "per_example_gaussian"
     if preset == "sharpening":
-        # The more of a photograph, the clearer is its spectrum; there is little to compute.
+        # The larger the crop, the clearer its spectrum; there is little to compute.
         config.data.crop = 224
         config.data.scales = (1,)
         config.degrade.alone = 0.8
-        config.train.sharpening = True
         config.optimizer.name = "adam"
         config.optimizer.learning_rate = 1e-3
-        config.optimizer.weight_decay = 0.0  # the other stages stay as they are
+        config.optimizer.weight_decay = 0.0
     if preset == "detail":
-        config.optimizer.sharpening_multiplier = 0.0
         config.degrade.alone = 0.7
-        for name in TONES:
-            config.degrade[name] = 0.0
+        # The tone stage undoes these.
+        config.degrade.haze = 0.0
+        config.degrade.illumination = 0.0
+        config.degrade.colour_cast = 0.0
+        config.degrade.low_contrast = 0.0
     if preset == "smoke":
-        _smoke(config)
+        config.data.source = "synthetic"
+        config.data.size = 64
+        config.data.crop = 32
+        config.data.scales = (1, 2)
+        config.batch_size = 8
+        config.model.latent_channels = 8
+        config.model.width = 16
+        config.model.deep_width = 16
+        config.model.tone_width = 8
+        config.model.encoder_depth = (1, 1)
+        config.model.decoder_depth = (1, 1)
+        config.train.steps = 8
+        config.train.log_every = 2
+        config.train.checkpoint_every = 4
+        config.optimizer.warmup_steps = 2
+        config.eval.every = 4
+        config.eval.limit = 8
     return config
-
-
-def _smoke(config: ConfigDict) -> None:
-    """As small as it can be with every part taking part."""
-    make_brief(config)
-    config.data.crop = 32
-    config.data.scales = (1, 2)
-    config.model.latent_channels = 8
-    config.model.width = 16
-    config.model.deep_width = 16
-    config.model.tone_width = 8
-    config.model.encoder_depth = (1, 1)
-    config.model.decoder_depth = (1, 1)

@@ -2,29 +2,91 @@
 
     --config=configs/prior256.py[:preset] --config.data.dir=DIR [--config.prior.autoencoder=MODEL]
 
-Presets: `f8c4` (the default) is a prior of the autoencoder of that name that ships, small enough to
-be trained on a CPU; `large` the same for an accelerator and many tiles; `smoke` runs everything
-once within seconds on data of its own.
+Presets: `f8c4` (the default) is a prior for the bundled autoencoder of that name, small enough to
+be trained on a CPU; `large` the same for an accelerator and many tiles; `smoke` runs every part
+once within seconds on synthetic data.
 """
 
 from ml_collections import ConfigDict
 
-from vae.checkpoints.config import PRIOR, default_config, make_brief
 from vae.data.errors import UsageError
 
 PRESETS = ("f8c4", "large", "smoke")
 
 
 def get_config(preset: str = "f8c4") -> ConfigDict:
-    """The configuration of a preset; all of them can be changed by `--config.x.y=...`."""
+    """Returns the configuration of a preset; `--config.x.y=...` changes any setting of it."""
     if preset not in PRESETS:
         raise UsageError(f"prior256.py:{preset} is no preset; there are {', '.join(PRESETS)}")
-    config = default_config(PRIOR)
+    config = ConfigDict()
     config.name = "prior256" if preset == "f8c4" else f"prior256_{preset}"
-    config.batch_size = 64
-    config.optimizer.name = "muon"
+    config.task = "vae.tasks.prior"  # the module that trains and evaluates
+    config.seed = 0  # with the step, it determines every batch and every random number
+    config.init_from = ""  # a prior to start from; empty: the best Gaussian of the latents
+    config.batch_size = 64  # tiles, over all devices and hosts
+
+    config.model = ConfigDict()
+    config.model.architecture = "prior"
+    config.model.latent_channels = 4  # the autoencoder's; the run fills this in
+    config.model.latent_side = 32  # data.crop / the autoencoder's downsample; likewise
+    config.model.widths = (32, 96, 160, 160)  # channels from the latent's resolution down
+    config.model.depths = (1, 1, 2, 1)  # blocks at each resolution
+    config.model.heads = 4  # of attention, at the two lowest resolutions
+    config.model.labels = ()  # that samples can be asked for; empty: the dataset's
+
+    config.prior = ConfigDict()
+    config.prior.autoencoder = "f8c4"  # the model whose latents are learned
+    config.prior.conditional = True  # on the label, where the dataset has labels
+    config.prior.label_dropout = 0.2  # share of examples whose label is hidden
+    config.prior.named_only = ()  # labels that are never hidden: drawn only when asked for
+    config.prior.draws = 4  # noises and times for each tile: encoding it costs more
+    config.prior.sample_steps = 16  # of Heun's method, unless --steps is given
+
+    config.data = ConfigDict()
+    config.data.dir = ""  # the dataset that `fundus-vae build` wrote; also gs://bucket/folder
+    config.data.cache_dir = ""  # local folder: copy the dataset there and read the copy
+    config.data.source = ""  # "retina" or "synthetic": make a dataset in the workdir instead
+    config.data.size = 256  # tiles are cropped to this, pixels
+    config.data.crop = 256  # training examples are random crops of this, pixels
+    config.data.scales = (1,)  # factors that examples are reduced by
+    config.data.augment = True  # flips and quarter turns
+    config.data.threads = 0  # that decode tiles; 0: one a core
+    config.data.fit_tiles = 1024  # that the Gaussian of the start is fitted to
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "muon"  # for kernels, with adam for the rest; or "adam" for all
     config.optimizer.learning_rate = 3e-3
-    config.eval.batch_size = 16
+    config.optimizer.schedule = "cosine"  # to 0 at train.steps; or "constant"
+    config.optimizer.warmup_steps = 100
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.99
+    config.optimizer.muon_beta = 0.95  # momentum of muon
+    config.optimizer.weight_decay = 1e-4  # of the kernels of convolutions
+    config.optimizer.clip_norm = 1.0  # of the gradient; 0: no clipping
+
+    config.train = ConfigDict()
+    config.train.steps = 100_000
+    config.train.max_minutes = 0.0  # stop the training after this time; 0: no limit
+    config.train.accumulate = 1  # parts of a batch whose gradients are computed one by one
+    config.train.compute_dtype = "float32"  # of the convolutions; or "bfloat16"
+    config.train.ema_decay = 0.999  # of the averaged parameters; 0: no average
+    config.train.deterministic = False  # repeatable bit for bit on GPUs too, and slower
+    config.train.log_every = 50  # steps
+    config.train.checkpoint_every = 1000  # steps
+    config.train.keep_checkpoints = 3
+    config.train.tensorboard = True  # where tensorflow is installed
+    config.train.profile = False  # trace steps 10 to 15 into the workdir
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices that share a batch; -1: all that fsdp leaves
+    config.mesh.fsdp = 1  # devices that share the parameters and the optimizer's state
+    config.mesh.fsdp_min_size = 2**16  # arrays of fewer values are on every device
+
+    config.eval = ConfigDict()
+    config.eval.split = "val"
+    config.eval.every = 5000  # steps; 0: only at the end
+    config.eval.limit = 512  # tiles and samples of the closing table
+
     if preset == "large":
         config.model.widths = (96, 192, 384, 512)
         config.model.depths = (2, 2, 3, 3)
@@ -33,16 +95,19 @@ def get_config(preset: str = "f8c4") -> ConfigDict:
         config.prior.draws = 1
         config.optimizer.learning_rate = 1e-3
         config.train.ema_decay = 0.9999
-    elif preset == "smoke":
-        _smoke(config)
+    if preset == "smoke":
+        config.data.source = "synthetic"
+        config.data.size = 64
+        config.data.crop = 64
+        config.batch_size = 8
+        config.model.widths = (8, 16)
+        config.model.depths = (1, 1)
+        config.model.heads = 2
+        config.prior.sample_steps = 4
+        config.train.steps = 8
+        config.train.log_every = 2
+        config.train.checkpoint_every = 4
+        config.optimizer.warmup_steps = 2
+        config.eval.every = 4
+        config.eval.limit = 8
     return config
-
-
-def _smoke(config: ConfigDict) -> None:
-    """As small as it can be with every part taking part."""
-    make_brief(config)
-    config.data.crop = 64
-    config.model.widths = (8, 16)
-    config.model.depths = (1, 1)
-    config.model.heads = 2
-    config.prior.sample_steps = 4

@@ -50,7 +50,7 @@ def tiny_config(tiny_data):
     config.data.dir = str(tiny_data)
     config.data.size = 32
     config.data.crop = 16
-    config.data.pca_tiles = 64
+    config.data.fit_tiles = 64
     config.train.tensorboard = False
     return config
 
@@ -61,7 +61,7 @@ def finished(tiny_data, tmp_path_factory):
     from vae.configs.fundus256 import get_config
 
     config = get_config("smoke")
-    config.data.update(dir=str(tiny_data), source="", size=32, crop=16, pca_tiles=64)
+    config.data.update(dir=str(tiny_data), source="", size=32, crop=16, fit_tiles=64)
     config.train.update(tensorboard=False, log_every=1, checkpoint_every=4, steps=8)
     config.eval.every = 4
     from vae.training.train import train

@@ -36,7 +36,7 @@ class SmallestTask(Task):
         return MeanColour(self.config.model.channels)
 
     @classmethod
-    def defaults(cls, config):
+    def reference(cls, config):
         return get_config()
 
     def check(self, problems):

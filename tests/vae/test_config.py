@@ -1,8 +1,12 @@
 """Settings that cannot work are refused with the values that clash."""
 
+import json
+import pathlib
+
 import pytest
 
-from vae.checkpoints.config import default_config
+from vae.checkpoints.config import from_dict
+from vae.configs import enhance256, fundus256, prior256, published
 from vae.configs.fundus256 import PRESETS, get_config
 from vae.data.errors import UsageError
 from vae.training.state import abstract_state
@@ -77,12 +81,36 @@ def test_all_problems_at_once():
 
 
 def test_unknown_keys_and_wrong_types():
-    config = default_config()
+    config = get_config()
     with config.unlocked(), config.ignore_type():
         config.train.stepz = 5
         config.train.steps = "many"
     with pytest.raises(UsageError, match=r"unknown key train.stepz.*train.steps='many' is str"):
         validate(config, 1)
+
+
+def test_stored_configs_have_the_settings_of_their_file():
+    stored = json.loads(json.dumps(get_config("demo").to_dict()))
+    assert from_dict(stored) == get_config("demo")
+    for change, message in (
+        ({"train": {**stored["train"], "views": 0}}, "unknown key train.views"),
+        ({"loss": {"beta": 1.0}}, "loss.likelihood is missing"),
+        ({"model": {**stored["model"], "architecture": "gan"}}, "'gan' is none of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            from_dict(stored | change)
+
+
+@pytest.mark.parametrize("file", [fundus256, published, enhance256, prior256])
+def test_every_setting_of_a_config_file_has_a_line_of_its_own(file):
+    """A reader of the file alone sees every setting."""
+    lines = pathlib.Path(file.__file__).read_text().splitlines()
+    settings = [line.split("=")[0].strip() for line in lines if line.startswith("    config.")]
+    keys = file.get_config().to_dict()
+    for group, value in keys.items():
+        for name in value if isinstance(value, dict) else ():
+            assert settings.count(f"config.{group}.{name}") == 1
+        assert settings.count(f"config.{group}") == 1
 
 
 def test_both_kinds_of_data():

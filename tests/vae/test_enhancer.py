@@ -9,7 +9,6 @@ from vae.checkpoints.modules import initial_variables, make_model
 from vae.configs import enhance256
 from vae.data.errors import UsageError
 from vae.data.views import MARGIN, VIEW
-from vae.models import AutoencoderKL, with_autoencoder
 from vae.models.tone import GRID, _weights
 from vae.training.validation import validate
 
@@ -59,11 +58,12 @@ def test_presets_are_valid(preset):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"model.sharpening": False}, "set model.sharpening=True"),
-        ({"train.views": 4}, "each teach one part alone"),
+        ({"train.stage": "blur"}, "train.stage='blur' is none of 'all', 'tone'"),
+        ({"train.thumbnail_draws": 0}, "train.thumbnail_draws=0 must be positive"),
+        ({"model.tone_evidence": (15.0, 10.0)}, "must be two rising grey levels"),
     ],
 )
-def test_one_part_alone_must_be_there(change, message):
+def test_impossible_stages(change, message):
     config = enhance256.get_config("sharpening")
     config.data.dir = "somewhere"
     config.update_from_flattened_dict(change)
@@ -141,21 +141,3 @@ def test_noise_is_a_sample_of_the_posterior(model, variables, inputs):
     np.testing.assert_allclose(same.mean, posterior.mean, atol=1e-5)
     mean = model.apply(variables, toned, method="detail")
     assert np.abs(sampled - mean).mean() > 0.01
-
-
-def test_starts_from_an_autoencoder(config, model, fresh, inputs):
-    settings = dict(config.model)
-    for key in ("architecture", "tone_width", "filters", "sharpening"):
-        del settings[key]
-    autoencoder = AutoencoderKL(**settings)
-    trained = autoencoder.init(jax.random.key(3), inputs[0])
-    last = trained["params"]["decoder"]["head"]
-    last["kernel"] = 0.02 * jax.random.normal(jax.random.key(4), last["kernel"].shape)
-    made = with_autoencoder(fresh, trained)
-    assert jax.tree.structure(made) == jax.tree.structure(fresh)
-    # Adds to the image what the reconstruction has beyond the linear one.
-    reconstruction = autoencoder.apply(trained, inputs[0])
-    last["kernel"] = jnp.zeros_like(last["kernel"])
-    linear = autoencoder.apply(trained, inputs[0])
-    expected = inputs[0] + reconstruction - linear
-    np.testing.assert_allclose(model.apply(made, *inputs), expected, atol=1e-4)

@@ -135,7 +135,7 @@ def test_targets_of_sharpening_lack_the_blur_alone(config, name):
     view, place = np.zeros((2, VIEW, VIEW, 3), np.uint8), np.float32([[40, 50, 200]] * 2)
     arguments = tile, view, place, jax.random.key(5), jnp.arange(2)
     plain = make_pairs(*arguments, config)
-    config.train.sharpening = True
+    config.train.stage = "sharpening"
     pairs = make_pairs(*arguments, config)
     np.testing.assert_array_equal(pairs.seen, plain.seen)
     assert np.abs(pairs.seen - plain.clean).mean() > 0.02
@@ -157,7 +157,7 @@ def test_turns_are_those_of_a_cut():
 
 def test_pairs_of_views_alone(config):
     config = config.copy_and_resolve_references()
-    config.train.views, config.degrade.clean = 3, 0.5
+    config.train.thumbnail_draws, config.degrade.clean = 3, 0.5
     rng = np.random.default_rng(4)
     views = rng.integers(0, 256, (4, VIEW, VIEW, 3), np.uint8)
     places = np.float32([[40, 50, 200]] * 4)

@@ -25,7 +25,7 @@ from vae.training.validation import validate
 @pytest.fixture
 def config(tiny_data):
     config = get_config("tiny")
-    config.data.update(dir=str(tiny_data), pca_tiles=64)
+    config.data.update(dir=str(tiny_data), fit_tiles=64)
     config.train.update(tensorboard=False, log_every=1, checkpoint_every=4, steps=4)
     config.eval.update(every=0, limit=16)
     return config
@@ -35,7 +35,7 @@ def config(tiny_data):
 def run(tiny_data, tmp_path_factory):
     """Four steps -> (config, workdir)."""
     config = get_config("tiny")
-    config.data.update(dir=str(tiny_data), pca_tiles=64)
+    config.data.update(dir=str(tiny_data), fit_tiles=64)
     config.train.update(tensorboard=False, log_every=1, checkpoint_every=2, steps=4)
     config.eval.update(every=0, limit=16)
     workdir = tmp_path_factory.mktemp("published")

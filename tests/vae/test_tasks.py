@@ -14,7 +14,7 @@ from vae.training.train import train
 @pytest.fixture
 def config(tiny_data):
     config = smallest_task.get_config()
-    config.data.update(dir=str(tiny_data), source="", size=32, crop=16, pca_tiles=64)
+    config.data.update(dir=str(tiny_data), source="", size=32, crop=16, fit_tiles=64)
     config.train.update(tensorboard=False, log_every=1, checkpoint_every=2, steps=4)
     config.optimizer.update(learning_rate=0.05, schedule="constant", warmup_steps=0)
     config.eval.every = 2

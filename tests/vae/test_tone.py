@@ -10,13 +10,12 @@ from vae.models.degradations import GAMMA, Place, degrade
 from vae.models.tone import (
     COEFFICIENTS,
     GRID,
-    USUAL_ERROR,
     apply_tone,
     change_size,
     evidence,
+    expected_error,
     from_light,
     to_light,
-    usual_error,
 )
 
 PLACE = np.array([[31.5, 31.5, 40.0]], np.float32)
@@ -82,7 +81,7 @@ def test_undoes_an_even_veil(image):
 def test_small_changes_are_not_made():
     view = jnp.zeros((1, VIEW, VIEW, 3))
     shares = [
-        float(evidence(change_size(view, even(0, 0, gain, gain, gain)))[0])
+        float(evidence(change_size(view, even(0, 0, gain, gain, gain)), 10.0, 15.0)[0])
         for gain in (0.0, 0.15, 0.21, 0.5)
     ]
     # Half of white in light to the power of 1 / 2.2: a gain of 0.15 is 9 grey levels, of 0.21 13.
@@ -90,7 +89,9 @@ def test_small_changes_are_not_made():
 
 
 def test_what_is_not_made_is_off_by_itself():
-    low, high = (usual_error(jnp.float32(size)) for size in (7.0, 40.0))
-    assert (float(low), float(high)) == (7.0, USUAL_ERROR)
-    between = float(usual_error(jnp.float32(12.5)))
-    assert between == pytest.approx(np.hypot(USUAL_ERROR, 12.5) / 2)
+    def expected(size):
+        size = jnp.float32(size)
+        return float(expected_error(size, evidence(size, 10.0, 15.0), 13.0))
+
+    assert (expected(7.0), expected(40.0)) == (7.0, 13.0)
+    assert expected(12.5) == pytest.approx(np.hypot(13.0, 12.5) / 2)

@@ -44,7 +44,7 @@ def flags(config, workdir):
         "--config.data.source=",
         "--config.data.size=32",
         "--config.data.crop=16",
-        "--config.data.pca_tiles=64",
+        "--config.data.fit_tiles=64",
         "--config.train.tensorboard=false",
         "--config.train.log_every=1",
         "--config.eval.every=4",

@@ -53,7 +53,7 @@ def portable(saved: SavedModel) -> SavedModel:
     What is given away should say neither who trained it nor where.
     """
     config = saved.config.copy_and_resolve_references()
-    for key in ("dir", "masked_dir", "cache_dir"):
+    for key in {"dir", "masked_dir", "cache_dir"} & set(config.data):
         config.data[key] = epath.Path(config.data[key]).name
     config.init_from = epath.Path(config.init_from).name
     # Bfloat16 is for training on an accelerator: half the digits, and slow on a CPU.
@@ -87,7 +87,7 @@ def write_exported(path: epath.PathLike, saved: SavedModel, *, dtype: str = "flo
     # The library takes every array's memory as contiguous, whatever its strides.
     tensors = {
         name: np.asarray(jax.device_get(leaf), order="C")
-        for name, leaf in _flat(saved.variables).items()
+        for name, leaf in flat_variables(saved.variables).items()
     }
     if dtype == "float16":
         tensors = {
@@ -135,7 +135,7 @@ def read_exported(path: epath.PathLike) -> SavedModel:
             _check_depth(path, config, len(names))
             step, about = int(metadata["step"]), json.loads(metadata["about"])
             variables, abstract_statistics = abstract_model(config)
-            wanted = _flat(variables) | abstract_statistics
+            wanted = flat_variables(variables) | abstract_statistics
             have = {name: tuple(file.get_slice(name).get_shape()) for name in names}
             _compare(path, have, wanted)
             leaves = {
@@ -157,14 +157,16 @@ def read_exported(path: epath.PathLike) -> SavedModel:
     )
 
 
-def _flat(variables: dict[str, Any]) -> dict[str, Any]:
-    """Leaves by path: `params/encoder/stage0/block0/conv1/kernel`, `pca/fit/mean`."""
+def flat_variables(variables: dict[str, Any]) -> dict[str, Any]:
+    """Returns the leaves by path: `params/encoder/stage0/block0/conv1/kernel`, `pca/fit/mean`."""
     leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
     return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
 
 
 def _nested(leaves: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
-    return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in _flat(like)])
+    return jax.tree.unflatten(
+        jax.tree.structure(like), [leaves[name] for name in flat_variables(like)]
+    )
 
 
 def _may_be_short(name: str, leaf: np.ndarray) -> bool:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vae.checkpoints.config import AUTOENCODER_KL, ENHANCER, FUNDUS_VAE, LINEAR_START, PRIOR
+from vae.checkpoints.config import AUTOENCODER_KL, ENHANCER, FUNDUS_VAE, PRIOR
 from vae.data.views import VIEW
 from vae.models import (
     PCA,
@@ -88,7 +88,7 @@ def blank_statistics(config: ConfigDict, variables: dict) -> dict[str, jax.Array
 
 def starts_linear(config: ConfigDict) -> bool:
     """True for a model that starts as the best linear codec."""
-    return config.model.architecture in LINEAR_START
+    return config.model.architecture in (AUTOENCODER_KL, ENHANCER)
 
 
 def abstract_fit(config: ConfigDict) -> LinearFit:

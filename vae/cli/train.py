@@ -98,12 +98,11 @@ def _claim(config: ConfigDict, workdir: str) -> contextlib.AbstractContextManage
     import jax
 
     from vae.checkpoints.reading import CONFIG
+    from vae.tasks import task_of
 
     if jax.process_index() > 0:
         return contextlib.nullcontext()
-    reads = [config.data.dir, config.data.masked_dir, config.init_from]
-    if "prior" in config:
-        reads.append(config.prior.autoencoder)
+    reads = task_of(config).reads()
     return claim_folder(workdir, "train", reads=reads, option="--workdir", known=[CONFIG])
 
 

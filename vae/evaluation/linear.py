@@ -43,6 +43,6 @@ def _fit(config: ConfigDict, dataset: Dataset, channels: int, patch: int) -> PCA
     if not dataset.counts.get("train"):
         return None
     tiles = first_tiles(
-        dataset, size=config.data.size, seed=config.seed, count=config.data.pca_tiles
+        dataset, size=config.data.size, seed=config.seed, count=config.data.fit_tiles
     )
     return fit_pca(tiles, channels, patch)

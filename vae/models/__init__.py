@@ -1,9 +1,8 @@
 """Models: arrays in, arrays out, no input or output of files."""
 
 from vae.models.autoencoder import AutoencoderKL, with_start
-from vae.models.enhancer import Enhancer, with_autoencoder
+from vae.models.enhancer import Enhancer
 from vae.models.lapped import Lapped, fit_lapped
-from vae.models.layers import with_quiet_blocks
 from vae.models.pca import PCA, fit_pca
 from vae.models.posterior import Posterior
 from vae.models.prior import LatentFlow, with_spectrum
@@ -22,8 +21,6 @@ __all__ = [
     "fit_lapped",
     "fit_pca",
     "fit_spectrum",
-    "with_autoencoder",
-    "with_quiet_blocks",
     "with_spectrum",
     "with_start",
 ]

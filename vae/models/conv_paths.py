@@ -42,8 +42,7 @@ class ConvDecoder(nn.Module):
     The finest level sees the latents themselves as well: what is left to correct lies mostly next
     to what is already there. Where the image that was encoded is at hand at decoding, its residual
     and the encoder's features can go in too (`seen`); then a gate float32 [B, H/4, W/4, 1] comes
-    out as well, between 0 and 2 and 1 at the start, how much of the change is to be made, and the
-    features that it is made from.
+    out as well, between 0 and 2 and 1 at the start: how much of the change is to be made.
     """
 
     widths: list[int]
@@ -53,9 +52,8 @@ class ConvDecoder(nn.Module):
     @nn.compact
     def __call__(
         self, z: jax.Array, seen: tuple[jax.Array, jax.Array] | None = None
-    ) -> jax.Array | tuple[jax.Array, jax.Array, jax.Array]:
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
         def skip_in(h, x, name):
-            # Zero at the start: an autoencoder that becomes an enhancer goes on as it was.
             zeros = nn.initializers.zeros
             return h + nn.Dense(
                 h.shape[-1], dtype=self.dtype, use_bias=False, kernel_init=zeros, name=name
@@ -83,7 +81,7 @@ class ConvDecoder(nn.Module):
             return correction
         gate = nn.Dense(1, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="gate")
         h = RMSNorm(name="gate_norm")(h)
-        return correction, 2 * nn.sigmoid(gate(h).astype(jnp.float32)), h
+        return correction, 2 * nn.sigmoid(gate(h).astype(jnp.float32))
 
 
 def _zero_head(h: jax.Array, features: int, dtype: jnp.dtype) -> jax.Array:

@@ -2,16 +2,15 @@
 
     toned    = x, with its light, haze, colour and contrast undone     from the photograph's view
     sharp    = toned, with its blur undone                             from its periodogram
-    enhanced = sharp + gate * (D * (sd z - A * sharp) + gain * conv path(z, sharp) + filters(sharp))
+    enhanced = sharp + gate * (D * (sd z - A * sharp) + gain * conv path(z, sharp))
 
 Light, haze and colour cannot be judged from a tile: the tone stage (`vae.models.tone`) sees the
 photograph reduced to `VIEW` pixels. Nor can its blur: sharpening (`vae.models.sharpening`) sees its
 averaged spectrum. What is left, grain and blocks, is the detail stage's, of bounded reach: an
 `AutoencoderKL` whose decoder sees the image too, so that the latent need not carry what is good. D
 and A are its linear path (`vae.models.autoencoder`): only a *change* of the linear code changes the
-image, and a gate at each 4 x 4 patch can leave it as it is. Filters, another mixture at each patch
-(`vae.models.filter_bank`), sharpen and smooth where it is seen from near that it is needed. All
-heads start at zero, so step 0 is the identity.
+image, and a gate at each 4 x 4 patch can leave it as it is. All heads start at zero, so step 0 is
+the identity.
 """
 
 from collections.abc import Callable
@@ -20,13 +19,11 @@ import jax
 import jax.numpy as jnp
 
 from vae.models.autoencoder import STEM, AutoencoderKL
-from vae.models.filter_bank import REACH as FILTER_REACH
-from vae.models.filter_bank import FilterBank
 from vae.models.layers import depth_to_space
 from vae.models.periodogram import window_powers
 from vae.models.posterior import Posterior
 from vae.models.sharpening import Sharpening, correlate_each
-from vae.models.tone import ToneField, apply_tone, change_size, evidence, usual_error
+from vae.models.tone import ToneField, apply_tone, change_size, evidence, expected_error
 
 # What is wrong with a bad photograph is larger than what a codec leaves by this much.
 GAIN = 8.0
@@ -42,20 +39,18 @@ class Enhancer(AutoencoderKL):
 
     Attributes:
       tone_width: Channels of the tone stage on the grid; twice as many on half of it.
-      filters: Whether there are filters, mixed from the decoder's last features.
-      sharpening: Whether blur is undone by one filter for the whole photograph before.
+      tone_evidence: Sizes of a change of tone, grey levels, from which on it is made, and made
+        whole (`vae.models.tone.evidence`).
+      tone_rms_error: Root mean square error of toned photographs, grey levels.
     """
 
     tone_width: int = 48
-    filters: bool = False
-    sharpening: bool = False
+    tone_evidence: tuple[float, float] = (10.0, 15.0)
+    tone_rms_error: float = 13.0
 
     def setup(self):
         super().setup()
-        if self.filters:
-            self.filter_bank = FilterBank(self.dtype)
-        if self.sharpening:
-            self.sharpening_kernels = Sharpening(name=SHARPENING)
+        self.sharpening_kernels = Sharpening(name=SHARPENING)
         self.tone_field = ToneField(self.tone_width, self.dtype, name=TONE)
 
     def tone(self, x: jax.Array, view: jax.Array, place: jax.Array) -> jax.Array:
@@ -72,13 +67,14 @@ class Enhancer(AutoencoderKL):
         """
         view = view.astype(jnp.float32)
         coefficients = self.tone_field(view)
-        share = evidence(change_size(view, coefficients))
+        share = evidence(change_size(view, coefficients), *self.tone_evidence)
         return x + share[:, None, None, None] * (apply_tone(x, coefficients, place) - x)
 
     def tone_error(self, view: jax.Array) -> jax.Array:
-        """How far off `tone` usually is on photographs like these, grey levels: float32 [B]."""
+        """Returns the error to be expected of `tone`, grey levels: float32 [B]."""
         view = view.astype(jnp.float32)
-        return usual_error(change_size(view, self.tone_field(view)))
+        size = change_size(view, self.tone_field(view))
+        return expected_error(size, evidence(size, *self.tone_evidence), self.tone_rms_error)
 
     def tone_in_training(self, x: jax.Array, view: jax.Array, place: jax.Array) -> jax.Array:
         """As `tone`, with changes of any size: what is not made learns nothing."""
@@ -102,8 +98,6 @@ class Enhancer(AutoencoderKL):
           toned: Of `tone`.
           place: float32 [B, 3], see `tone`.
         """
-        if not self.sharpening:
-            return toned
         y, x, radius = place.T[:, :, None]
         rows, columns = (jnp.arange(side) for side in toned.shape[1:3])
         away = jnp.square(rows - y)[:, :, None] + jnp.square(columns - x)[:, None]
@@ -141,10 +135,8 @@ class Enhancer(AutoencoderKL):
         z = draw(posterior)
         change = self.linear.decode_change(z * pca.sd - linear)
         change = depth_to_space(change, self.downsample)
-        correction, gate, features = self.decoder(z, seen)
+        correction, gate = self.decoder(z, seen)
         change += GAIN * pca.scale * correction
-        if self.filters:
-            change += self.filter_bank(toned, features)
         gate = jnp.repeat(jnp.repeat(gate, STEM, axis=1), STEM, axis=2)
         return toned + gate * change, posterior
 
@@ -158,22 +150,10 @@ class Enhancer(AutoencoderKL):
     @property
     def detail_halo(self) -> int:
         """Pixels around a pixel's own f x f patch that it depends on, given the sharpened image."""
-        return max(self.encoder_halo + self.downsample * self.decoder_halo, FILTER_REACH)
+        return self.encoder_halo + self.downsample * self.decoder_halo
 
 
 def with_wide_likelihood(variables: dict) -> dict:
     """Fresh variables of an `Enhancer` with the scale of its errors, not of a codec's."""
     log_scale = jnp.full_like(variables["params"]["log_scale"], LOG_SCALE)
     return {**variables, "params": {**variables["params"], "log_scale": log_scale}}
-
-
-def with_autoencoder(variables: dict, autoencoder: dict) -> dict:
-    """Fresh variables of an `Enhancer` with those of a trained `AutoencoderKL` of its sizes.
-
-    Step 0 adds to an image what the autoencoder's reconstruction adds to its linear one.
-    """
-    params = {**variables["params"], **autoencoder["params"]}
-    decoder = {**variables["params"]["decoder"], **autoencoder["params"]["decoder"]}
-    decoder["head"] = jax.tree.map(lambda leaf: leaf / GAIN, decoder["head"])
-    params["decoder"] = decoder
-    return with_wide_likelihood({**variables, "params": params, "pca": autoencoder["pca"]})

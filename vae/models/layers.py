@@ -89,24 +89,3 @@ class Stage(nn.Module):
         for i in range(self.depth):
             x = ResidualBlock(self.dtype, name=f"block{i}")(x)
         return x
-
-
-def with_quiet_blocks(fresh: dict, trained: dict) -> dict:
-    """Trained parameters with the residual blocks that they lack, none of which changes anything.
-
-    Args:
-      fresh: Parameters of a model that has more blocks in its stages, and nothing else more.
-      trained: Of the model to deepen.
-
-    Returns:
-      Trained parameters, and `fresh`'s blocks, whose second convolution is zero, after them.
-    """
-    params = {}
-    for name, inside in fresh.items():
-        if name not in trained:
-            params[name] = {**inside, "conv2": jax.tree.map(jnp.zeros_like, inside["conv2"])}
-        elif isinstance(inside, dict):
-            params[name] = with_quiet_blocks(inside, trained[name])
-        else:
-            params[name] = trained[name]
-    return params

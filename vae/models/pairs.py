@@ -94,7 +94,7 @@ def _degrade_view(view, radius, severities, key):
 def make_view_pairs(
     views: jax.Array, places: jax.Array, key: jax.Array, rows: jax.Array, config: ConfigDict
 ) -> Pairs:
-    """Pairs of views alone, `config.train.views` draws of each: what the tone stage learns from.
+    """Makes pairs of thumbnails alone, `config.train.thumbnail_draws` of each, for the tone stage.
 
     Args:
       views: uint8 [B, VIEW, VIEW, 3].
@@ -104,10 +104,10 @@ def make_view_pairs(
       config: A run's: `data.augment` and `degrade`.
 
     Returns:
-      Pairs of VIEW pixels a side, `config.train.views` times B of them. What is not `WITHIN` the
+      `config.train.thumbnail_draws` times B pairs of VIEW pixels a side. What is not `WITHIN` the
       field of view is in both alike.
     """
-    draws = config.train.views
+    draws = config.train.thumbnail_draws
 
     def one(view, place, key):
         turn_key, draw_key, photograph_key = jax.random.split(key, 3)
@@ -143,7 +143,7 @@ def make_pairs(
       key: The step's key for this duty.
       rows: int32 [B], the place of each tile in the global batch.
       config: A run's: `data.crop`, `data.augment`, `data.scales`, `degrade`, and
-        `train.sharpening`: then the targets are as grainy and blocky as what is seen.
+        `train.stage`: with "sharpening" the targets are as grainy and blocky as what is seen.
     """
     data = config.data
     cut_key, degrade_key = jax.random.split(key)
@@ -167,7 +167,7 @@ def make_pairs(
         bad = functools.partial(degrade_tile, image, view, place)
         seen, view = bad(severities, photograph_key, origin)
         clean = to_float(image)
-        if config.train.sharpening:
+        if config.train.stage == "sharpening":
             # With all that is wrong with it but its blur: as grainy, as blocky.
             blurs = {name: severities[name] for name in BLURS if name in severities}
             clean += 2 * (seen - bad(blurs, photograph_key, origin)[0])

@@ -31,13 +31,6 @@ VIEW_PLACE = ((VIEW - 1) / 2, (VIEW - 1) / 2, VIEW / 2 / MARGIN)
 _ACROSS = (np.arange(VIEW) - VIEW_PLACE[0]) / VIEW_PLACE[2]
 # bool [VIEW, VIEW, 1]: the field of view without its rim, whose pixels are half outside.
 WITHIN = np.hypot(_ACROSS[:, None], _ACROSS)[..., None] < 0.97
-# Root mean square of a photograph's change in grey levels below which it is not made, and from
-# which on it is made whole. Smaller ones are mostly the network's own errors, or what cameras
-# differ by. Of 2.5, 6 and 10, alike on val's mixed tiles, the one that leaves most alone.
-LEAST = (10.0, 15.0)
-# Root mean square error, grey levels, of photographs whose tone was changed, whether by ten levels
-# or by sixty: 13.3 over 125 draws of the val patients' views, of the weights that ship.
-USUAL_ERROR = 13.0
 
 
 class ToneField(nn.Module):
@@ -101,20 +94,29 @@ def change_size(view: jax.Array, coefficients: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.square(change).sum(axis=(1, 2, 3)) / (3 * WITHIN.sum()))
 
 
-def evidence(size: jax.Array) -> jax.Array:
-    """How much of a change of this size is to be made, 0 to 1: `LEAST`."""
-    low, high = LEAST
+def evidence(size: jax.Array, low: float, high: float) -> jax.Array:
+    """Returns the share of a change that is made: 0 up to the size `low`, 1 from `high` on.
+
+    Small changes are mostly the network's own errors, or differences between cameras.
+
+    Args:
+      size: float32 [B], of `change_size`, grey levels.
+      low: Grey levels.
+      high: Grey levels.
+    """
     rise = jnp.clip((size - low) / (high - low), 0, 1)
     return rise**2 * (3 - 2 * rise)
 
 
-def usual_error(size: jax.Array) -> jax.Array:
-    """How far off the tone is when a change of this size was found, grey levels.
+def expected_error(size: jax.Array, share: jax.Array, error: float) -> jax.Array:
+    """Returns the error to be expected of a toned photograph, grey levels: float32 [B].
 
-    Of the share that is made, `USUAL_ERROR`; of the rest, all that was not made.
+    Args:
+      size: float32 [B], of `change_size`.
+      share: float32 [B], of `evidence`.
+      error: Root mean square error of whole changes; what is not made is missing in full.
     """
-    share = evidence(size)
-    return jnp.hypot(share * USUAL_ERROR, (1 - share) * size)
+    return jnp.hypot(share * error, (1 - share) * size)
 
 
 def to_light(values: jax.Array) -> jax.Array:

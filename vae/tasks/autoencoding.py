@@ -2,14 +2,9 @@
 
 from typing import Any
 
-import jax
-import numpy as np
-
-from vae.checkpoints.exported import SavedModel
-from vae.checkpoints.modules import abstract_fit, initial_variables, starts_linear
+from vae.checkpoints.modules import abstract_fit, starts_linear
 from vae.data.pipeline import open_dataset, paired
 from vae.metrics import SSIM_WINDOW, to_float
-from vae.models import with_quiet_blocks
 from vae.models.augment import augment, mask_squares
 from vae.models.autoencoder import LINEAR
 from vae.multihost import say
@@ -18,10 +13,9 @@ from vae.tasks.elbo import ElboTask, check_loss
 from vae.tasks.linear_start import check_linear_model, fit_linear, training_tiles
 from vae.tasks.randomness import step_key
 from vae.tasks.resident import ResidentTiles
-from vae.tasks.task import Feed, changed, read_batches
+from vae.tasks.task import Feed, read_batches
 
 MASKS = ("", "squares", "tiles")
-_DEPTHS = ("encoder_depth", "decoder_depth")  # residual blocks at each resolution
 
 OWN_PHOTOGRAPHS = """
 next, with a folder of your own photographs (its subfolders are the labels):
@@ -39,16 +33,22 @@ class Autoencoding(ElboTask):
         super().__init__(config)
         self._masked = None
 
-    @property
-    def multipliers(self):
+    def rate_factor(self, part):
         """The linear path starts at an optimum of its own and moves slowly."""
-        return {LINEAR: self.config.optimizer.linear_multiplier}
+        return self.config.optimizer.linear_multiplier if part == LINEAR else 1.0
+
+    def reads(self):
+        """See `vae.tasks.task.Task.reads`."""
+        return [*super().reads(), self.config.data.masked_dir]
 
     def check(self, problems):
         """See `vae.tasks.task.Task.check`."""
         config, data, train = self.config, self.config.data, self.config.train
         check_loss(config, problems)
         problems.choice("train.mask", train.mask, MASKS)
+        problems.positive(config, "eval.batch_size")
+        problems.not_negative(config, "eval.photographs")
+        problems.divisible_by_devices("eval.batch_size", config.eval.batch_size)
         if problems:
             return
         if starts_linear(config):
@@ -92,29 +92,6 @@ class Autoencoding(ElboTask):
         if not starts_linear(self.config):
             return None
         return fit_linear(self.config, training_tiles(self.config, dataset))
-
-    def from_saved(self, saved):
-        """The saved variables; where the config asks for more blocks, those begin as identity."""
-        return super().from_saved(self._with_blocks(saved))
-
-    def _with_blocks(self, saved: SavedModel) -> SavedModel:
-        its, wanted = (
-            {key: tuple(model[key]) for key in _DEPTHS if key in model}
-            for model in (saved.config.model, self.config.model)
-        )
-        if its == wanted or its.keys() != wanted.keys():
-            return saved
-        if any(
-            len(wanted[key]) != len(its[key]) or any(np.less(wanted[key], its[key]))
-            for key in wanted
-        ):
-            return saved
-        larger = saved.config.copy_and_resolve_references()
-        larger.model.update(wanted)
-        larger.seed = self.config.seed
-        fresh = jax.jit(lambda: initial_variables(larger))()
-        params = with_quiet_blocks(fresh["params"], saved.variables["params"])
-        return changed(saved, wanted, {**saved.variables, "params": params})
 
     # ---- Steps ----------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from vae.tasks.task import Metrics, Task
 # The running latent statistics forget with this factor a step, once they have seen enough.
 LATENT_DECAY = 0.99
 
-LIKELIHOODS = ("gaussian", "laplace", "own_gaussian", "own_details")
+LIKELIHOODS = ("gaussian", "laplace", "per_example_gaussian", "per_example_details")
 LOSS_UNITS = ("value", "tile")
 
 

@@ -1,14 +1,13 @@
 """Enhancement of degraded photographs: `configs/enhance256.py`."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
 from vae.checkpoints.config import AUTOENCODER_KL
-from vae.checkpoints.exported import SavedModel
-from vae.checkpoints.modules import abstract_fit, initial_variables
+from vae.checkpoints.modules import abstract_fit
 from vae.checkpoints.reading import read_model
-from vae.data.errors import DataError
-from vae.models import with_autoencoder
 from vae.models.autoencoder import LINEAR
 from vae.models.enhancer import SHARPENING, TONE
 from vae.models.pairs import make_pairs, make_view_pairs
@@ -19,9 +18,9 @@ from vae.sharding import put_batch
 from vae.tasks.elbo import ElboTask, check_loss
 from vae.tasks.linear_start import check_linear_model, fit_linear, training_tiles
 from vae.tasks.randomness import step_key
-from vae.tasks.task import Feed, changed, plain, read_batches
+from vae.tasks.task import Feed, read_batches
 
-_PARTS = ("filters", "sharpening")  # stages that an enhancer may have or lack
+STAGES = ("all", TONE, SHARPENING, "detail")
 
 
 class Enhancement(ElboTask):
@@ -29,43 +28,28 @@ class Enhancement(ElboTask):
 
     evaluates_checkpoint = True
 
-    @property
-    def multipliers(self):
-        """One factor for each stage; 0 freezes it."""
-        optimizer = self.config.optimizer
-        return {
-            LINEAR: optimizer.linear_multiplier,
-            TONE: optimizer.tone_multiplier,
-            SHARPENING: optimizer.sharpening_multiplier,
-        }
+    def rate_factor(self, part):
+        """0 for the stages that `train.stage` freezes; the linear path moves slowly."""
+        stage = part if part in (TONE, SHARPENING) else "detail"
+        if self.config.train.stage not in ("all", stage):
+            return 0.0
+        return self.config.optimizer.linear_multiplier if part == LINEAR else 1.0
 
     def check(self, problems):
         """See `vae.tasks.task.Task.check`."""
-        config, data, train = self.config, self.config.data, self.config.train
+        config = self.config
         check_loss(config, problems)
-        problems.not_negative(
-            config, "optimizer.tone_multiplier", "optimizer.sharpening_multiplier", "train.views"
-        )
+        problems.choice("train.stage", config.train.stage, STAGES)
+        problems.positive(config, "train.thumbnail_draws", "model.tone_rms_error")
         for key, value in config.degrade.items():
             problems.require(0 <= value <= 1, f"degrade.{key}={value} must lie in [0, 1]")
         if problems:
             return
         check_linear_model(config, problems)
-        problems.require(not data.on_device, "data.on_device=True is for autoencoders")
+        low, high = config.model.tone_evidence
         problems.require(
-            not (train.mask or data.masked_dir),
-            f"train.mask={train.mask!r} and data.masked_dir={data.masked_dir!r} are for learning to"
-            " reconstruct",
-        )
-        problems.require(
-            not train.sharpening or config.model.sharpening,
-            "train.sharpening=True teaches a part that the model has not; set"
-            " model.sharpening=True",
-        )
-        problems.require(
-            not (train.sharpening and train.views),
-            f"train.sharpening=True and train.views={train.views} each teach one part alone; drop"
-            " one",
+            0 <= low < high,
+            f"model.tone_evidence={config.model.tone_evidence} must be two rising grey levels",
         )
 
     # ---- The start of a run ---------------------------------------------------------------------
@@ -79,31 +63,13 @@ class Enhancement(ElboTask):
         return fit_linear(self.config, training_tiles(self.config, dataset))
 
     def from_saved(self, saved):
-        """An enhancer, with fresh stages where the config asks for more; or an autoencoder."""
+        """The saved variables; of an autoencoder all but its last layer and its likelihood."""
         if saved.config.model.architecture == AUTOENCODER_KL:
-            return self._around_autoencoder(saved)
-        return super().from_saved(self._with_parts(saved))
-
-    def _around_autoencoder(self, saved: SavedModel) -> dict:
-        extra = ("tone_width", *_PARTS)
-        shared = {k: value for k, value in plain(self.config.model).items() if k not in extra}
-        if plain(saved.config.model) != shared | {"architecture": AUTOENCODER_KL}:
-            raise DataError(
-                f"init_from={self.config.init_from} holds the autoencoder"
-                f" {plain(saved.config.model)}, which an enhancer of {shared} cannot start from;"
-                " give one of its sizes, or set --config.model to the saved"
-            )
-        fresh = jax.jit(lambda: initial_variables(self.config))()
-        return with_autoencoder(fresh, saved.variables)
-
-    def _with_parts(self, saved: SavedModel) -> SavedModel:
-        its, model = saved.config.model, self.config.model
-        wanted = {part: True for part in _PARTS if model[part] and not its.get(part, True)}
-        if not wanted:
-            return saved
-        fresh = jax.jit(lambda: initial_variables(self.config))()
-        params = {**fresh["params"], **saved.variables["params"]}
-        return changed(saved, wanted, {**saved.variables, "params": params})
+            params = dict(saved.variables["params"])
+            del params["log_scale"]
+            params["decoder"] = {k: v for k, v in params["decoder"].items() if k != "head"}
+            saved = dataclasses.replace(saved, variables={**saved.variables, "params": params})
+        return super().from_saved(saved)
 
     # ---- Steps ----------------------------------------------------------------------------------
 
@@ -120,7 +86,7 @@ class Enhancement(ElboTask):
         """Degraded tiles with their thumbnails and places, and clean tiles as targets."""
         key = step_key(self.config.seed, "augment", step)
         around = batch["view"], batch["place"], key, rows, self.config
-        if self.config.train.views:
+        if self.config.train.stage == TONE:
             pairs = make_view_pairs(*around)
         else:
             pairs = make_pairs(batch["image"], *around)
@@ -128,15 +94,18 @@ class Enhancement(ElboTask):
 
     def forward(self, variables, seen, draw):
         """Runs the stages that are trained."""
-        if self.config.train.views:
+        stage = self.config.train.stage
+        if stage == TONE:
             return self._tone(variables, seen)
-        if self.config.train.sharpening:
+        if stage == SHARPENING:
             return self._sharpen(variables, seen)
-        params = dict(variables["params"])
-        for stage in (TONE, SHARPENING):
-            if self.multipliers[stage] == 0 and stage in params:
-                params[stage] = jax.lax.stop_gradient(params[stage])
-        variables = {**variables, "params": params}
+        if stage == "detail":
+            frozen = {TONE, SHARPENING}
+            params = {
+                part: jax.lax.stop_gradient(leaves) if part in frozen else leaves
+                for part, leaves in variables["params"].items()
+            }
+            variables = {**variables, "params": params}
         return *self.model.apply(variables, *seen, draw, method="restore"), {}
 
     def _tone(self, variables, seen):

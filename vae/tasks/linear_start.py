@@ -38,18 +38,19 @@ def fit_linear(config: ConfigDict, read: Callable[[], Iterable[np.ndarray]]) -> 
 
 
 def training_tiles(config: ConfigDict, dataset: Dataset) -> Callable[[], Iterable[np.ndarray]]:
-    """Reads the first `data.pca_tiles` training tiles, the same at every call."""
+    """Reads the first `data.fit_tiles` training tiles, the same at every call."""
     return functools.partial(
         first_tiles,
         dataset,
         size=config.data.size,
         seed=config.seed,
-        count=config.data.pca_tiles,
+        count=config.data.fit_tiles,
     )
 
 
 def check_linear_model(config: ConfigDict, problems: Any) -> None:
     """Adds what is wrong with the sizes of a model of bounded reach to the problems."""
+    problems.not_negative(config, "optimizer.linear_multiplier")
     model, data_size = config.model, config.data.size
     levels = len(model.encoder_depth)
     problems.require(

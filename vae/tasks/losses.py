@@ -56,20 +56,20 @@ def negative_log_likelihood(
       mean: The decoder's image, like `x`.
       log_scale: float32 []; log of the standard deviation (gaussian) or of the diversity b
         (laplace).
-      likelihood: "gaussian", "laplace", or "own_gaussian": each example has the scale that is
-        best for it, not below that of 8-bit rounding, and `log_scale` is not used. Then a tenth
-        off its error counts the same in a good example and in a bad one, as PSNR counts it. Or
-        "own_details": the mean of that and of the same with each channel's mean error taken out,
-        so that the details of an example count though its colour is wrong: no density, so what
-        is logged with it is no ELBO.
+      likelihood: "gaussian" or "laplace", with one scale for all examples. "per_example_gaussian":
+        each example has the scale that is best for it, not below that of 8-bit rounding, and
+        `log_scale` is not used; a tenth off its error counts the same in a good example and in a
+        bad one, as in PSNR. "per_example_details": the mean of that and of the same without each
+        channel's mean error, so that details count even where the colour is wrong; this is no
+        density, and what is logged with it is no ELBO.
 
     Returns:
       float32 [B], nats summed over an example's values.
     """
-    if likelihood in ("own_gaussian", "own_details"):
+    if likelihood in ("per_example_gaussian", "per_example_details"):
         error = x - mean
         variances = [jnp.mean(jnp.square(error), axis=(1, 2, 3))]
-        if likelihood == "own_details":
+        if likelihood == "per_example_details":
             details = error - jnp.mean(error, axis=(1, 2), keepdims=True)
             variances.append(jnp.mean(jnp.square(details), axis=(1, 2, 3)))
         nats = [jnp.log(2 * np.pi * np.e * (v + QUANTISATION_STD**2)) for v in variances]
@@ -81,8 +81,8 @@ def negative_log_likelihood(
         nats = jnp.abs(z) + np.log(2)
     else:
         raise ValueError(
-            f"likelihood {likelihood!r} is none of 'gaussian', 'laplace', 'own_gaussian', "
-            "'own_details'"
+            f"likelihood {likelihood!r} is none of 'gaussian', 'laplace', 'per_example_gaussian', "
+            "'per_example_details'"
         )
     return jnp.sum(nats + log_scale, axis=(1, 2, 3))
 

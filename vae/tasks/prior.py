@@ -1,7 +1,8 @@
 """A flow-matching prior over the latents of an autoencoder: `configs/prior256.py`."""
 
+import dataclasses
+
 import jax
-import numpy as np
 
 from vae.checkpoints.exported import SavedModel
 from vae.checkpoints.modules import initial_variables
@@ -11,7 +12,7 @@ from vae.sharding import put_batch
 from vae.tasks.flow import flow_loss, label_numbers, make_encoder
 from vae.tasks.linear_start import training_tiles
 from vae.tasks.prior_start import fit_prior, for_latents, read_autoencoder
-from vae.tasks.task import Feed, Task, changed, read_batches
+from vae.tasks.task import Feed, Task, read_batches
 
 
 class Prior(Task):
@@ -20,9 +21,13 @@ class Prior(Task):
     evaluates_checkpoint = True
     autoencoder: SavedModel
 
+    def reads(self):
+        """See `vae.tasks.task.Task.reads`."""
+        return [*super().reads(), self.config.prior.autoencoder]
+
     def check(self, problems):
         """See `vae.tasks.task.Task.check`."""
-        config, data, model = self.config, self.config.data, self.config.model
+        config, model = self.config, self.config.model
         problems.share(config, "prior.label_dropout")
         problems.positive(config, "prior.draws", "prior.sample_steps")
         problems.require(
@@ -44,12 +49,6 @@ class Prior(Task):
                 f"model.heads={model.heads} does not divide the {width} channels of a level that "
                 f"has attention, the last two of model.widths={tuple(model.widths)}",
             )
-        problems.require(not data.on_device, "data.on_device=True is for autoencoders")
-        problems.require(
-            not (config.train.mask or data.masked_dir),
-            f"train.mask={config.train.mask!r} and data.masked_dir={data.masked_dir!r} are for"
-            " learning to reconstruct",
-        )
 
     # ---- The start of a run ---------------------------------------------------------------------
 
@@ -74,15 +73,12 @@ class Prior(Task):
         return fit_prior(self.config, self.autoencoder, training_tiles(self.config, dataset))
 
     def from_saved(self, saved):
-        """The saved variables with the labels of the config; a new label begins as no label."""
-        if saved.config.model.architecture != self.config.model.architecture:
-            return super().from_saved(saved)
-        known, wanted = saved.config.model.labels, self.config.model.labels
-        rows = [0, *(1 + known.index(label) if label in known else 0 for label in wanted)]
-        params = dict(saved.variables["params"])
-        params["label"] = {"embedding": params["label"]["embedding"][np.array(rows)]}
-        variables = {**saved.variables, "params": params}
-        return super().from_saved(changed(saved, {"labels": wanted}, variables))
+        """The saved variables; for other labels the embeddings start fresh."""
+        model = saved.config.model
+        if "labels" in model and tuple(model.labels) != tuple(self.config.model.labels):
+            params = {k: v for k, v in saved.variables["params"].items() if k != "label"}
+            saved = dataclasses.replace(saved, variables={**saved.variables, "params": params})
+        return super().from_saved(saved)
 
     # ---- Steps ----------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 import abc
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -12,12 +12,13 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vae.checkpoints.config import default_config
-from vae.checkpoints.exported import SavedModel
+from vae.checkpoints.config import reference_config
+from vae.checkpoints.exported import SavedModel, flat_variables
 from vae.checkpoints.modules import blank_statistics, initial_variables, make_model
 from vae.checkpoints.reading import read_model
 from vae.data.errors import DataError
 from vae.data.pipeline import Dataset, train_batches
+from vae.multihost import say
 from vae.sharding import local_rows
 
 HostBatch = dict[str, np.ndarray]
@@ -61,18 +62,30 @@ class Task(abc.ABC):
     # ---- Settings -------------------------------------------------------------------------------
 
     @classmethod
-    def defaults(cls, config: ConfigDict) -> ConfigDict:
-        """All settings of the task with their types; other settings are refused."""
-        return default_config(config.model.architecture)
+    def reference(cls, config: ConfigDict) -> ConfigDict:
+        """Returns all settings of the config's file; a run has these, of the same types.
+
+        Raises:
+          ValueError: There is no such architecture.
+        """
+        return reference_config(config.model.get("architecture"))
 
     @abc.abstractmethod
     def check(self, problems: Any) -> None:
         """Adds what is wrong with the task's own settings to `vae.training.validation.Problems`."""
 
-    @property
-    def multipliers(self) -> Mapping[str, float]:
-        """Factors of the learning rate, by the first name of the parameters' path."""
-        return {}
+    def rate_factor(self, part: str) -> float:
+        """Returns the factor of the learning rate for a part of the model; 0 freezes it.
+
+        Args:
+          part: First name of the parameters' path, as "decoder".
+        """
+        del part
+        return 1.0
+
+    def reads(self) -> list[str]:
+        """Returns the paths and models that a run reads; its workdir must be none of them."""
+        return [self.config.data.dir, self.config.init_from]
 
     # ---- The start of a run ---------------------------------------------------------------------
 
@@ -103,13 +116,31 @@ class Task(abc.ABC):
         return None
 
     def from_saved(self, saved: SavedModel) -> dict:
-        """Variables of step 0 from those of the model that `init_from` names.
+        """Returns variables of step 0: those of a saved model, and fresh ones where it has none.
+
+        Fresh ones are listed on the console.
 
         Raises:
-          DataError: It is another model.
+          DataError: The saved model has variables that this one lacks, or of other shapes.
         """
-        check_same_model(saved, self.config, f"init_from={self.config.init_from}")
-        return saved.variables
+        abstract = jax.eval_shape(self.fresh_variables)
+        wanted, have = flat_variables(abstract), flat_variables(saved.variables)
+        shapes = {name: leaf.shape for name, leaf in wanted.items()}
+        problems = [
+            f"{name}: {leaf.shape} there, {shapes.get(name, 'none')} here"
+            for name, leaf in have.items()
+            if shapes.get(name) != leaf.shape
+        ]
+        if problems:
+            raise DataError(
+                f"init_from={self.config.init_from} is another model, {len(problems)} of its"
+                f" variables do not fit: {'; '.join(problems[:8])}; give the --config.model.* that"
+                f" it was made with: {plain(saved.config.model)}"
+            )
+        if new := sorted(wanted.keys() - have.keys()):
+            say(f"init_from={self.config.init_from} lacks these, which start fresh: {new}")
+            have = flat_variables(jax.jit(self.fresh_variables)()) | have
+        return jax.tree.unflatten(jax.tree.structure(abstract), [have[name] for name in wanted])
 
     def variables(self, dataset: Dataset, where: Any) -> dict:
         """Placed variables of step 0: from `init_from`, else fresh ones.
@@ -213,13 +244,6 @@ def check_same_model(saved: SavedModel, config: ConfigDict, name: str) -> None:
             f"{name} holds the model {plain(saved.config.model)}, the config asks for "
             f"{plain(config.model)}; give the config it was made with"
         )
-
-
-def changed(saved: SavedModel, settings: dict[str, Any], variables: dict) -> SavedModel:
-    """A saved model with other settings and variables."""
-    config = saved.config.copy_and_resolve_references()
-    config.model.update(settings)
-    return SavedModel(**{**vars(saved), "config": config, "variables": variables})
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:

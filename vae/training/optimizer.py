@@ -1,5 +1,6 @@
 """AdamW or Muon with clipping, warm-up and cosine decay, and factors for parts of the model."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -33,18 +34,17 @@ def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """The gradient transformation of a run.
 
-    Parts that start at an optimum of their own get a factor of the rate (`Task.multipliers`).
+    Parts of the model have factors of the rate (`Task.rate_factor`).
     Weight decay is for the kernels of convolutions only; linear paths, norms, biases and scales
     have none.
     """
     c = config.optimizer
-    factors = task_of(config).multipliers
     return optax.chain(
         # The same chain without clipping: the optimizer's state keeps its shape.
         optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity(),
         _direction(config),
         optax.add_decayed_weights(c.weight_decay, mask=_decayed),
-        *(optax.masked(optax.scale(factor), _of(part)) for part, factor in factors.items()),
+        optax.stateless(functools.partial(_by_part, task_of(config).rate_factor)),
         optax.scale_by_learning_rate(learning_rate_schedule(config)),
     )
 
@@ -76,11 +76,10 @@ def _matrices(params: dict) -> dict:
     return jax.tree_util.tree_map_with_path(matrix, params)
 
 
-def _of(part: str) -> Callable[[dict], dict]:
-    """Which leaves belong to a part of the model."""
-    return lambda params: jax.tree_util.tree_map_with_path(
-        lambda path, _: path_name(path).split("/")[0] == part, params
-    )
+def _by_part(factor: Callable[[str], float], updates: dict, params: dict | None) -> dict:
+    """Scales the updates by the factor of their part, the first name of their path."""
+    del params
+    return {part: optax.tree.scale(factor(part), inside) for part, inside in updates.items()}
 
 
 def _decayed(params: dict) -> dict:

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from vae.checkpoints.config import ARCHITECTURES
+from vae.checkpoints.config import setting_problems
 from vae.data.errors import UsageError
 from vae.tasks import task_class, task_of
 
@@ -23,11 +23,11 @@ def validate(config: ConfigDict, device_count: int) -> None:
       UsageError: Every problem, each with the values that clash.
     """
     validate_schema(config)
-    problems = Problems()
+    problems = Problems(device_count)
     _check_values(config, problems)
     if not problems:
         task_of(config).check(problems)
-        _check_combinations(config, device_count, problems)
+        _check_combinations(config, problems)
     if problems:
         raise UsageError("config: " + "; ".join(problems))
 
@@ -38,40 +38,24 @@ def validate_schema(config: ConfigDict) -> None:
     Raises:
       UsageError: Every problem.
     """
-    architecture = config.model.get("architecture") if "model" in config else None
-    if architecture not in (None, *ARCHITECTURES):
-        known = ", ".join(map(repr, ARCHITECTURES))
-        raise UsageError(f"config: model.architecture={architecture!r} is none of {known}")
-    if problems := _schema_problems(task_class(config).defaults(config), config):
+    try:
+        reference = task_class(config).reference(config)
+    except (AttributeError, ValueError) as error:
+        raise UsageError(f"config: {error}") from error
+    if problems := setting_problems(reference, config):
         raise UsageError("config: " + "; ".join(problems))
 
 
-def _schema_problems(default: ConfigDict, config: ConfigDict, prefix: str = "") -> list[str]:
-    problems = []
-    for key in config:
-        if key not in default:
-            problems.append(f"unknown key {prefix}{key}; known there: {', '.join(default)}")
-    for key, value in default.items():
-        path = f"{prefix}{key}"
-        if key not in config:
-            problems.append(f"{path} is missing")
-        elif isinstance(value, ConfigDict):
-            if isinstance(config[key], ConfigDict):
-                problems += _schema_problems(value, config[key], f"{path}.")
-            else:
-                problems.append(f"{path} is a group of settings, got {config[key]!r}")
-        else:
-            allowed = (int, float) if type(value) is float else (type(value),)
-            if type(config[key]) not in allowed:
-                problems.append(
-                    f"{path}={config[key]!r} is {type(config[key]).__name__}, "
-                    f"expected {type(value).__name__}"
-                )
-    return problems
-
-
 class Problems(list):
-    """Lines that each say what is wrong with a setting."""
+    """Lines that each say what is wrong with a setting.
+
+    Attributes:
+      device_count: Devices of all hosts.
+    """
+
+    def __init__(self, device_count: int):
+        super().__init__()
+        self.device_count = device_count
 
     def require(self, condition: bool, text: str) -> None:
         """Adds the text where the condition does not hold."""
@@ -108,6 +92,13 @@ class Problems(list):
             value = _at(config, path)
             self.require(0 <= value < 1, f"{path}={value} must lie in [0, 1)")
 
+    def divisible_by_devices(self, name: str, value: int) -> None:
+        """Requires a number of rows that the devices can share equally."""
+        self.require(
+            value % self.device_count == 0,
+            f"{name} = {value} is not divisible by the {self.device_count} devices",
+        )
+
 
 def _at(config: ConfigDict, path: str):
     for key in path.split("."):
@@ -122,26 +113,23 @@ def _check_values(config: ConfigDict, problems: Problems) -> None:
         "batch_size",
         "data.size",
         "data.crop",
-        "data.pca_tiles",
+        "data.fit_tiles",
         "train.steps",
         "train.accumulate",
         "train.log_every",
         "train.checkpoint_every",
         "train.keep_checkpoints",
-        "eval.batch_size",
         "mesh.fsdp",
         "optimizer.learning_rate",
     )
     problems.not_negative(
         config,
-        "optimizer.linear_multiplier",
         "optimizer.weight_decay",
         "optimizer.clip_norm",
         "optimizer.warmup_steps",
         "train.max_minutes",
         "eval.every",
         "eval.limit",
-        "eval.photographs",
         "data.threads",
     )
     problems.share(config, "train.ema_decay", "optimizer.b1", "optimizer.b2", "optimizer.muon_beta")
@@ -150,16 +138,16 @@ def _check_values(config: ConfigDict, problems: Problems) -> None:
     problems.choice("optimizer.schedule", config.optimizer.schedule, SCHEDULES)
     problems.choice("data.source", config.data.source, SOURCES)
     problems.require(0 <= config.seed < 2**32, f"seed={config.seed} must lie in [0, 2^32)")
-    defaults = task_class(config).defaults(config)
-    for key, value in config.model.items():
-        if isinstance(value, int) and not isinstance(value, bool):
+    reference = task_class(config).reference(config)
+    for key, value in reference.model.items():
+        if type(value) is int:
             problems.positive(config, f"model.{key}")
-        elif isinstance(value, tuple) and defaults.model[key] != ():
+        elif isinstance(value, tuple) and value and type(value[0]) is int:
             problems.whole_numbers(config, f"model.{key}")
     problems.whole_numbers(config, "data.scales")
 
 
-def _check_combinations(config: ConfigDict, device_count: int, problems: Problems) -> None:
+def _check_combinations(config: ConfigDict, problems: Problems) -> None:
     """Settings that are right by themselves and not beside each other."""
     data, train, mesh = config.data, config.train, config.mesh
     problems.require(
@@ -185,17 +173,13 @@ def _check_combinations(config: ConfigDict, device_count: int, problems: Problem
         config.batch_size % train.accumulate == 0,
         f"batch_size={config.batch_size} is not divisible by train.accumulate={train.accumulate}",
     )
+    device_count = problems.device_count
     if device_count % mesh.fsdp:
         problems.append(f"mesh.fsdp={mesh.fsdp} does not divide the {device_count} devices")
     elif mesh.data != -1 and mesh.data * mesh.fsdp != device_count:
         problems.append(
             f"mesh.data={mesh.data} x mesh.fsdp={mesh.fsdp} is not the {device_count} devices"
         )
-    for path, value in (
-        ("batch_size / train.accumulate", config.batch_size // train.accumulate),
-        ("eval.batch_size", config.eval.batch_size),
-    ):
-        problems.require(
-            value % device_count == 0,
-            f"{path} = {value} is not divisible by the {device_count} devices",
-        )
+    problems.divisible_by_devices(
+        "batch_size / train.accumulate", config.batch_size // train.accumulate
+    )

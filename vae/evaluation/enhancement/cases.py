@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae.checkpoints.config import ENHANCER, default_config
+from vae.configs.enhance256 import get_config
 from vae.data.errors import DataError
 from vae.data.pipeline import Dataset, eval_batches
 from vae.models.degradations import DEGRADATIONS
@@ -107,7 +107,7 @@ def degrade_case(tile: Tile, case: Case, seed: int = 0) -> tuple[np.ndarray, np.
 
 @functools.cache
 def _settings():
-    settings = default_config(ENHANCER).degrade
+    settings = get_config().degrade
     settings.clean = settings.alone = 0.0
     return settings
 
