@@ -14,16 +14,13 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from common import training_step
 
-from vae.checkpoints.modules import initial_variables
 from vae.configs import enhance256
 from vae.data.synthetic import fundus_photograph
 from vae.data.views import VIEW
 from vae.models.degradations import DEGRADATIONS
 from vae.models.pairs import make_pairs
-from vae.sharding import make_mesh, put_batch, tree_sharding
-from vae.training.state import abstract_state, initial_state
-from vae.training.steps import make_train_step
 
 
 def config_of(arguments, names):
@@ -48,22 +45,6 @@ def examples(config):
         "view": np.stack([view] * config.batch_size),
         "place": places.astype(np.float32),
     }
-
-
-def step_of(config, batch):
-    """A function that takes one training step and waits for it."""
-    mesh = make_mesh()
-    sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)
-    state = jax.device_put(initial_state(config, initial_variables(config)), sharding)
-    step = make_train_step(config, mesh, sharding)
-    batch = put_batch(mesh, batch)
-
-    def run():
-        nonlocal state
-        state, metrics = step(state, batch)
-        jax.block_until_ready(metrics["loss"])
-
-    return run
 
 
 def pairs_of(config, batch):
@@ -92,8 +73,8 @@ def main() -> None:
     every, none = config_of(arguments, DEGRADATIONS), config_of(arguments, ())
     batch = examples(every)
     programs = {
-        "step": step_of(every, batch),
-        "step without degradations": step_of(none, batch),
+        "step": training_step(every, batch)[0],
+        "step without degradations": training_step(none, batch)[0],
         "pairs": pairs_of(every, batch),
         "pairs without degradations": pairs_of(none, batch),
     }

@@ -22,12 +22,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import psutil
+from common import seconds
 from etils import epath
 
 import vae
@@ -62,13 +62,6 @@ def fresh_model(photograph: np.ndarray) -> Model:
             about={},
         )
     )  # fmt: skip
-
-
-def seconds(function) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def halo_overhead(model: Model) -> tuple[float, float]:

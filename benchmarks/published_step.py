@@ -15,29 +15,18 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from common import crops, seconds, training_step
 
 from vae.checkpoints.modules import initial_variables
 from vae.configs.published import get_config
 from vae.convert_torch_checkpoint.torch_module import PublishedVAE, published_loss
-from vae.data.synthetic import fundus_photograph
 from vae.models import FundusVAE
-from vae.sharding import make_mesh, put_batch, tree_sharding
-from vae.training.state import abstract_state, initial_state
-from vae.training.steps import make_train_step
-
-
-def tiles(batch_size: int) -> np.ndarray:
-    """uint8 [B, 256, 256, 3]: crops of a synthetic photograph."""
-    photograph = fundus_photograph(0, 512)
-    origins = np.random.default_rng(0).integers(0, 256, (batch_size, 2))
-    return np.stack([photograph[y : y + 256, x : x + 256] for y, x in origins])
 
 
 def our_forward(images: np.ndarray) -> Callable[[], None]:
@@ -62,21 +51,7 @@ def their_forward(images: np.ndarray) -> Callable[[], None]:
 def our_step(images: np.ndarray) -> Callable[[], None]:
     config = get_config()
     config.batch_size, config.data.augment = len(images), False
-    mesh = make_mesh()
-    sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)
-    start = jax.jit(
-        lambda: initial_state(config, initial_variables(config)), out_shardings=sharding
-    )
-    state = start()
-    batch = put_batch(mesh, {"image": images})["image"]
-    compiled = make_train_step(config, mesh, sharding).lower(state, batch).compile()
-
-    def step():
-        nonlocal state
-        state, metrics = compiled(state, batch)
-        jax.block_until_ready((state, metrics))
-
-    return step
+    return training_step(config, images)[0]
 
 
 def their_step(images: np.ndarray) -> Callable[[], None]:
@@ -97,12 +72,6 @@ def their_step(images: np.ndarray) -> Callable[[], None]:
     return step
 
 
-def seconds(function: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
 MAKERS = {
     ("forward", "ours"): our_forward,
     ("forward", "PyTorch"): their_forward,
@@ -114,7 +83,7 @@ MAKERS = {
 def timed(what: str, who: str, batch_size: int, repeats: int) -> list[float]:
     """Seconds of some repeats in this process, after one that compiles and allocates."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    function = MAKERS[what, who](tiles(batch_size))
+    function = MAKERS[what, who](crops(batch_size, 256))
     function()
     return [seconds(function) for _ in range(repeats)]
 

@@ -10,18 +10,12 @@ machine: diffusers' AutoencoderKL, block_out_channels 64-128-128-128, one layer 
 import argparse
 import importlib.util
 import statistics
-import time
 
 import jax
-import numpy as np
+from common import crops, seconds, training_step
 
-from vae.checkpoints.modules import initial_variables
 from vae.configs.fundus256 import LATENT_CHANNELS, get_config
-from vae.data.synthetic import fundus_photograph
-from vae.sharding import make_mesh, put_batch, tree_sharding
 from vae.tasks.linear_start import fit_linear
-from vae.training.state import abstract_state, initial_state
-from vae.training.steps import make_train_step
 
 # Dense peak of the compute dtype's unit, FLOP/s a device, from the makers' data sheets.
 PEAK = {
@@ -44,26 +38,8 @@ def our_step(arguments):
     config.data.size = max(config.data.size, arguments.crop)
     config.data.scales = (1,)  # the others cost their cutting out alone
     config.train.compute_dtype = arguments.dtype
-    photograph = fundus_photograph(0, 2 * config.data.size)
-    rng = np.random.default_rng(0)
-    origins = rng.integers(0, config.data.size, (config.batch_size, 2))
-    size = config.data.size
-    tiles = np.stack([photograph[y : y + size, x : x + size] for y, x in origins])
-    mesh = make_mesh()
-    sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)
-    fit = fit_linear(config, lambda: [tiles])
-    state = jax.device_put(initial_state(config, initial_variables(config, fit)), sharding)
-    images = put_batch(mesh, {"image": tiles})["image"]
-    lowered = make_train_step(config, mesh, sharding).lower(state, images)
-    compiled = lowered.compile()
-
-    def step():
-        nonlocal state
-        state, metrics = compiled(state, images)
-        jax.block_until_ready(metrics["loss"])
-
-    # Before compilation: on a GPU convolutions become cuDNN's, whose FLOPs XLA does not count.
-    return step, lowered.cost_analysis()["flops"]
+    tiles = crops(config.batch_size, config.data.size)
+    return training_step(config, tiles, fit_linear(config, lambda: [tiles]))
 
 
 def torch_step(latent_channels: int, size: int = 256):
@@ -93,12 +69,6 @@ def torch_step(latent_channels: int, size: int = 256):
         optimizer.step()
 
     return step
-
-
-def seconds(step) -> float:
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
 
 
 def main() -> None:

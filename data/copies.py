@@ -6,8 +6,6 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-_CHUNK = 1 << 20
-
 Name = TypeVar("Name")
 
 
@@ -48,11 +46,8 @@ def _size(path: str | os.PathLike) -> int | None:
 
 
 def _digest(path: str | os.PathLike) -> bytes | None:
-    digest = hashlib.blake2b(digest_size=32)
     try:
         with open(path, "rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
+            return hashlib.file_digest(file, "blake2b").digest()
     except OSError:
         return None
-    return digest.digest()

@@ -2,8 +2,10 @@
 
 import functools
 import io
+import logging
 import os
 import re
+import warnings
 from pathlib import Path
 
 import cv2
@@ -11,7 +13,7 @@ import imagecodecs
 import numpy as np
 from PIL import Image, ImageCms
 
-from vae.data import dicom, jpeg, jpeg2000, limits, pixels, png, quiet, tiff
+from vae.data import dicom, jpeg, jpeg2000, limits, pixels, png, tiff
 from vae.data.errors import DataError, FundusError, UsageError
 from vae.data.files import write_beside
 from vae.data.pixels import Picture
@@ -33,7 +35,22 @@ _SRGB_GAMMA, _GAMMA_TOLERANCE = 1 / 2.2, 0.02
 # "P5" or "P6", width, height and largest value, with comments between them.
 _WIDE_PNM = re.compile(rb"P([56])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)" + rb"\s", re.DOTALL)
 
-quiet.silence()
+
+def _silence() -> None:
+    """Keeps the libraries that decode pictures from writing to the standard error.
+
+    Their complaints on a file are either the reason of its error or of no use to a person. The
+    filters are set once: `warnings.catch_warnings` is not safe where several threads decode.
+    """
+    for library in ("PIL", "pydicom", "tifffile", "imagecodecs"):
+        logger = logging.getLogger(library)
+        logger.addHandler(logging.NullHandler())
+        logger.propagate = False
+        for category in (UserWarning, RuntimeWarning):
+            warnings.filterwarnings("ignore", category=category, module=rf"{library}(\.|$)")
+
+
+_silence()
 
 
 def require_utf8(path: str) -> None:

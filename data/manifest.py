@@ -16,7 +16,7 @@ from vae.data.errors import DataError
 from vae.data.files import replacing
 from vae.data.fov import FIELDS, FieldOfView
 from vae.data.names import composed
-from vae.data.patients import SPLITS
+from vae.data.splits import SPLITS
 
 MANIFEST = "manifest.csv"
 PHOTOGRAPHS = "photographs.csv"

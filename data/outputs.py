@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vae.data.errors import DataError, UsageError
 from vae.data.locks import locked, read_holder
+from vae.data.storage import is_remote
 
 MARKER = ".fundus-vae.json"
 
@@ -49,7 +50,7 @@ def claim_folder(
         made by us; a symbolic link in it leads elsewhere; or another process is writing to it.
       DataError: It cannot be written.
     """
-    if _is_remote(out):
+    if is_remote(out):
         yield
         return
     reads = [path for path in reads if path]
@@ -100,7 +101,7 @@ def claim_new(
         process is writing there; or there is no folder around it.
       DataError: The folder around it cannot be written.
     """
-    if _is_remote(out):
+    if is_remote(out):
         yield
         return
     refuse_overlap(out, [path for path in reads if path], option=option)
@@ -133,7 +134,7 @@ def refuse_overlap(out: AnyPath, reads: Iterable[AnyPath], *, option: str = "--o
     above = _identities(out)
     itself = _identity(out)
     for path in reads:
-        if _is_remote(path) or not (source := _identity(path)):
+        if is_remote(path) or not (source := _identity(path)):
             continue
         if source == itself:
             raise UsageError(f"{option} {out} is {path}, which is read; give another place")
@@ -231,7 +232,3 @@ def _identities(path: AnyPath) -> set[tuple[int, int]]:
     """Of what a path leads to and of every folder above it."""
     real = Path(os.path.realpath(path))
     return {found for step in (real, *real.parents) if (found := _identity(step))}
-
-
-def _is_remote(path: AnyPath) -> bool:
-    return "://" in os.fspath(path)

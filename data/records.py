@@ -10,7 +10,6 @@ import concurrent.futures
 import hashlib
 import io
 import os
-import tempfile
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ import numpy as np
 
 from vae.data import storage
 from vae.data.errors import DataError, UsageError
-from vae.data.files import require_regular
+from vae.data.files import replacing, require_regular
 from vae.data.record_files import (
     HEADER,
     OVERHEAD,
@@ -112,14 +111,8 @@ def _save_index(path: Path, index: np.ndarray) -> None:
     """Writes beside and renames. An index that cannot be kept is made again the next time."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            try:
-                np.save(file, index)
-                file.close()
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        with replacing(path) as unfinished, unfinished.open("wb") as file:
+            np.save(file, index)
     except OSError:
         return
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vae.data.copies import find_copies
 from vae.data.cores import available_cores
-from vae.data.cutting import Cut, Job, Record, finished, tile_origins
+from vae.data.cutting import Cut, Job, Record, finished
 from vae.data.cutting_run import estimate, format_bytes, format_time, run
 from vae.data.errors import DataError, UsageError
 from vae.data.failures import REJECTED, Failure, write_rejected
@@ -31,8 +31,6 @@ from vae.data.outputs import claim_folder
 from vae.data.region import FovChoice
 from vae.data.splits import REGEX_EXAMPLE, SPLITS, Assignment, assign_splits
 from vae.data.views import VIEWS, pack_views
-
-__all__ = ["REJECTED", "TilingSummary", "make_tiles", "tile_origins"]
 
 _OPTIONS = "make_tiles.json"
 # Names in the folder of tiles that no folder of photographs may have.

@@ -18,6 +18,7 @@ import tqdm
 from vae.data import storage
 from vae.data.dataset import open_dataset
 from vae.data.errors import DataError, UsageError
+from vae.data.failures import REJECTED
 from vae.data.files import require_regular, write_beside
 from vae.data.fundus_tiles import NAME, VERSION, on_beam
 from vae.data.fundus_tiles.builder import SHARD_BYTES, FundusTiles
@@ -25,7 +26,6 @@ from vae.data.fundus_tiles.collect import TileList, collect
 from vae.data.fundus_tiles.shards import TooManyRejectedError
 from vae.data.outputs import claim_folder
 
-REJECTED = "rejected.csv"
 _STAGING = f".building-{platform.node()}-"  # Plus the process's number on this machine.
 
 

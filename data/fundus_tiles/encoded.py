@@ -8,6 +8,8 @@ import dataclasses
 import struct
 import zlib
 
+from PIL import ExifTags, Image
+
 from vae.data import jpeg, png
 from vae.data.errors import DataError
 from vae.data.images import decode_image, encode_image, is_srgb_gamma, require_encoded_size
@@ -96,47 +98,35 @@ def _turned(app1: bytes) -> bool:
     """True if an EXIF segment asks for the picture to be turned or mirrored."""
     if not app1.startswith(b"Exif\0\0"):
         return False
-    tiff = app1[6:]
-    order = "<" if tiff[:2] == b"II" else ">"
+    exif = Image.Exif()
     try:
-        (directory,) = struct.unpack_from(order + "I", tiff, 4)
-        (count,) = struct.unpack_from(order + "H", tiff, directory)
-        for entry in range(count):
-            tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, directory + 2 + 12 * entry)
-            if tag == 0x0112:
-                return value not in (0, 1)
-    except struct.error:  # As viewers do, take a damaged EXIF for none.
-        pass
-    return False
+        exif.load(app1)
+        return exif.get(ExifTags.Base.Orientation, 1) not in (0, 1)
+    except Exception:  # As viewers do, take a damaged EXIF for none.
+        return False
 
 
 def _strip_png(encoded: bytes) -> bytes:
     """The same PNG with no chunks but those that decoding needs."""
     kept = [png.SIGNATURE]
-    at, kind = len(png.SIGNATURE), b""
-    view = memoryview(encoded)
-    while kind != b"IEND":
-        if at + 12 > len(encoded):
-            raise ValueError("it is truncated: no IEND chunk")
-        length, kind = struct.unpack_from(">I4s", encoded, at)
-        after = at + 12 + length
-        if after > len(encoded):
-            raise ValueError("it is truncated")
-        (crc,) = struct.unpack_from(">I", encoded, after - 4)
-        if zlib.crc32(view[at + 4 : after - 4]) != crc:
+    kind, view = b"", memoryview(encoded)
+    for kind, start, stop in png.chunks(encoded):
+        (crc,) = struct.unpack_from(">I", encoded, stop - 4)
+        if zlib.crc32(view[start + 4 : stop - 4]) != crc:
             raise ValueError(f"checksum of its {kind.decode('latin-1')} chunk is wrong")
         if kind == b"IHDR":
-            depth, colour = struct.unpack_from("BB", encoded, at + 16)
+            depth, colour = struct.unpack_from("BB", encoded, start + 16)
             if (depth, colour) != (8, 2):
                 raise _Recode  # Grey, palette, alpha or 16 bits.
         if kind in _PNG_RECODED:
             raise _Recode
         if kind == b"gAMA":
-            (gamma,) = struct.unpack_from(">I", encoded, at + 8)
+            (gamma,) = struct.unpack_from(">I", encoded, start + 8)
             if not is_srgb_gamma(gamma / 1e5):
                 raise _Recode
         if kind in _PNG_KEPT:
-            kept.append(encoded[at:after])
-        at = after
+            kept.append(encoded[start:stop])
+    if kind != b"IEND":
+        raise ValueError("it is truncated: no IEND chunk")
     stripped = b"".join(kept)
     return encoded if len(stripped) == len(encoded) else stripped

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from vae.data import cutting, cutting_run
+from vae.data.cutting import tile_origins
 from vae.data.errors import DataError, UsageError
 from vae.data.failures import Failure
 from vae.data.finding import list_images
@@ -17,7 +18,7 @@ from vae.data.fundus_tiles.collect import collect
 from vae.data.images import read_image, write_image
 from vae.data.manifest import read_manifest, read_photographs
 from vae.data.synthetic import fundus_photograph, write_photographs
-from vae.data.tiling import make_tiles, tile_origins
+from vae.data.tiling import make_tiles
 
 SIZE, TILE = 160, 48
 FAST = {"tile": TILE, "stride": 32, "workers": 1, "progress": False}

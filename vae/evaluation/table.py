@@ -6,7 +6,7 @@ import json
 import math
 import os
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ def format_table(evaluation: Evaluation, photographs: PhotographEvaluation | Non
         f"{_count(counts['tiles'], 'tile')} of {height} x {width} pixels, "
         f"{_count(counts['photographs'], 'photograph')}, "
         f"{_count(counts['patients'], 'patient')}{known}, scale {scale}",
-        _align(
+        _ruled(
             ["codec", "SSIM", "95%", "PSNR dB", "95%", "latents", "ratio", "bytes*", "as fp16"],
             [_codec_cells(row) for row in evaluation.rows],
         ),
@@ -123,7 +123,7 @@ def _codec_cells(row: dict[str, Any]) -> list[str]:
 
 
 def _label_table(labels: list[dict[str, Any]]) -> str:
-    return _align(
+    return _ruled(
         ["label", "tiles", "patients", "SSIM", "PSNR dB", "PCA SSIM", "PCA PSNR dB"],
         [
             [
@@ -153,7 +153,7 @@ def _photograph_table(photographs: PhotographEvaluation) -> str:
             for row in photographs.rows
         ),
     ]
-    return _align(["photograph", "size", "SSIM", "PSNR dB", "tile SSIM", "tile PSNR dB"], cells)
+    return _ruled(["photograph", "size", "SSIM", "PSNR dB", "tile SSIM", "tile PSNR dB"], cells)
 
 
 def _photograph_cells(row: dict[str, Any]) -> list[str]:
@@ -177,16 +177,20 @@ def _number(value: float | int | None, form: str, unit: str = "") -> str:
     return _NOTHING if value is None else f"{value:{form}}{unit}"
 
 
-def _align(header: list[str], cells: list[list[str]]) -> str:
-    """Columns as wide as their widest cell: the first to the left, the others to the right."""
+def _ruled(header: list[str], cells: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-    rule = ["-" * width for width in widths]
+    return align([header, ["-" * width for width in widths], *cells])
+
+
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
             cell.rjust(width) if column else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
-        for row in [header, rule, *cells]
+        for row in rows
     )
 
 

@@ -1,14 +1,11 @@
 """Pictures of an image beside its reconstruction, and files that say what made them."""
 
-import struct
-import zlib
+import io
 from collections.abc import Mapping
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
-
-from vae.data.images import encode_image
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 _PANEL = 640  # Side of a panel, pixels, at most; smaller images are enlarged by a whole number.
 _DETAIL = 2  # How many times the detail of a photograph is enlarged.
@@ -17,7 +14,6 @@ _MARGIN = 12
 _TEXT = 16
 _BAR = 14  # Height of the colour scale.
 _MARK = (80, 255, 120)  # The frame around what the detail shows.
-_PNG_IHDR_END = 33  # signature 8, then length 4, "IHDR" 4, content 13, checksum 4
 
 
 def difference(image: np.ndarray, output: np.ndarray) -> np.ndarray:
@@ -86,25 +82,24 @@ def comparison(
 
 
 def encode_with_text(image: np.ndarray, suffix: str, fields: Mapping[str, str]) -> bytes:
-    """Encodes a picture as `encode_image` does, with text fields that say what made it.
+    """Encodes a picture as PNG or as 4:4:4 JPEG, with text fields that say what made it.
 
     Args:
       image: uint8 [H, W, 3].
       suffix: ".png" (a text chunk a field) or ".jpg" (a comment).
       fields: Names, Latin letters, and their texts.
     """
-    encoded = encode_image(image, suffix)
+    encoded = io.BytesIO()
     if suffix == ".png":
-        chunks = b"".join(_text_chunk(name, text) for name, text in fields.items())
-        return encoded[:_PNG_IHDR_END] + chunks + encoded[_PNG_IHDR_END:]
-    comment = "\n".join(f"{name}: {text}" for name, text in fields.items()).encode()[:65000]
-    return encoded[:2] + struct.pack(">BBH", 0xFF, 0xFE, len(comment) + 2) + comment + encoded[2:]
-
-
-def _text_chunk(name: str, text: str) -> bytes:
-    """An international text chunk, not compressed, of no stated language."""
-    content = b"iTXt" + name.encode("latin-1") + bytes(5) + text.encode()
-    return struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+        texts = PngImagePlugin.PngInfo()
+        for name, text in fields.items():
+            texts.add_itxt(name, text)
+        options = {"pnginfo": texts, "compress_level": 3}
+    else:
+        comment = "\n".join(f"{name}: {text}" for name, text in fields.items())
+        options = {"comment": comment.encode()[:65000], "quality": 95, "subsampling": 0}
+    Image.fromarray(image).save(encoded, "PNG" if suffix == ".png" else "JPEG", **options)
+    return encoded.getvalue()
 
 
 def _fitted(panel: np.ndarray) -> np.ndarray:

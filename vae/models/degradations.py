@@ -18,6 +18,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.fft
 from jax.extend.random import threefry_2x32
 
 from vae.models.filters import REACH, along_axes, convolve, disc, gaussian, line
@@ -47,9 +48,7 @@ TO_YCC = np.array(
 FROM_YCC = np.linalg.inv(TO_YCC)
 MIDDLE = np.array([128, 0, 0], np.float32)[:, None, None]
 # The orthonormal cosine transform of 8 values, [frequency, sample].
-DCT = np.cos(np.pi / 16 * np.arange(8)[:, None] * (2 * np.arange(8) + 1)) / 2
-DCT[0] /= np.sqrt(2)
-DCT = DCT.astype(np.float32)
+DCT = scipy.fft.dct(np.eye(8), axis=0, norm="ortho").astype(np.float32)
 
 
 @flax.struct.dataclass

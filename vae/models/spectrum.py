@@ -12,6 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.fft
 
 HIGHEST = jax.lax.Precision.HIGHEST
 # Of a frequency's largest variance: less than this is rounding.
@@ -39,10 +40,7 @@ def cosines(size: int) -> np.ndarray:
     Ahmed, Natarajan and Rao (1974). The leading frequencies of white noise are white noise on a
     coarser grid.
     """
-    places = (2 * np.arange(size) + 1) / (2 * size)
-    waves = np.cos(np.pi * np.arange(size)[:, None] * places) * np.sqrt(2 / size)
-    waves[0] /= np.sqrt(2)
-    return waves.astype(np.float32)
+    return scipy.fft.dct(np.eye(size), axis=0, norm="ortho").astype(np.float32)
 
 
 def to_waves(x: jax.Array) -> jax.Array:

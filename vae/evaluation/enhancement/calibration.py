@@ -1,9 +1,9 @@
 """Whether the uncertainty says how far off the result is."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 BINS = 10
 
@@ -39,7 +39,7 @@ def calibration(
         "deviation": _root(deviation),
         "error": _root(error),
         "ratio": ratio,
-        "correlation": _rank_correlation(*tiles.T),
+        "correlation": float(stats.spearmanr(*tiles.T).statistic) if len(tiles) > 1 else None,
         "bins": bins,
     }
 
@@ -59,8 +59,3 @@ def format_calibration(found: dict[str, Any]) -> str:
 
 def _root(squares: np.ndarray) -> float:
     return float(np.sqrt(squares.mean(dtype=np.float64)))
-
-
-def _rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
-    ranks = [np.argsort(np.argsort(values)) for values in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1]) if len(a) > 1 else None

@@ -13,6 +13,7 @@ from vae.evaluation.samples.measures import (
     wasserstein,
 )
 from vae.evaluation.samples.summary import Summary
+from vae.evaluation.table import align
 from vae.inference.embedding import Vectors, principal_components
 
 DRAWS = 10
@@ -152,16 +153,8 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
                 _number(row["copies"], "{:.1%}"),
             )
         )
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in cells
-    ]
     return "\n".join([
-        *lines,
+        align(cells),
         "SWD: sliced Wasserstein distance of Laplacian-pyramid patches to the training tiles, mean",
         "over levels, grey levels; finest and coarsest: of those levels. floor: between halves of",
         "the training patients. nearest: median distance to the nearest training tile, as a share",

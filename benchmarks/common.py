@@ -1,0 +1,56 @@
+"""What several benchmarks share: tiles, a training step, and the time of a call."""
+
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from vae.checkpoints.modules import initial_variables
+from vae.data.synthetic import fundus_photograph
+from vae.sharding import batch_sharding, make_mesh, tree_sharding
+from vae.training.state import abstract_state, initial_state
+from vae.training.steps import make_train_step
+
+
+def crops(count: int, side: int) -> np.ndarray:
+    """uint8 [count, side, side, 3]: crops of a synthetic photograph."""
+    photograph = fundus_photograph(0, 2 * side)
+    origins = np.random.default_rng(0).integers(0, side, (count, 2))
+    return np.stack([photograph[y : y + side, x : x + side] for y, x in origins])
+
+
+def training_step(config, batch, fit=None) -> tuple[Callable[[], None], float]:
+    """Compiles the step of a fresh run.
+
+    Args:
+      config: The run's.
+      batch: Host arrays, as the step takes them: tiles, or a dict of arrays.
+      fit: Of `fit_linear`, where the model starts from one.
+
+    Returns:
+      A function that takes one step and waits for it, and the FLOPs of a step.
+    """
+    mesh = make_mesh()
+    sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)
+    start = jax.jit(
+        lambda fit: initial_state(config, initial_variables(config, fit)), out_shardings=sharding
+    )
+    state, batch = start(fit), jax.device_put(batch, batch_sharding(mesh))
+    lowered = make_train_step(config, mesh, sharding).lower(state, batch)
+    compiled = lowered.compile()
+
+    def step():
+        nonlocal state
+        state, metrics = compiled(state, batch)
+        jax.block_until_ready((state, metrics))
+
+    # Before compilation: on a GPU convolutions become cuDNN's, whose FLOPs XLA does not count.
+    return step, lowered.cost_analysis()["flops"]
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
