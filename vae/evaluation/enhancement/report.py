@@ -47,9 +47,13 @@ def write_report(
     Returns:
       The file.
     """
-    table = averaged(content["rows"])
+    rows = content["rows"]
+    table = averaged(rows)
     first = next(iter(table.values()))
     methods = {name: label for name, label in _METHODS.items() if name in first}
+    for row in rows:  # an average over several severities has no interval
+        interval = row["interval"] if row["severity"] in (None, 0.0) else None
+        table[row["degradation"]][row["method"]]["interval"] = interval
     return write_page(
         folder,
         "enhancement.html.j2",
@@ -61,30 +65,26 @@ def write_report(
             degradation: max(methods, key=lambda name: np.nan_to_num(found[name]["psnr"], nan=-1))
             for degradation, found in table.items()
         },
-        intervals={
-            (row["degradation"], row["method"]): row["interval"]
-            for row in content["rows"]
-            if row["severity"] in (None, 0.0)
-        },
-        curves=_curves([row for row in content["rows"] if row["severity"]]),
+        curves=_curves([row for row in rows if row["severity"]]),
         uncertainty=_uncertainty(content["uncertainty"]["bins"]),
     )
 
 
-def _curves(rows: Sequence[dict[str, Any]]) -> str:
-    """PSNR and SSIM of each degradation against its severity; "" without any."""
-    panels = []
+def _curves(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """PSNR and SSIM against severity, a plot of each degradation by its name in words."""
+    styles = {name: {"label": _METHODS[name], **style} for name, style in _CURVES.items()}
+    found = {}
     for degradation in dict.fromkeys(row["degradation"] for row in rows):
+        words, panels = degradation.replace("_", " "), []
         for figure, label, top in (("psnr", "PSNR, dB", np.inf), ("ssim", "SSIM", 1.0)):
             lines: dict[str, list] = {}
             for row in rows:
                 if row["degradation"] == degradation and row[figure] is not None:
                     point = (row["severity"], row[figure], "")
                     lines.setdefault(row["method"], []).append(point)
-            words = f"severity of {degradation.replace('_', ' ')}"
-            panels.append(plots.Panel(words, label, lines, top))
-    styles = {name: {"label": _METHODS[name], **style} for name, style in _CURVES.items()}
-    return plots.curves(panels, styles) if panels else ""
+            panels.append(plots.Panel(f"severity of {words}", label, lines, top))
+        found[words] = plots.curves(panels, styles)
+    return found
 
 
 def _uncertainty(bins: Sequence[dict[str, float]]) -> str:

@@ -77,7 +77,6 @@ def write_report(
         spread=_spread(evaluation),
         tiles=tiles,
         tile_gain=tile_gain,
-        max_side=pictures.MAX_SIDE,
         labels=_labels(content["labels"], evaluation),
         photographs=photographs,
         photograph_gain=photograph_gain,

@@ -12,7 +12,7 @@ import numpy as np
 
 from vae.data.files import write_beside
 from vae.evaluation.aggregate import CONFIDENCE
-from vae.evaluation.report.pictures import data_uri
+from vae.evaluation.report.pictures import MAX_SIDE, SMALL_SIDE, data_uri
 from vae.evaluation.table import strict
 
 PAGE = "index.html"
@@ -61,7 +61,9 @@ def _templates() -> jinja2.Environment:
         "number": number, "signed": signed, "count": count, "interval": interval,
         "data_uri": data_uri,
     }  # fmt: skip
-    environment.globals["CONFIDENCE"] = f"{CONFIDENCE:.0%}"
+    environment.globals |= {
+        "CONFIDENCE": f"{CONFIDENCE:.0%}", "MAX_SIDE": MAX_SIDE, "SMALL_SIDE": SMALL_SIDE,
+    }  # fmt: skip
     return environment
 
 

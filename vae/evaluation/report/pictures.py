@@ -17,7 +17,7 @@ GAINS = (1, 2, 5, 10, 20, 50)
 RANKS = ("worst", "median", "best")
 # Larger tiles are shown by their centre: lossless pixels are heavy, and the page is one file.
 MAX_SIDE = 512
-# Up to this side there is room for several tiles of a rank. The macro `triple` knows it, too.
+# Up to this side there is room for several tiles of a rank.
 SMALL_SIDE = 256
 _JPEG_QUALITY = 90
 

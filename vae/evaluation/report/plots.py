@@ -61,8 +61,12 @@ def curves(
         for name in (name for name in styles if panel.lines.get(name)):
             x, y, words = zip(*panel.lines[name], strict=True)
             (drawn[name],) = axes.plot(x, y, clip_on=False, **styles[name])
-            for place in zip(x, y, words, strict=True):
-                _annotate(axes, *place)
+            for place, word in zip(zip(x, y, strict=True), words, strict=True):
+                # Halves of surrogate pairs cannot be drawn.
+                axes.annotate(
+                    word.encode("utf-8", "replace").decode(), place, (7, -3),
+                    textcoords="offset points", fontsize=8, va="top", in_layout=False,
+                )  # fmt: skip
         axes.set(xlabel=panel.x_label, ylabel=panel.y_label)
         axes.set_ylim(top=min(panel.top, axes.get_ylim()[1]))
         if log:
@@ -91,8 +95,12 @@ def histogram(groups: Sequence[np.ndarray], low: float) -> str:
 
 @_style
 def strip(values: np.ndarray, low: float) -> str:
-    """Between `low` and 1, a line from the 5th to the 95th percentile, thicker between the
-    quartiles, with a dot at the mean."""
+    """A line from the 5th to the 95th percentile, thick between the quartiles, a dot at the mean.
+
+    Args:
+      values: float [n], SSIM of tiles.
+      low: Left end of all strips of a table; the right one is 1.
+    """
     figure = Figure(figsize=(1.7, 0.17))
     axes = figure.add_axes((0.03, 0, 0.94, 1), xlim=(low, 1), ylim=(-1, 1))
     axes.axis("off")
@@ -101,13 +109,6 @@ def strip(values: np.ndarray, low: float) -> str:
     axes.hlines(0, p25, p75, color=COLOURS[0], linewidth=4, alpha=0.55)
     axes.plot(max(values.mean(), low), 0, "o", color=COLOURS[0], markersize=5, clip_on=False)
     return _svg(figure)
-
-
-def _annotate(axes, x: float, y: float, words: str) -> None:
-    # Halves of surrogate pairs cannot be drawn.
-    words = words.encode("utf-8", "replace").decode()
-    options = {"textcoords": "offset points", "fontsize": 8, "va": "top"}
-    axes.annotate(words, (x, y), (7, -3), **options).set_in_layout(False)
 
 
 def _svg(figure: Figure) -> str:
