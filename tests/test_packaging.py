@@ -71,7 +71,7 @@ def test_the_wheel_installs_vae_alone_and_all_of_it(site):
         (path.relative_to(ROOT) if folder == "vae" else "vae" / path.relative_to(ROOT)).as_posix()
         for folder in FOLDERS
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".py", ".typed", ".css", ".js")
+        if path.suffix in (".py", ".typed", ".css", ".j2", ".js")
     }
     installed = {path.relative_to(site).as_posix() for path in (site / "vae").rglob("*")}
     assert ours <= installed

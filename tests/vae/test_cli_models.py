@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -125,6 +126,13 @@ def test_evaluate_refuses(finished, exported, tiny_data, tmp_path, capsys):
         == 1
     )
     assert file.read_text() == "mine"
+
+
+def test_a_report_without_matplotlib_is_refused_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    command = ["evaluate", "--data", tmp_path / "gone", "--report", tmp_path / "report"]
+    message = r"matplotlib.* --report needs `pip install 'fundus-vae\[report\]'`"
+    assert refused(command, capsys, message) == 2
 
 
 def test_evaluate_refuses_data_that_does_not_fit(

@@ -96,6 +96,12 @@ def _evaluate(
         raise UsageError(f"--limit {limit}: expected a number of tiles, or 0 for all")
     if beside and not report:
         raise UsageError("--beside adds models to the curves of --report DIR, which is missing")
+    if report:
+        try:
+            import matplotlib.figure  # noqa: F401
+        except ImportError as error:
+            message = f"{error}: --report needs `pip install 'fundus-vae[report]'`"
+            raise UsageError(message) from None
     from vae.checkpoints.config import ENHANCER, PRIOR
     from vae.checkpoints.reading import read_model
 

@@ -208,8 +208,8 @@ def _write_report(
     photographs: PhotographEvaluation | None,
     limit: int,
     beside: Sequence[SavedModel],
-) -> list[epath.Path]:
-    from vae.evaluation.report import PAGE, pick, write_report
+) -> list[os.PathLike]:
+    from vae.evaluation.report import pick, write_report
 
     module = make_model(config)
     split = _split(config, dataset, mesh, limit)
@@ -232,9 +232,9 @@ def _write_report(
     examples = pick(evaluation)
     pairs = figures.reconstruct_examples(module, variables, split, examples, mesh=mesh)
     content = content | {"curves": curves.as_dict(), "data": str(dataset.path)}
-    write_report(folder, content, evaluation, photographs, examples, *pairs)
+    page = write_report(folder, content, evaluation, photographs, examples, *pairs)
     table.write_results(folder / RESULTS, content)
-    return [folder / PAGE, folder / RESULTS]
+    return [page, folder / RESULTS]
 
 
 def _split(config: ConfigDict, dataset: Dataset, mesh: Mesh, limit: int) -> Split:

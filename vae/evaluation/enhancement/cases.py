@@ -54,6 +54,23 @@ class Tile:
     label: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """A tile to look at: uint8 [S, S, 3] each.
+
+    Attributes:
+      caption: Plain text.
+      before: Degraded.
+      after: What the model makes of it.
+      clean: The tile itself.
+    """
+
+    caption: str
+    before: np.ndarray
+    after: np.ndarray
+    clean: np.ndarray
+
+
 def pick_tiles(dataset: Dataset, split: str, *, size: int, count: int, seed: int) -> list[Tile]:
     """Tiles of every patient alike, the same for the same seed.
 

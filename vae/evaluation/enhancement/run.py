@@ -17,8 +17,15 @@ from vae.data.images import encode_image
 from vae.data.pipeline import Dataset, open_dataset
 from vae.evaluation.enhancement import classical
 from vae.evaluation.enhancement.calibration import calibration, format_calibration
-from vae.evaluation.enhancement.cases import CASES, MIXED, Case, Tile, degrade_case, pick_tiles
-from vae.evaluation.enhancement.report import Shown, write_report
+from vae.evaluation.enhancement.cases import (
+    CASES,
+    MIXED,
+    Case,
+    Shown,
+    Tile,
+    degrade_case,
+    pick_tiles,
+)
 from vae.evaluation.enhancement.structure import (
     FIGURES,
     Structure,
@@ -35,7 +42,6 @@ from vae.evaluation.enhancement.table import (
     write_csv,
 )
 from vae.evaluation.origin import origin
-from vae.evaluation.report.page import PAGE
 from vae.inference.enhance import EnhancementModel
 from vae.metrics import masked_psnr, masked_ssim
 
@@ -158,10 +164,10 @@ def evaluate_enhancer(
         write_beside(out / FIGURE, encode_image(draw_examples(examples), ".png"))
         written += [out / RESULTS, out / TABLE, out / FIGURE]
     if report is not None:
-        report = Path(report)
-        write_beside(report / RESULTS, text)
-        write_report(report, content, examples)
-        written.append(report / PAGE)
+        from vae.evaluation.enhancement.report import write_report
+
+        write_beside(Path(report) / RESULTS, text)
+        written.append(write_report(report, content, examples))
     print(f"written: {', '.join(map(str, written))}")
     return rows
 

@@ -1,111 +1,88 @@
-"""The page: everything an evaluation found, in one file without any request."""
+"""A page from a template: one file that makes no request."""
 
 import base64
 import hashlib
-import json
 import os
-from collections.abc import Sequence
-from html import escape
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 
 from vae.data.files import write_beside
-from vae.evaluation.evaluate import Evaluation
-from vae.evaluation.photographs import PhotographEvaluation
-from vae.evaluation.report import graphs, sections
-from vae.evaluation.report.pictures import RankedExample
+from vae.evaluation.aggregate import CONFIDENCE
+from vae.evaluation.report.pictures import MAX_SIDE, SMALL_SIDE, data_uri
 from vae.evaluation.table import strict
 
 PAGE = "index.html"
 
 
-def write_report(
-    folder: str | os.PathLike,
-    content: dict[str, Any],
-    evaluation: Evaluation,
-    photographs: PhotographEvaluation | None,
-    examples: Sequence[RankedExample],
-    originals: np.ndarray,
-    reconstructions: np.ndarray,
-) -> None:
+def write_page(
+    folder: str | os.PathLike, template: str, content: dict[str, Any], **parts: Any
+) -> Path:
     """Writes `index.html` into a folder; finished or not at all.
 
     Args:
       folder: Where to.
-      content: What results.json holds: the figures, and config, split, step, dataset, data, model,
-        version, command, date, parameters and curves.
-      evaluation: The tiles' figures.
-      photographs: Whole ones, with pictures where there are any.
-      examples: Tiles to show, of `pictures.pick`.
-      originals: uint8 [len(examples), H, W, 3].
-      reconstructions: Like `originals`.
+      template: A template beside this module.
+      content: The figures, which the page also holds as JSON.
+      **parts: What else the template shows.
+
+    Returns:
+      The file.
     """
-    page = render(content, evaluation, photographs, examples, originals, reconstructions)
-    # Names of files may hold halves of surrogate pairs, which UTF-8 has not.
-    write_beside(Path(folder) / PAGE, page.encode("utf-8", "replace"))
-
-
-def render(
-    content: dict[str, Any],
-    evaluation: Evaluation,
-    photographs: PhotographEvaluation | None,
-    examples: Sequence[RankedExample],
-    originals: np.ndarray,
-    reconstructions: np.ndarray,
-) -> str:
-    """The page as text; see `write_report`."""
-    body = [
-        sections.header(content),
-        sections.headline(content),
-        sections.codecs(content),
-        graphs.curves(content),
-        graphs.distribution(evaluation),
-        sections.tiles(examples, originals, reconstructions),
-        sections.labels(content, evaluation),
-        sections.whole(photographs),
-        sections.conventions(content),
-        sections.provenance(content),
-    ]
-    return document(sections.title(content), body, content)
-
-
-def document(title: str, body: Sequence[str], content: dict[str, Any]) -> str:
-    """A page of sections that are HTML, with the figures inside it as JSON."""
-    style, script = (
-        (resources.files(__package__) / name).read_text("utf-8")
-        for name in ("style.css", "viewer.js")
-    )
+    files = resources.files(__package__)
+    style, script = ((files / name).read_text("utf-8") for name in ("style.css", "viewer.js"))
     # Nothing may be fetched and no script runs but this one, whatever a file is named.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{digest}'"
+    page = _templates().get_template(template).render(
+        content=content,
+        plain=strict(content),
+        style=style,
+        script=script,
+        digest=digest,
+        **parts,
+    )  # fmt: skip
+    # Names of files may hold halves of surrogate pairs, which UTF-8 has not.
+    write_beside(Path(folder) / PAGE, page.encode("utf-8", "replace"))
+    return Path(folder) / PAGE
+
+
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__, ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-{"".join(body)}
-</main>
-<script type="application/json" id="results">{_embedded(content)}</script>
-<script>{script}</script>
-</body>
-</html>
-"""
+    environment.filters |= {
+        "number": number, "signed": signed, "count": count, "interval": interval,
+        "data_uri": data_uri,
+    }  # fmt: skip
+    environment.globals |= {
+        "CONFIDENCE": f"{CONFIDENCE:.0%}", "MAX_SIDE": MAX_SIDE, "SMALL_SIDE": SMALL_SIDE,
+    }  # fmt: skip
+    return environment
 
 
-def _embedded(content: dict[str, Any]) -> str:
-    """JSON that cannot end its element, whatever it holds."""
-    text = json.dumps(strict(content), ensure_ascii=False, allow_nan=False)
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+def number(value: float | None, form: str, unit: str = "") -> str:
+    """A number, or a dash where there is none."""
+    return "—" if value is None or np.isnan(value) else f"{value:{form}}{unit}"
+
+
+def signed(value: float, form: str) -> str:
+    """A difference, with its sign."""
+    return f"{value:+{form}}".replace("-", "−")
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things."""
+    return f"{number:,d} {noun}{'' if number == 1 else 's'}"
+
+
+def interval(row: dict[str, Any], figure: str, form: str) -> str:
+    """The bounds of a row's figure; "" where there are none."""
+    bounds = (row["interval"] or {}).get(figure)
+    return f"{bounds[0]:{form}}–{bounds[1]:{form}}" if bounds else ""

@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import io
 from collections.abc import Sequence
-from html import escape
 
 import numpy as np
 from PIL import Image
@@ -87,40 +86,15 @@ def pick_photographs(photographs: PhotographEvaluation) -> list[tuple[str, dict]
     return [("worst", rows[0]), ("best" if len(rows) == 2 else "median", rows[len(rows) // 2])]
 
 
-def triple(views: Sequence[np.ndarray], caption: str, *, gain: int, lossless: bool) -> str:
-    """Three images in a row that open in the viewer.
-
-    Args:
-      views: Original and reconstruction, uint8 [h, w, 3], and their difference in grey levels.
-      caption: Plain text that goes with them.
-      gain: Of the difference.
-      lossless: PNG, or JPEG for pictures that are reduced anyway.
-    """
+def triple(views: Sequence[np.ndarray], gain: int) -> list[tuple[str, np.ndarray]]:
+    """Names and pictures of what `tile_views` gives, uint8, with `gain` times the difference."""
     original, reconstruction, difference = views
     amplified = np.round(gain * difference.astype(np.float32)).clip(0, 255).astype(np.uint8)
-    named = (
+    return [
         ("original", original),
         ("reconstruction", reconstruction),
         (f"difference × {gain}", amplified),
-    )
-    return row_of_views(named, caption, lossless=lossless)
-
-
-def row_of_views(named: Sequence[tuple[str, np.ndarray]], caption: str, *, lossless: bool) -> str:
-    """Three images of one size with their names, uint8 [h, w, 3]; see `triple`."""
-    height, width = named[0][1].shape[:2]
-    buttons = []
-    for name, view in named:
-        buttons.append(
-            f'<button type="button" class="view" data-name="{escape(name)}">'
-            f'<img src="{data_uri(view, lossless)}" width="{width}" height="{height}" '
-            f'alt="{escape(name)}" loading="lazy"></button>'
-        )
-    kind = "small" if lossless and width <= SMALL_SIDE else "large"
-    return (
-        f'<figure class="triple {kind}"><div>{"".join(buttons)}</div>'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
+    ]
 
 
 def data_uri(image: np.ndarray, lossless: bool) -> str:
