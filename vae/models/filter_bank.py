@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae.models.layers import space_to_depth
-from vae.models.pca import HIGHEST
+from vae.precision import HIGHEST
 
 # Pixels that a kernel reaches to each side.
 REACH = 6
