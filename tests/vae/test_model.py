@@ -12,7 +12,8 @@ from vae.checkpoints.exported import EXPORTED, SavedModel, write_exported
 from vae.configs.published import get_config
 from vae.data.errors import DataError
 from vae.data.images import write_image
-from vae.inference.model import MAX_BATCH, Model
+from vae.inference.batches import MAX_BATCH
+from vae.inference.model import Model
 from vae.training.state import abstract_state
 
 

@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from vae.data.files import write_beside
 from vae.evaluation.evaluate import Evaluation
-from vae.evaluation.passes import Split
 from vae.evaluation.scoring import reconstruct_step
+from vae.evaluation.split import Split
 from vae.sharding import put_batch
 
 DIFFERENCE_GAIN = 10

@@ -23,10 +23,10 @@ from vae.evaluation.curves import rate_curves
 from vae.evaluation.evaluate import Evaluation, evaluate
 from vae.evaluation.linear import pca_beside, wider_pca
 from vae.evaluation.origin import origin
-from vae.evaluation.passes import Split
 from vae.evaluation.photographs import PhotographEvaluation, whole_photographs
 from vae.evaluation.scoring import latent_size
-from vae.sharding import local_rows, make_mesh, replicated
+from vae.evaluation.split import Split
+from vae.sharding import local_rows, make_mesh, replicated, whole
 
 RESULTS = "results.json"
 TILES = "tiles.csv"
@@ -101,10 +101,10 @@ def evaluate_and_write(
     )
     photographs = _photographs(config, variables, dataset, mesh, evaluation, report is not None)
     # Every process takes part: a leaf may lie on devices of several.
-    whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(variables)
+    gathered = whole(mesh, variables)
     if jax.process_index() != 0:
         return evaluation
-    made = {"model": variables_hash(whole), **origin()}
+    made = {"model": variables_hash(gathered), **origin()}
     content = table.results(evaluation, photographs) | {
         "config": config.name,
         "split": config.eval.split,

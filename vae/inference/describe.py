@@ -4,12 +4,12 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vae.checkpoints.exported import SavedModel
 from vae.checkpoints.modules import make_model
 from vae.checkpoints.reading import CHECKPOINTS, variables_hash
+from vae.inference.codec import latent_shape
 from vae.models.posterior import ACTIVE_VARIANCE
 
 
@@ -28,7 +28,7 @@ def describe(saved: SavedModel) -> dict[str, Any]:
     """
     module, config = make_model(saved.config), saved.config
     side = module.tile_size or config.data.size
-    shape = latent_shape(saved, side)
+    shape = latent_shape(module, saved.variables, (side, side, 3))
     values = math.prod(shape)
     std = np.sqrt(np.asarray(saved.latent_var, np.float64))
     log_scale = module.apply(saved.variables, method="log_scale")
@@ -98,16 +98,6 @@ def preset(saved: SavedModel) -> str:
     if "downsample" in model:
         return f"f{model.downsample}c{model.latent_channels}"
     return f"{model.latent_size} values a tile"
-
-
-def latent_shape(saved: SavedModel, side: int) -> tuple[int, ...]:
-    """Shape of the latent of one tile of `side` pixels; nothing is computed."""
-    module = make_model(saved.config)
-    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    posterior = jax.eval_shape(
-        lambda v, x: module.apply(v, x, method="encode"), saved.variables, image
-    )
-    return posterior.mean.shape[1:]
 
 
 def _trained(saved: SavedModel) -> dict[str, Any]:

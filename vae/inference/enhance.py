@@ -23,7 +23,7 @@ from vae.checkpoints.reading import SavedModel, read_model, variables_hash
 from vae.data.errors import DataError
 from vae.data.fov import FieldOfView
 from vae.data.views import photograph_view, place_of
-from vae.inference.model import batch_size
+from vae.inference.batches import batch_size, in_batches
 from vae.inference.one_colour import is_one_colour
 from vae.inference.windows import filter_windows
 from vae.metrics import to_float
@@ -139,14 +139,8 @@ class EnhancementModel:
           uint8 [N, S, S, 3].
         """
         _check_strength(strength)
-        made = np.empty(images.shape, np.float32)
-        largest = batch_size(images.shape[1] * images.shape[2])
-        for start in range(0, len(images), largest):
-            rows = slice(start, start + largest)
-            part = [array[rows] for array in (images, views, places)]
-            lacking = min(largest, len(images)) - len(part[0])
-            part = [np.concatenate([a, np.repeat(a[-1:], lacking, axis=0)]) for a in part]
-            made[rows] = np.asarray(self._stages.all(*part))[: len(images[rows])]
+        size = min(batch_size(images.shape[1] * images.shape[2]), len(images))
+        made = in_batches(self._stages.all, images, views, places, size=size, fixed=True)
         return _mixed(images, made, np.ones(images.shape[:-1], bool), strength)
 
     def tile_uncertainty(
