@@ -60,7 +60,7 @@ def fresh_model(photograph: np.ndarray) -> Model:
         SavedModel(
             path=epath.Path("fresh"), config=config, step=0, variables=state.variables,
             latent_mean=np.asarray(state.latent_mean), latent_var=np.asarray(state.latent_var),
-            about={},
+            provenance={},
         )
     )  # fmt: skip
 

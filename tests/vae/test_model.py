@@ -36,7 +36,8 @@ def published():
         SavedModel(
             path=epath.Path("nowhere"), config=config, step=0,
             variables=variables,
-            latent_mean=np.zeros(size, np.float32), latent_var=np.ones(size, np.float32), about={},
+            latent_mean=np.zeros(size, np.float32), latent_var=np.ones(size, np.float32),
+            provenance={},
         )
     )  # fmt: skip
 

@@ -221,8 +221,9 @@ def _named_autoencoder(flow: SavedModel) -> SavedModel:
         found = read_model(name)
     except DataError as error:
         raise DataError(
-            f"{flow.path} is a prior over the latents of {name} ({flow.about.get('autoencoder')}), "
-            f"which is not here; name it as the model ({error})"
+            f"{flow.path} is a prior over the latents of {name} "
+            f"({flow.provenance.get('autoencoder')}), which is not here; name it as the model "
+            f"({error})"
         ) from error
     _checked(flow, found, False)
     return found
@@ -230,7 +231,7 @@ def _named_autoencoder(flow: SavedModel) -> SavedModel:
 
 def _checked(flow: SavedModel, autoencoder: SavedModel | None, ships: bool) -> SavedModel:
     """The prior; refused where it is for the latents of another autoencoder."""
-    wanted = flow.about.get("autoencoder")
+    wanted = flow.provenance.get("autoencoder")
     if autoencoder is None or wanted == (found := variables_hash(autoencoder.variables)):
         return flow
     its = f"{flow.config.prior.autoencoder} ({wanted})"

@@ -3,9 +3,7 @@
 import contextlib
 import json
 import os
-import shlex
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-import vae
 from vae.checkpoints.exported import SavedModel
 from vae.checkpoints.modules import make_model
+from vae.checkpoints.provenance import provenance
 from vae.data.errors import DataError, UsageError
 from vae.data.files import unfinished_name
 from vae.inference import codec
@@ -75,9 +73,8 @@ def write_stablehlo(out: str | os.PathLike, saved: SavedModel) -> dict[str, int]
     about = {
         "model": describe(saved),
         "written_by": {
-            "version": vae.__version__,
+            **provenance(),
             "jax": jax.__version__,
-            "command": shlex.join(sys.argv),
         },
         "platforms": PLATFORMS,
     }
