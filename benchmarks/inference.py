@@ -39,8 +39,9 @@ from vae.data.images import encode_image, write_image
 from vae.data.inputs import open_inputs
 from vae.data.synthetic import fundus_photograph
 from vae.data.views import photograph_view, place_of
+from vae.inference.batches import MAX_BATCH
 from vae.inference.enhance import load_enhancer
-from vae.inference.model import MAX_BATCH, Model
+from vae.inference.model import Model
 from vae.inference.windows import LARGEST, STEP, window_origins, window_side
 from vae.tasks.linear_start import fit_linear
 from vae.training.state import initial_state
@@ -59,7 +60,7 @@ def fresh_model(photograph: np.ndarray) -> Model:
         SavedModel(
             path=epath.Path("fresh"), config=config, step=0, variables=state.variables,
             latent_mean=np.asarray(state.latent_mean), latent_var=np.asarray(state.latent_var),
-            about={},
+            provenance={},
         )
     )  # fmt: skip
 

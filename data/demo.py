@@ -1,11 +1,10 @@
 """Tiles without any photographs of one's own: a bundled photograph, or procedural ones."""
 
-import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from vae.data.files import replacing
+from vae.data.files import write_csv
 from vae.data.fundus_tiles import NAME, VERSION
 from vae.data.images import write_image
 from vae.data.manifest import MANIFEST
@@ -115,8 +114,5 @@ def prepare(source: str, out_dir: str | os.PathLike, tile: int) -> Path:
 
 
 def _write_patients(path: Path, rows: Sequence[tuple[str, str, str]]) -> Path:
-    with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("photograph", "patient", "split"))
-        writer.writerows(rows)
+    write_csv(path, ("photograph", "patient", "split"), rows)
     return path

@@ -1,15 +1,14 @@
 """Items that failed while the others go on: the reason for a person, the traceback for us."""
 
-import csv
 import dataclasses
 import errno
 import os
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from vae.data.errors import FundusError
-from vae.data.files import replacing
+from vae.data.files import write_csv
 
 # The file beside a command's outputs that lists its failures.
 REJECTED = "rejected.csv"
@@ -76,11 +75,8 @@ def write_rejected(path: str | os.PathLike, failures: Iterable[Failure]) -> None
     if not failures:
         path.unlink(missing_ok=True)
         return
-    rows: Sequence[tuple[str, ...]] = [dataclasses.astuple(failure) for failure in failures]
-    with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("item", "path", "reason", "traceback"))
-        writer.writerows(rows)
+    header = ("item", "path", "reason", "traceback")
+    write_csv(path, header, map(dataclasses.astuple, failures))
 
 
 def _one_line(text: str) -> str:

@@ -83,5 +83,5 @@ def vector_model(tmp_path_factory):
     path = tmp_path_factory.mktemp("vector") / "vector.safetensors"
     variables = jax.jit(lambda: initial_variables(config))()
     statistics = np.zeros(size), np.ones(size)
-    write_exported(path, SavedModel(path, config, 7, variables, *statistics, about={}))
+    write_exported(path, SavedModel(path, config, 7, variables, *statistics, provenance={}))
     return path

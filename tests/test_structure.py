@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Lowest floor first; a module imports from its own floor and those below.
 FLOORS = (
     ("vae.data",),
-    ("vae.metrics", "vae.models", "vae.weights", "vae.sharding", "vae.multihost"),
+    ("vae.metrics", "vae.models", "vae.multihost", "vae.precision", "vae.sharding", "vae.weights"),
     ("vae.checkpoints", "vae.configs"),
     ("vae.inference",),
     ("vae.evaluation",),

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vae.precision import HIGHEST
+
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
 K1, K2 = 0.01, 0.03
@@ -51,7 +53,7 @@ def _blur_axis(x: jax.Array, axis: int) -> jax.Array:
         return sum(float(w) * part for w, part in zip(window, slices, strict=True))
     band = sum(w * np.eye(valid, side, i, dtype=np.float32) for i, w in enumerate(window))
     equation = "ih,bhwc->biwc" if axis == 1 else "jw,bhwc->bhjc"
-    return jnp.einsum(equation, band, x, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum(equation, band, x, precision=HIGHEST)
 
 
 def ssim_map(a: jax.Array, b: jax.Array) -> jax.Array:

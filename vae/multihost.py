@@ -1,6 +1,6 @@
-"""Several processes that run one program: who speaks, and what the first of them decides."""
+"""Several processes that run one program: who speaks, what the first decides, what all have."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,9 +16,7 @@ def say(line: str) -> None:
 
 def agreed(flag: bool) -> bool:
     """Returns the first process's flag on all of them, so that they stop at the same step."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.broadcast_one_to_all(np.array(flag)))
+    return bool(by_first_process(lambda: flag, np.array(flag)))
 
 
 def by_first_process(compute: Callable[[], Any], like: Any) -> Any:
@@ -33,3 +31,42 @@ def by_first_process(compute: Callable[[], Any], like: Any) -> Any:
     else:
         result = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
     return result if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(result)
+
+
+def sum_over_processes(values: np.ndarray) -> np.ndarray:
+    """The sum over all processes of float64 [n], the same on each."""
+    if jax.process_count() == 1:
+        return values
+    # Float64 would be cut to float32 on the way; as bytes it travels whole.
+    gathered = _gather(np.ascontiguousarray(values).view(np.uint8))
+    return gathered.view(np.float64).sum(axis=0)
+
+
+def gather_names(names: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """The names of all processes' rows, in the order of the rows.
+
+    Args:
+      names: Columns of str [n], this process's.
+      rows: int [n], their rows; the processes together have 0, 1, ... N-1, as many on each.
+
+    Returns:
+      Columns of str [N], the same on every process.
+    """
+    if jax.process_count() == 1:
+        order = np.argsort(rows)
+        return {column: np.asarray(values)[order] for column, values in names.items()}
+    order = np.argsort(_gather(rows.astype(np.int32)).reshape(-1))
+    gathered = {}
+    for column, values in names.items():
+        encoded = np.char.encode(np.asarray(values, np.str_), "utf-8")
+        # One width for all processes: a gather needs equal shapes.
+        width = int(_gather(np.array([encoded.dtype.itemsize], np.int32)).max())
+        fixed = np.ascontiguousarray(encoded.astype(f"S{max(width, 1)}"))
+        wide = np.ascontiguousarray(_gather(fixed.view(np.uint8).reshape(len(fixed), -1)))
+        strings = wide.view(fixed.dtype).reshape(-1)
+        gathered[column] = np.char.decode(strings, "utf-8")[order]
+    return gathered
+
+
+def _gather(values: np.ndarray) -> np.ndarray:
+    return np.asarray(multihost_utils.process_allgather(values))

@@ -1,6 +1,9 @@
 """Where arrays live: the mesh ("data", "fsdp"), the batch over both, large leaves over "fsdp"."""
 
+import functools
 import re
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -130,3 +133,29 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     return {
         name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
     }
+
+
+def put(tree: Any, sharding: NamedSharding) -> Any:
+    """Arrays that every process has -> the same over the devices of a sharding.
+
+    One that lies over several processes already stays as it is.
+    """
+
+    def placed(array: np.ndarray | jax.Array) -> jax.Array:
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            return array
+        array = np.asarray(jax.device_get(array))
+        with jax.transfer_guard("allow"):
+            return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(placed, tree)
+
+
+def whole(mesh: Mesh, tree: Any) -> Any:
+    """Arrays in any sharding -> whole on every device. All processes call it together."""
+    return _whole(mesh)(tree)
+
+
+@functools.lru_cache(maxsize=16)
+def _whole(mesh: Mesh) -> Callable[[Any], Any]:
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))

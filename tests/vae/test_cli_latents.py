@@ -229,7 +229,7 @@ def test_vectors_of_a_model_of_one_tile_size(mixed, tmp_path, capsys):
     variables = module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     saved = SavedModel(
         path=tmp_path, config=config, step=0, variables=jax.device_get(variables),
-        latent_mean=np.zeros(16, np.float32), latent_var=np.ones(16, np.float32), about={},
+        latent_mean=np.zeros(16, np.float32), latent_var=np.ones(16, np.float32), provenance={},
     )  # fmt: skip
     path, tiles = tmp_path / "model.safetensors", mixed / "tile00.png"
     write_exported(path, saved)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import vae
-from vae.checkpoints.exported import portable
+from vae.checkpoints.provenance import portable
 from vae.checkpoints.reading import read_model
 from vae.cli import main
 from vae.configs import published
@@ -54,8 +54,8 @@ def test_an_exported_file_says_nothing_of_its_machine(finished, exported, tiny_d
 def test_a_command_keeps_the_names_of_its_files(finished):
     saved = read_model(finished[1])
     command = "run_experiment.py --config=configs/a.py:b --workdir=/home/me/eyes --config.seed=3"
-    saved = dataclasses.replace(saved, about=saved.about | {"command": command})
-    assert portable(saved).about["command"] == command.replace("/home/me/", "")
+    saved = dataclasses.replace(saved, provenance=saved.provenance | {"command": command})
+    assert portable(saved).provenance["command"] == command.replace("/home/me/", "")
 
 
 def test_what_is_given_away_computes_in_float32(finished):

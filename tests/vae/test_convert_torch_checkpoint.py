@@ -100,8 +100,8 @@ def test_converted_model_is_one_like_any_other(source, twin, out):
     saved = read_model(out)
     assert saved.config.model.latent_size == 12 and saved.config.model.image_size == 16
     assert saved.config.data.crop == 16
-    assert saved.about["source"] == "model.pth" and len(saved.about["sha256"]) == 64
-    assert str(source) in saved.about["command"]
+    assert saved.provenance["source"] == "model.pth" and len(saved.provenance["sha256"]) == 64
+    assert str(source) in saved.provenance["command"]
     np.testing.assert_array_equal(saved.latent_mean, np.zeros(12))
     np.testing.assert_array_equal(saved.latent_var, np.ones(12))
     x = images(3, 16)

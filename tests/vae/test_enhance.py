@@ -43,7 +43,7 @@ def saved_model(config, variables):
         variables=variables,
         latent_mean=np.zeros(channels, np.float32),
         latent_var=np.ones(channels, np.float32),
-        about={},
+        provenance={},
     )
 
 
@@ -151,17 +151,17 @@ def test_uncertainty_is_of_the_photograph_not_of_its_windows(model, photograph, 
     inside = FOV.mask(*photograph.shape[:2])
 
     def of_samples(seed):
-        found = model.uncertainty(photograph, FOV, samples=3, seed=seed)[inside]
+        found = model.enhanced(photograph, FOV, samples=3, seed=seed).uncertainty[inside]
         return np.sqrt(np.maximum(found**2 - tone**2, 0))
 
     whole = of_samples(0)
     assert whole.min() > 0
-    assert not model.uncertainty(photograph, FOV, samples=3)[~inside].any()
+    assert not model.enhanced(photograph, FOV, samples=3).uncertainty[~inside].any()
     monkeypatch.setattr(windows, "LARGEST", 128)
     np.testing.assert_allclose(of_samples(0), whole, atol=2e-2)
     assert np.abs(of_samples(1) - whole).max() > 0.1
     with pytest.raises(ValueError, match="at least 2"):
-        model.uncertainty(photograph, FOV, samples=1)
+        model.enhanced(photograph, FOV, samples=1)
 
 
 def test_uncertainty_knows_of_the_tone(model, config, fresh, photograph):
@@ -170,7 +170,7 @@ def test_uncertainty_knows_of_the_tone(model, config, fresh, photograph):
     tone = float(model._stages.tone_error(view)[0])
     assert tone > 1
     assert model.tile_uncertainty(tile, view, place, samples=2).min() >= tone
-    assert model.uncertainty(photograph, FOV, samples=2)[150, 170] >= tone
+    assert model.enhanced(photograph, FOV, samples=2).uncertainty[150, 170] >= tone
     # What leaves the tone as it is has no error of it.
     assert not EnhancementModel(saved_model(config, fresh))._stages.tone_error(view).any()
 
@@ -271,7 +271,7 @@ def test_photographs_of_one_colour_are_left_as_they_are(exported, model, tmp_pat
     green[:20, :40] = (255, 255, 0)
     fov = find_fov(green)
     np.testing.assert_array_equal(model.enhance(green, fov), green)
-    assert not model.uncertainty(green, fov, samples=2).any()
+    assert not model.enhanced(green, fov, samples=2).uncertainty.any()
     assert (model.enhance(photograph, fov) != photograph).any()
 
     folder, out = tmp_path / "eyes", tmp_path / "out"

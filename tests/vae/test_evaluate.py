@@ -31,6 +31,7 @@ from vae.evaluation import (
 from vae.evaluation.aggregate import patient_intervals
 from vae.evaluation.jpeg import encode_jpeg
 from vae.evaluation.photographs import read_as_tiled
+from vae.inference.reconstruct import write_picture
 from vae.models.pca import PCA, fit_pca
 from vae.models.posterior import Posterior
 
@@ -311,7 +312,7 @@ def test_figure_shows_worst_to_best(evaluation, split, variables, mesh, tmp_path
     )
     np.testing.assert_array_equal(originals, split["image"][[e.row for e in examples]])
     figure = figures.reconstruction_figure(originals, outputs, [e.caption for e in examples])
-    figures.write_figure(tmp_path / "figures" / "reconstructions.png", figure)
+    write_picture(tmp_path / "figures" / "reconstructions.png", figure, {})
     read = np.asarray(Image.open(tmp_path / "figures" / "reconstructions.png"))
     np.testing.assert_array_equal(read, figure)
     # The last row of tiles ends a margin above the bottom; 32 pixels are shown as 192.

@@ -12,7 +12,8 @@ from vae.checkpoints.exported import EXPORTED, SavedModel, write_exported
 from vae.configs.published import get_config
 from vae.data.errors import DataError
 from vae.data.images import write_image
-from vae.inference.model import MAX_BATCH, Model
+from vae.inference.batches import MAX_BATCH
+from vae.inference.model import Model
 from vae.training.state import abstract_state
 
 
@@ -35,7 +36,8 @@ def published():
         SavedModel(
             path=epath.Path("nowhere"), config=config, step=0,
             variables=variables,
-            latent_mean=np.zeros(size, np.float32), latent_var=np.ones(size, np.float32), about={},
+            latent_mean=np.zeros(size, np.float32), latent_var=np.ones(size, np.float32),
+            provenance={},
         )
     )  # fmt: skip
 

@@ -1,8 +1,7 @@
-"""A model in one `.safetensors` file: its tensors, and in the metadata its config and origin."""
+"""A model in one `.safetensors` file: tensors, and in the metadata config and provenance."""
 
 import dataclasses
 import json
-import shlex
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vae.checkpoints.config import from_dict
+from vae.checkpoints.leaves import by_path, differences
 from vae.checkpoints.modules import abstract_model
 from vae.data.errors import DataError
 from vae.data.files import replacing, require_regular
@@ -35,7 +35,7 @@ class SavedModel:
       variables: For `module.apply`: averaged parameters and whatever else the module has.
       latent_mean: float32 [C], mean of the latents over the training's last batches.
       latent_var: float32 [C], their variance.
-      about: Where it comes from: version, command, fingerprint of the dataset, as far as known.
+      provenance: Version, command, fingerprint of the dataset, as far as known.
     """
 
     path: epath.Path
@@ -44,32 +44,7 @@ class SavedModel:
     variables: dict[str, Any]
     latent_mean: jax.Array | np.ndarray
     latent_var: jax.Array | np.ndarray
-    about: dict[str, Any]
-
-
-def portable(saved: SavedModel) -> SavedModel:
-    """The model without the folders of this machine: of a path in its config or command the name.
-
-    What is given away should say neither who trained it nor where.
-    """
-    config = saved.config.copy_and_resolve_references()
-    for key in {"dir", "masked_dir", "cache_dir"} & set(config.data):
-        config.data[key] = epath.Path(config.data[key]).name
-    config.init_from = epath.Path(config.init_from).name
-    # Bfloat16 is for training on an accelerator: half the digits, and slow on a CPU.
-    config.train.compute_dtype = "float32"
-    if "prior" in config:
-        config.prior.autoencoder = epath.Path(config.prior.autoencoder).name
-    about = dict(saved.about)
-    if about.get("command"):
-        about["command"] = shlex.join(map(_without_folder, shlex.split(about["command"])))
-    return dataclasses.replace(saved, config=config, about=about)
-
-
-def _without_folder(argument: str) -> str:
-    name, equals, value = argument.rpartition("=")
-    path = epath.Path(value)
-    return f"{name}{equals}{path.name}" if path.is_absolute() else argument
+    provenance: dict[str, Any]
 
 
 def write_exported(path: epath.PathLike, saved: SavedModel, *, dtype: str = "float32") -> None:
@@ -87,7 +62,7 @@ def write_exported(path: epath.PathLike, saved: SavedModel, *, dtype: str = "flo
     # The library takes every array's memory as contiguous, whatever its strides.
     tensors = {
         name: np.asarray(jax.device_get(leaf), order="C")
-        for name, leaf in flat_variables(saved.variables).items()
+        for name, leaf in by_path(saved.variables).items()
     }
     if dtype == "float16":
         tensors = {
@@ -99,7 +74,7 @@ def write_exported(path: epath.PathLike, saved: SavedModel, *, dtype: str = "flo
         "format": FORMAT,
         "config": json.dumps(saved.config.to_dict()),
         "step": str(saved.step),
-        "about": json.dumps(saved.about),
+        "provenance": json.dumps(saved.provenance),
     }
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,11 +108,16 @@ def read_exported(path: epath.PathLike) -> SavedModel:
             config = from_dict(json.loads(metadata["config"]))
             names = file.keys()
             _check_depth(path, config, len(names))
-            step, about = int(metadata["step"]), json.loads(metadata["about"])
+            step, provenance = int(metadata["step"]), json.loads(metadata["provenance"])
             variables, abstract_statistics = abstract_model(config)
-            wanted = flat_variables(variables) | abstract_statistics
+            wanted = by_path(variables) | abstract_statistics
             have = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-            _compare(path, have, wanted)
+            shapes = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
+            if problems := differences(have, shapes):
+                raise DataError(
+                    f"{path}: {len(problems)} tensors are not those of its config: "
+                    + "; ".join(problems)
+                )
             leaves = {
                 name: file.get_tensor(name).astype(leaf.dtype, copy=False)
                 for name, leaf in wanted.items()
@@ -152,21 +132,13 @@ def read_exported(path: epath.PathLike) -> SavedModel:
         config=config,
         step=step,
         variables=_nested(leaves, variables),
-        about=about,
+        provenance=provenance,
         **statistics,
     )
 
 
-def flat_variables(variables: dict[str, Any]) -> dict[str, Any]:
-    """Returns the leaves by path: `params/encoder/stage0/block0/conv1/kernel`, `pca/fit/mean`."""
-    leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
-
-
 def _nested(leaves: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
-    return jax.tree.unflatten(
-        jax.tree.structure(like), [leaves[name] for name in flat_variables(like)]
-    )
+    return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in by_path(like)])
 
 
 def _may_be_short(name: str, leaf: np.ndarray) -> bool:
@@ -181,16 +153,3 @@ def _check_depth(path: epath.Path, config: ConfigDict, tensors: int) -> None:
                 f"{path}: its config says model.{name}={blocks}, and it holds {tensors} tensors;"
                 " export it again"
             )
-
-
-def _compare(path: epath.Path, have: dict[str, tuple], wanted: dict[str, Any]) -> None:
-    shapes = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
-    problems = [
-        f"{name}: {have.get(name, 'absent')} in the file, {shapes.get(name, 'none')} expected"
-        for name in sorted(have.keys() | shapes.keys())
-        if have.get(name) != shapes.get(name)
-    ]
-    if problems:
-        raise DataError(
-            f"{path}: {len(problems)} tensors are not those of its config: " + "; ".join(problems)
-        )

@@ -106,7 +106,7 @@ def read_model(path: str | os.PathLike) -> SavedModel:
         if step is None:
             raise DataError(f"{workdir} has no complete checkpoint; train it first")
         fields = checkpoints.restore_model(step, _on_one_device(_abstract_item(config)))
-        about = checkpoints.about(step)
+        provenance = checkpoints.provenance(step)
     finally:
         checkpoints.close()
     return SavedModel(
@@ -116,7 +116,7 @@ def read_model(path: str | os.PathLike) -> SavedModel:
         variables=join_variables(fields["ema_params"], fields["fixed"], fields["batch_stats"]),
         latent_mean=fields["latent_mean"],
         latent_var=fields["latent_var"],
-        about=about,
+        provenance=provenance,
     )
 
 

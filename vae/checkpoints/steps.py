@@ -2,7 +2,7 @@
 
 `checkpoints/STEP/model` holds the averaged parameters, the other variables and the latent
 statistics; `checkpoints/STEP/training`, which training alone reads, the optimizer's state, and the
-raw parameters where those of the model are averages; `.../about` tells their data and model.
+raw parameters where those of the model are averages; `.../provenance` tells their data and model.
 """
 
 import logging as python_logging
@@ -14,9 +14,10 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
+from vae.checkpoints.leaves import by_path, differences
 from vae.data.errors import DataError
 
-MODEL, TRAINING = "model", "training"
+MODEL, TRAINING, PROVENANCE = "model", "training", "provenance"
 
 
 class _Raised(python_logging.Filter):
@@ -44,7 +45,7 @@ class ModelSteps:
             item_handlers={
                 MODEL: ocp.StandardCheckpointHandler(),
                 TRAINING: ocp.StandardCheckpointHandler(),
-                "about": ocp.JsonCheckpointHandler(),
+                PROVENANCE: ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=ocp.checkpoint_managers.LatestN(keep),
@@ -57,17 +58,17 @@ class ModelSteps:
         """The newest complete checkpoint's step."""
         return self._manager.latest_step()
 
-    def about(self, step: int) -> dict[str, Any]:
+    def provenance(self, step: int) -> dict[str, Any]:
         """The provenance that `save` was given with the checkpoint."""
         try:
             restored = self._manager.restore(
-                step, args=ocp.args.Composite(about=ocp.args.JsonRestore())
+                step, args=ocp.args.Composite(**{PROVENANCE: ocp.args.JsonRestore()})
             )
         except (OSError, ValueError, KeyError) as error:
             raise self._unreadable(step, error) from error
-        if not isinstance(restored["about"], dict):
-            raise self._unreadable(step, ValueError("its item about holds something else"))
-        return restored["about"]
+        if not isinstance(restored[PROVENANCE], dict):
+            raise self._unreadable(step, ValueError("its provenance holds something else"))
+        return restored[PROVENANCE]
 
     def close(self) -> None:
         """Releases the threads."""
@@ -120,24 +121,12 @@ def _compare(path: epath.Path, saved: Any, wanted: Any) -> None:
     if saved is None:
         raise ValueError("an item of it is missing")
 
-    def leaves(tree):
-        flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-        # Named tuples of the optimizer come back as dicts: keys are compared as text.
-        return {
-            tuple(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path): (
-                tuple(leaf.shape),
-                str(leaf.dtype),
-            )
-            for path, leaf in flat
-        }
-
-    have, want = leaves(saved.tree if hasattr(saved, "tree") else saved), leaves(wanted)
-    problems = [
-        f"{'/'.join(key)}: {have.get(key, 'absent')} saved, {want.get(key, 'none')} expected"
-        for key in sorted(have.keys() | want.keys())
-        if have.get(key) != want.get(key)
-    ]
-    if problems:
+    # Named tuples of the optimizer come back as dicts, of the same paths.
+    stored, expected = (
+        {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in by_path(tree).items()}
+        for tree in (saved.tree if hasattr(saved, "tree") else saved, wanted)
+    )
+    if problems := differences(stored, expected):
         raise DataError(
             f"checkpoint {path} belongs to another model, {len(problems)} leaves differ: "
             + "; ".join(problems[:8])

@@ -4,8 +4,6 @@ import argparse
 import dataclasses
 import functools
 import os
-import shlex
-import sys
 from pathlib import Path
 
 from vae.cli.options import add_model, declare, print_reasons, report_failures, results
@@ -95,6 +93,7 @@ def _encode(
     _check_options(out, log_var, dtype, quantise)
 
     import vae
+    from vae.checkpoints.provenance import provenance
     from vae.data.inputs import open_inputs
     from vae.data.region import FovChoice
     from vae.inference.latent_store import FORMAT, open_latents
@@ -118,8 +117,7 @@ def _encode(
         "quantise": quantise,
         "keep_border": keep_border,
         **dataclasses.asdict(choice),
-        "version": vae.__version__,
-        "command": shlex.join(sys.argv),
+        **provenance(),
     }
     writer = open_writer(out, about)
     if writer.complete:

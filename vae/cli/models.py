@@ -133,10 +133,10 @@ def _evaluate(
 
 def _info(model: str, as_json: bool) -> int:
     from vae.checkpoints.reading import read_model
-    from vae.evaluation.about import about_model, format_about
+    from vae.evaluation.info import format_info, model_info
 
-    about = about_model(read_model(model))
-    print(json.dumps(about, indent=2, ensure_ascii=False) if as_json else format_about(about))
+    info = model_info(read_model(model))
+    print(json.dumps(info, indent=2, ensure_ascii=False) if as_json else format_info(info))
     return 0
 
 
@@ -160,7 +160,8 @@ def _export(
             f"architecture {kind}; --out FILE.safetensors takes any"
         )
     if out:
-        from vae.checkpoints.exported import portable, write_exported
+        from vae.checkpoints.exported import write_exported
+        from vae.checkpoints.provenance import portable
 
         write_exported(out, portable(saved), dtype=dtype)
         print(f"{out}: {Path(out).stat().st_size:,d} bytes, {dtype}")

@@ -1,7 +1,6 @@
 """What the command does: reads, checks, converts, verifies, writes."""
 
 import contextlib
-import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +10,10 @@ import torch
 import tqdm
 from etils import epath
 
-import vae
 from vae.checkpoints.config import FUNDUS_VAE
 from vae.checkpoints.exported import EXPORTED, SavedModel, read_exported, write_exported
 from vae.checkpoints.modules import make_model
+from vae.checkpoints.provenance import provenance
 from vae.checkpoints.reading import read_model
 from vae.configs.published import get_config
 from vae.convert_torch_checkpoint import convert
@@ -67,16 +66,14 @@ def _from_torch(source: Path, out: Path, verify: bool) -> int:
         for entry, array in convert.converted(str(source), state, model):
             arrays[entry.path] = array
             bar.update(state[entry.source].nbytes)
-    # The command as somebody could type it again.
-    words = [COMMAND, str(source), "--out", str(out)]
-    about = {
-        "version": vae.__version__,
-        "command": shlex.join(words),
+    made = {
+        # The command as somebody could type it again.
+        **provenance([COMMAND, str(source), "--out", str(out)]),
         "source": source.name,
         "sha256": sha256,
         "latent_statistics": "of the prior N(0, I): the source has none",
     }
-    saved = _saved(model, convert.nested(arrays), about)
+    saved = _saved(model, convert.nested(arrays), made)
     with _folder(out) as unfinished:
         print(f"writing {out / EXPORTED}", flush=True)
         write_exported(unfinished / EXPORTED, saved)
@@ -114,7 +111,7 @@ def _to_torch(path: Path, out: Path) -> int:
     return 0
 
 
-def _saved(model: FundusVAE, variables: dict, about: dict[str, str]) -> SavedModel:
+def _saved(model: FundusVAE, variables: dict, made: dict[str, str]) -> SavedModel:
     config = get_config()
     config.model.update(latent_size=model.latent_size, image_size=model.image_size)
     config.data.update(size=model.image_size, crop=model.image_size)
@@ -125,7 +122,7 @@ def _saved(model: FundusVAE, variables: dict, about: dict[str, str]) -> SavedMod
         variables=variables,
         latent_mean=np.zeros(model.latent_size, np.float32),
         latent_var=np.ones(model.latent_size, np.float32),
-        about=about,
+        provenance=made,
     )
 
 

@@ -5,7 +5,6 @@ from vae.evaluation.figures import (
     pick_examples,
     reconstruct_examples,
     reconstruction_figure,
-    write_figure,
 )
 from vae.evaluation.photographs import PhotographEvaluation, whole_photographs
 from vae.evaluation.table import format_table, results, write_results, write_tiles
@@ -20,7 +19,6 @@ __all__ = [
     "reconstruction_figure",
     "results",
     "whole_photographs",
-    "write_figure",
     "write_results",
     "write_tiles",
 ]

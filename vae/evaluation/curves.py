@@ -7,20 +7,20 @@ model's too, so that they compare; their values differ a little from the table's
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from vae.evaluation.evaluate import Evaluation
 from vae.evaluation.jpeg import jpeg_figures
-from vae.evaluation.passes import NAMES, Batch, Split, over_tiles
-from vae.evaluation.placement import place_whole
-from vae.evaluation.scoring import bicubic_step, latent_size, model_step, pca_step
+from vae.evaluation.scoring import Figures, bicubic_step, latent_size, model_step, pca_step
+from vae.evaluation.split import NAMES, Batch, Split, map_over_split
+from vae.inference.batches import filled
 from vae.models.pca import PCA
+from vae.sharding import put, replicated
 
 TILES = 128
 JPEG_QUALITIES = (30, 50, 70, 80, 88, 93, 96, 98)
@@ -83,12 +83,13 @@ def rate_curves(
     models = [_model_point(evaluation, chosen, latents)]
     for name, module, variables in beside:
         count = latent_size(module, variables, (*evaluation.size, 3))
-        figures = _model_figures(module, variables, batches, mesh, seed)
+        figures = _coded_figures(model_step(module, mesh), variables, batches, mesh, seed)
         models.append(_coded_point("model", name, figures, count))
     points = sorted(models, key=lambda point: point["latents"])
     if pca is not None:
         for count in sorted({max(round(pca.sd.size * share), 1) for share in PCA_SHARES}):
-            figures = _pca_figures(truncate(pca, count), batches, mesh, seed)
+            fewer = put(truncate(pca, count), replicated(mesh))
+            figures = _coded_figures(pca_step(mesh), fewer, batches, mesh, seed)
             setting = f"{count} component{'s' if count > 1 else ''}"
             size = count * (values // pca.downsample**2)
             points.append(_coded_point("pca", setting, figures, size))
@@ -122,9 +123,8 @@ def _chosen_batches(split: Split, chosen: np.ndarray):
 
 def _stack(rows: list[dict[str, np.ndarray]], size: int) -> Batch:
     """A batch, filled up with rows that are not valid."""
-    padding = [rows[-1] | {"valid": np.array(False)}] * (size - len(rows))
-    columns = ("image", "fov", "valid", *NAMES)
-    return {key: np.stack([row[key] for row in [*rows, *padding]]) for key in columns}
+    columns = {key: np.stack([row[key] for row in rows]) for key in ("image", "fov", *NAMES)}
+    return filled(columns, size) | {"valid": np.arange(size) < len(rows)}
 
 
 def _model_point(evaluation: Evaluation, chosen: np.ndarray, latents: int) -> dict[str, Any]:
@@ -142,29 +142,17 @@ def _model_point(evaluation: Evaluation, chosen: np.ndarray, latents: int) -> di
     }
 
 
-def _pca_figures(pca: PCA, batches: list[Batch], mesh: Mesh, seed: int) -> dict[str, np.ndarray]:
-    placed_pca = jax.tree.map(lambda leaf: place_whole(leaf, mesh), pca)
-    seed_on_mesh = place_whole(np.uint32(seed), mesh)
-
-    def step(batch, placed, first_row):
-        row = place_whole(np.int32(first_row), mesh)
-        return pca_step(mesh)(placed_pca, placed["image"], placed["fov"], row, seed_on_mesh)
-
-    return over_tiles(batches, mesh, step)[0]
-
-
-def _model_figures(
-    module: nn.Module, variables: Any, batches: list[Batch], mesh: Mesh, seed: int
+def _coded_figures(
+    step: Callable[..., Figures], codec: Any, batches: list[Batch], mesh: Mesh, seed: int
 ) -> dict[str, np.ndarray]:
-    seed_on_mesh = place_whole(np.uint32(seed), mesh)
+    """Figures of a codec, on the mesh, by `pca_step` or `model_step`."""
+    seed_on_mesh = put(np.uint32(seed), replicated(mesh))
 
-    def step(batch, placed, first_row):
-        row = place_whole(np.int32(first_row), mesh)
-        return model_step(module, mesh)(
-            variables, placed["image"], placed["fov"], row, seed_on_mesh
-        )
+    def of_batch(batch, placed, first_row):
+        row = put(np.int32(first_row), replicated(mesh))
+        return step(codec, placed["image"], placed["fov"], row, seed_on_mesh)
 
-    return over_tiles(batches, mesh, step)[0]
+    return map_over_split(batches, mesh, of_batch)[0]
 
 
 def _coded_point(
@@ -187,7 +175,7 @@ def _bicubic_point(batches: list[Batch], mesh: Mesh, factor: int, latents: int) 
     def step(batch, placed, first_row):
         return bicubic_step(mesh, factor)(placed["image"], placed["fov"])
 
-    figures, _ = over_tiles(batches, mesh, step)
+    figures, _ = map_over_split(batches, mesh, step)
     return {
         "codec": "bicubic",
         "setting": f"reduced {factor} times",

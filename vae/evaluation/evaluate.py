@@ -13,11 +13,10 @@ from vae.data.errors import DataError
 from vae.evaluation.aggregate import by_label, patient_intervals
 from vae.evaluation.baselines import BICUBIC_FACTOR
 from vae.evaluation.jpeg import SAMPLE_TILES, TileSample, jpeg_figures, match_quality
-from vae.evaluation.passes import Split, over_tiles
-from vae.evaluation.placement import place_whole
 from vae.evaluation.scoring import baseline_step, latent_size, model_step
+from vae.evaluation.split import Split, map_over_split
 from vae.models.pca import PCA
-from vae.sharding import local_rows
+from vae.sharding import local_rows, put, replicated
 
 RATE_NOTE = (
     "bytes is what an ideal coder needs for posterior samples (KL/8), so it belongs to the quality "
@@ -147,8 +146,7 @@ def evaluate(
 
 def _model_pass(module, variables, split: Split, *, mesh, pca, seed, baselines, sample):
     """-> (figures [N] by name, names, sample of tiles, (H, W))."""
-    seed_on_mesh = place_whole(np.uint32(seed), mesh)
-    pca_on_mesh = jax.tree.map(lambda leaf: place_whole(leaf, mesh), pca)
+    seed_on_mesh, pca_on_mesh = put((np.uint32(seed), pca), replicated(mesh))
     drawn = TileSample(max(SAMPLE_TILES // jax.process_count(), 1) if sample else 0, seed)
     size = None
 
@@ -160,13 +158,13 @@ def _model_pass(module, variables, split: Split, *, mesh, pca, seed, baselines, 
             valid = batch["valid"]
             rows = first_row + local_rows(mesh, len(images))
             drawn.add(batch["image"][valid], batch["tile_id"][valid], rows[valid])
-        row = place_whole(np.int32(first_row), mesh)
+        row = put(np.int32(first_row), replicated(mesh))
         figures = model_step(module, mesh)(variables, images, fov, row, seed_on_mesh)
         if baselines:
             figures |= baseline_step(mesh)(pca_on_mesh, images, fov, row, seed_on_mesh)
         return figures
 
-    figures, names = over_tiles(split(), mesh, step)
+    figures, names = map_over_split(split(), mesh, step)
     if not names or not len(names["tile_id"]):
         raise DataError("the split holds no tiles; evaluate another one, or build it with more")
     return figures, names, drawn, size

@@ -1,21 +1,17 @@
 """Pictures of tiles beside their reconstructions."""
 
 import dataclasses
-import io
-import os
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont
 
-from vae.data.files import write_beside
 from vae.evaluation.evaluate import Evaluation
-from vae.evaluation.passes import Split
 from vae.evaluation.scoring import reconstruct_step
+from vae.evaluation.split import Split
 from vae.sharding import put_batch
 
 DIFFERENCE_GAIN = 10
@@ -124,18 +120,6 @@ def reconstruction_figure(
             enlarged = Image.fromarray(tile).resize((width, height), Image.Resampling.NEAREST)
             canvas.paste(enlarged, (_MARGIN + column * (width + _MARGIN), top))
     return np.asarray(canvas)
-
-
-def write_figure(
-    path: str | os.PathLike, figure: np.ndarray, origin: Mapping[str, str] | None = None
-) -> None:
-    """Writes uint8 [H, W, 3] as PNG, with text fields that say what made it."""
-    fields = PngImagePlugin.PngInfo()
-    for name, text in (origin or {}).items():
-        fields.add_itxt(name, text)
-    file = io.BytesIO()
-    Image.fromarray(figure).save(file, "PNG", pnginfo=fields)
-    write_beside(path, file.getvalue())
 
 
 def _rank(place: int, count: int) -> str:

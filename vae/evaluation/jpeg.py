@@ -12,9 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from vae.evaluation.passes import Batch, over_tiles
-from vae.evaluation.placement import sum_over_hosts
 from vae.evaluation.scoring import jpeg_step
+from vae.evaluation.split import Batch, map_over_split
+from vae.multihost import sum_over_processes
 from vae.sharding import put_batch
 
 # Tiles the quality is searched on; their mean size is within about 2% of a large split's.
@@ -102,10 +102,10 @@ def match_quality(sample: TileSample, target_bytes: np.ndarray) -> int:
         @functools.cache
         def total_bytes(quality: int) -> float:
             sizes = pool.map(lambda image: len(encode_jpeg(image, quality)), images)
-            return float(sum_over_hosts(np.array([sum(sizes)], np.float64))[0])
+            return float(sum_over_processes(np.array([sum(sizes)], np.float64))[0])
 
         target = np.array([sum(target for _, target in tiles)], np.float64)
-        return nearest_quality(total_bytes, float(sum_over_hosts(target)[0]))
+        return nearest_quality(total_bytes, float(sum_over_processes(target)[0]))
 
 
 def jpeg_figures(batches: Iterable[Batch], mesh: Mesh, quality: int) -> dict[str, np.ndarray]:
@@ -122,5 +122,5 @@ def jpeg_figures(batches: Iterable[Batch], mesh: Mesh, quality: int) -> dict[str
             sent = put_batch(mesh, {"decoded": decoded, "sizes": sizes})
             return jpeg_step(mesh)(placed["image"], sent["decoded"], placed["fov"], sent["sizes"])
 
-        figures, _ = over_tiles(batches, mesh, step)
+        figures, _ = map_over_split(batches, mesh, step)
     return figures

@@ -5,26 +5,24 @@ that is good on tiles has yet to show that it is good on photographs.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import flax.linen as nn
-import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
-from vae import metrics
 from vae.data.errors import DataError
 from vae.data.fov import fov_mask
 from vae.data.images import read_image
 from vae.data.manifest import PhotographRow
 from vae.evaluation.evaluate import Evaluation
-from vae.evaluation.placement import BATCH, WHOLE, place_whole, sum_over_hosts
 from vae.inference.blending import reconstruct_blended
+from vae.inference.codec import compiled
 from vae.inference.compare import compare
 from vae.inference.windows import Half, decode_windows, encode_windows
+from vae.multihost import sum_over_processes
 
 # Longer side of the pictures kept of a photograph, pixels.
 PICTURE_SIDE = 900
@@ -73,7 +71,7 @@ def whole_photographs(
 ) -> PhotographEvaluation:
     """Reconstructs whole photographs and measures them inside their fields of view.
 
-    All hosts of the mesh call it together, and each reads the files.
+    All processes of the mesh call it together, and each reads the files.
 
     Args:
       module: Of either kind.
@@ -87,7 +85,7 @@ def whole_photographs(
     Returns:
       The figures; files that cannot be read are named in the notes.
     """
-    encode, decode = (functools.partial(half, variables) for half in _halves(module, mesh))
+    encode, decode = compiled(module, variables, mesh)
     of_tiles = _tile_means(evaluation)
     measurable = [p for p in photographs if p.photograph in of_tiles]
     rows, problems, kept = [], [], {}
@@ -98,8 +96,8 @@ def whole_photographs(
             image, problem = read_as_tiled(photograph), None
         except DataError as error:
             image, problem = None, str(error)
-        # Hosts compute together, so a file that one of them lacks is left out by all.
-        if sum_over_hosts(np.array([image is None], np.float64))[0]:
+        # Processes compute together, so a file that one of them lacks is left out by all.
+        if sum_over_processes(np.array([image is None], np.float64))[0]:
             problems.append(problem or f"{photograph.path}: cannot be read on another host")
             continue
         mask = fov_mask(photograph.fov, image)
@@ -159,32 +157,12 @@ def _reconstruct(
     the model takes tiles of one size only."""
     if module.tile_size is not None:
         return reconstruct_blended(
-            lambda tiles: decode(encode(tiles)), image, tile=module.tile_size, batch=batch
+            lambda tiles: decode(encode(tiles).mean), image, tile=module.tile_size, batch=batch
         )
     how = {"factor": module.downsample, "window": window, "batch": batch}
-    latents = encode_windows(encode, image, halo=module.encoder_halo, **how)
+    latents = encode_windows(lambda part: encode(part).mean, image, halo=module.encoder_halo, **how)
     output = decode_windows(decode, latents, halo=module.decoder_halo, **how)
     return output[: image.shape[0], : image.shape[1]]
-
-
-@functools.lru_cache(maxsize=16)
-def _halves(module: nn.Module, mesh: Mesh):
-    """Encoder (variables, uint8 windows) -> posterior mean and decoder (variables, z) -> uint8.
-
-    They take what every host has, spread the windows over the devices and return them whole.
-    """
-
-    def encode(variables, images):
-        return module.apply(variables, metrics.to_float(images), method="encode").mean
-
-    def decode(variables, latents):
-        return metrics.to_uint8(module.apply(variables, latents, method="decode"))
-
-    def spread(step):
-        step = jax.jit(step, out_shardings=NamedSharding(mesh, WHOLE))
-        return lambda variables, windows: step(variables, place_whole(windows, mesh, BATCH))
-
-    return spread(encode), spread(decode)
 
 
 def _tile_means(evaluation: Evaluation) -> dict[str, dict[str, float | int]]:

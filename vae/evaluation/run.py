@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from vae.checkpoints.exported import SavedModel
 from vae.checkpoints.modules import make_model
+from vae.checkpoints.provenance import dated_provenance
 from vae.checkpoints.reading import variables_hash
 from vae.data.errors import DataError, UsageError
 from vae.data.files import require_writable
@@ -22,11 +23,11 @@ from vae.evaluation import figures, table
 from vae.evaluation.curves import rate_curves
 from vae.evaluation.evaluate import Evaluation, evaluate
 from vae.evaluation.linear import pca_beside, wider_pca
-from vae.evaluation.origin import origin
-from vae.evaluation.passes import Split
 from vae.evaluation.photographs import PhotographEvaluation, whole_photographs
 from vae.evaluation.scoring import latent_size
-from vae.sharding import local_rows, make_mesh, replicated
+from vae.evaluation.split import Split
+from vae.inference.reconstruct import write_picture
+from vae.sharding import local_rows, make_mesh, replicated, whole
 
 RESULTS = "results.json"
 TILES = "tiles.csv"
@@ -101,10 +102,10 @@ def evaluate_and_write(
     )
     photographs = _photographs(config, variables, dataset, mesh, evaluation, report is not None)
     # Every process takes part: a leaf may lie on devices of several.
-    whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(variables)
+    gathered = whole(mesh, variables)
     if jax.process_index() != 0:
         return evaluation
-    made = {"model": variables_hash(whole), **origin()}
+    made = {"model": variables_hash(gathered), **dated_provenance()}
     content = table.results(evaluation, photographs) | {
         "config": config.name,
         "split": config.eval.split,
@@ -116,7 +117,7 @@ def evaluate_and_write(
     }
     written = []
     if out is not None:
-        figures.write_figure(
+        write_picture(
             out / FIGURE, figure, {key: made[key] for key in ("model", "version", "command")}
         )
         table.write_tiles(out / TILES, evaluation, {key: made[key] for key in ("model", "version")})

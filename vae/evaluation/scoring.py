@@ -1,24 +1,26 @@
 """Device steps of the evaluation: a batch of tiles in, figures per tile out.
 
 Every step takes a batch split over the mesh and returns [B] arrays whole on every device, so every
-host sees all tiles. Steps are cached by what they are made of: an evaluation on a schedule compiles
-at its first call only.
+process sees all tiles. Steps are cached by what they are made of: an evaluation on a schedule
+compiles at its first call only.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from vae import metrics
 from vae.evaluation import baselines
-from vae.evaluation.placement import WHOLE
+from vae.inference import codec
 from vae.models.pca import PCA
 from vae.models.posterior import Posterior
+from vae.sharding import replicated
 
 Figures = dict[str, jax.Array]
 
@@ -99,25 +101,22 @@ def jpeg_step(mesh: Mesh) -> Callable[..., Figures]:
 
 @_cached
 def reconstruct_step(module: nn.Module, mesh: Mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Step (variables, images) -> (images, their reconstructions), uint8, whole on every host."""
+    """Step (variables, images) -> (images, their reconstructions), uint8, whole on every device."""
 
     def step(variables, images):
-        posterior = module.apply(variables, metrics.to_float(images), method="encode")
-        output = module.apply(variables, posterior.mean, method="decode")
-        return images, metrics.to_uint8(output)
+        posterior = codec.encode(module, variables, images)
+        return images, codec.decode(module, variables, posterior.mean)
 
     return _jit(step, mesh)
 
 
 def latent_size(module: nn.Module, variables: Any, shape: tuple[int, ...]) -> int:
     """Latent values of one image of a shape [H, W, 3]; nothing is computed."""
-    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    posterior = jax.eval_shape(lambda v, x: module.apply(v, x, method="encode"), variables, image)
-    return posterior.mean.size
+    return math.prod(codec.latent_shape(module, variables, shape))
 
 
 def _jit(step: Callable, mesh: Mesh) -> Callable:
-    return jax.jit(step, out_shardings=NamedSharding(mesh, WHOLE))
+    return jax.jit(step, out_shardings=replicated(mesh))
 
 
 def _codec(

@@ -1,7 +1,5 @@
 """An evaluation as a table on the console, as JSON and as CSV."""
 
-import csv
-import io
 import json
 import math
 import os
@@ -11,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vae.data.files import write_beside
+from vae.data.files import write_beside, write_csv
 from vae.evaluation.evaluate import Evaluation
 from vae.evaluation.photographs import PhotographEvaluation
 
@@ -80,12 +78,9 @@ def write_tiles(
         put together: name and value.
     """
     origin = origin or {}
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*evaluation.tiles, *origin])
-    for row in zip(*evaluation.tiles.values(), strict=True):
-        writer.writerow([_cell(value) for value in row] + list(origin.values()))
-    write_beside(path, text.getvalue().encode())
+    rows = zip(*evaluation.tiles.values(), strict=True)
+    cells = ([*map(_cell, row), *origin.values()] for row in rows)
+    write_csv(path, [*evaluation.tiles, *origin], cells)
 
 
 def _cell(value: Any) -> Any:

@@ -1,15 +1,21 @@
-"""Which images go through a model together.
+"""Which images go through a model together, and how a last batch is filled up.
 
 A sum of floats depends in its last digit on how many rows a matrix has. Commands that should agree
 to the last grey level therefore cut what they are given into the same batches.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
 
 from vae.data.failures import Failure
 from vae.data.inputs import Item
-from vae.inference.model import MAX_BATCH, MAX_PIXELS
 
+# Images in a call: at most so many, and at most so many pixels.
+MAX_BATCH = 16
+MAX_PIXELS = 1 << 20
 TILE_PIXELS = MAX_PIXELS // 4  # Larger images go through one by one.
 
 
@@ -47,3 +53,45 @@ def batch_bounds(numbers: Sequence[int], pixels: int) -> Iterator[tuple[int, int
         if not neighbours or stop - start == largest:
             yield start, stop
             start = stop
+
+
+def batch_size(pixels: int) -> int:
+    """The largest power of two of images of so many pixels that go together."""
+    fit = min(MAX_BATCH, max(1, MAX_PIXELS // pixels))
+    return 1 << (fit.bit_length() - 1)
+
+
+def filled(rows: Any, size: int) -> Any:
+    """A tree of arrays [n, ...], 1 <= n <= size, with the last row repeated: [size, ...]."""
+    return jax.tree.map(
+        lambda a: np.concatenate([a, np.repeat(a[-1:], size - len(a), axis=0)]), rows
+    )
+
+
+def in_batches(
+    function: Callable[..., Any], *inputs: np.ndarray, size: int, fixed: bool = False
+) -> Any:
+    """Applies a function of arrays [n, ...] to arrays [N, ...] in batches of few different sizes.
+
+    Args:
+      function: Returns a tree of arrays [n, ...]; traceable, where N may be 0.
+      inputs: Arrays of as many rows.
+      size: Rows of a batch.
+      fixed: True fills the last batch up to `size`, else to a power of two.
+
+    Returns:
+      A tree of numpy arrays [N, ...].
+    """
+    count = len(inputs[0])
+    if not count:
+        shapes = (jax.ShapeDtypeStruct(rows.shape, rows.dtype) for rows in inputs)
+        outputs = jax.eval_shape(function, *shapes)
+        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), outputs)
+    parts = []
+    for start in range(0, count, size):
+        kept = min(size, count - start)
+        wanted = size if fixed else 1 << (kept - 1).bit_length()
+        batch = filled(tuple(rows[start : start + size] for rows in inputs), wanted)
+        outputs = jax.device_get(function(*batch))
+        parts.append(jax.tree.map(lambda leaf, kept=kept: leaf[:kept], outputs))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)

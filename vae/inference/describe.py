@@ -4,12 +4,12 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vae.checkpoints.exported import SavedModel
 from vae.checkpoints.modules import make_model
 from vae.checkpoints.reading import CHECKPOINTS, variables_hash
+from vae.inference.codec import latent_shape
 from vae.models.posterior import ACTIVE_VARIANCE
 
 
@@ -28,23 +28,15 @@ def describe(saved: SavedModel) -> dict[str, Any]:
     """
     module, config = make_model(saved.config), saved.config
     side = module.tile_size or config.data.size
-    shape = latent_shape(saved, side)
+    shape = latent_shape(module, saved.variables, (side, side, 3))
     values = math.prod(shape)
     std = np.sqrt(np.asarray(saved.latent_var, np.float64))
     log_scale = module.apply(saved.variables, method="log_scale")
-    return {
-        "path": str(saved.path),
+    return _described(saved) | {
         "kind": f"checkpoint of a run ({CHECKPOINTS}/{saved.path.name})"
         if saved.path.parent.name == CHECKPOINTS
         else "exported file",
-        "name": config.name,
         "preset": preset(saved),
-        "architecture": config.model.architecture,
-        "step": saved.step,
-        "hash": variables_hash(saved.variables),
-        "version": saved.about.get("version"),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(saved.variables["params"])),
-        "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(saved.variables)),
         "tile": side,
         "tile_only": module.tile_size is not None,
         "latents": list(shape),
@@ -59,7 +51,6 @@ def describe(saved: SavedModel) -> dict[str, Any]:
             "std": np.round(std, 5).tolist(),
             "active": int(np.sum(std**2 > ACTIVE_VARIANCE)),
         },
-        "trained": _trained(saved),
     }
 
 
@@ -72,23 +63,14 @@ def describe_prior(saved: SavedModel) -> dict[str, Any]:
       tile's), labels, sample_steps, and trained (what is known of the run).
     """
     config, model = saved.config, saved.config.model
-    return {
-        "path": str(saved.path),
-        "name": config.name,
-        "architecture": model.architecture,
-        "step": saved.step,
-        "hash": variables_hash(saved.variables),
-        "version": saved.about.get("version"),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(saved.variables["params"])),
-        "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(saved.variables)),
+    return _described(saved) | {
         "autoencoder": {
             "name": config.prior.autoencoder,
-            "hash": saved.about.get("autoencoder"),
+            "hash": saved.provenance.get("autoencoder"),
         },
         "latents": [model.latent_side, model.latent_side, model.latent_channels],
         "labels": list(model.labels),
         "sample_steps": config.prior.sample_steps,
-        "trained": _trained(saved),
     }
 
 
@@ -100,21 +82,26 @@ def preset(saved: SavedModel) -> str:
     return f"{model.latent_size} values a tile"
 
 
-def latent_shape(saved: SavedModel, side: int) -> tuple[int, ...]:
-    """Shape of the latent of one tile of `side` pixels; nothing is computed."""
-    module = make_model(saved.config)
-    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    posterior = jax.eval_shape(
-        lambda v, x: module.apply(v, x, method="encode"), saved.variables, image
-    )
-    return posterior.mean.shape[1:]
+def _described(saved: SavedModel) -> dict[str, Any]:
+    """The values that descriptions of all models have."""
+    return {
+        "path": str(saved.path),
+        "name": saved.config.name,
+        "architecture": saved.config.model.architecture,
+        "step": saved.step,
+        "hash": variables_hash(saved.variables),
+        "version": saved.provenance.get("version"),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(saved.variables["params"])),
+        "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(saved.variables)),
+        "trained": _trained(saved),
+    }
 
 
 def _trained(saved: SavedModel) -> dict[str, Any]:
-    config, about = saved.config, saved.about
+    config, made = saved.config, saved.provenance
     return {
-        "fingerprint": about.get("fingerprint"),
-        "command": about.get("command"),
+        "fingerprint": made.get("fingerprint"),
+        "command": made.get("command"),
         "data": config.data.dir or config.data.source or None,
         "crop": config.data.crop,
         "batch_size": config.batch_size,

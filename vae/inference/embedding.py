@@ -1,6 +1,5 @@
 """Latents of a store as one compact vector an image, and what is told about them in a table."""
 
-import csv
 import dataclasses
 import io
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from vae.data.errors import DataError
-from vae.data.files import write_beside
+from vae.data.files import write_beside, write_csv
 from vae.inference.latent_store import LatentStore, Row
 
 TABLE = "embedding.csv"
@@ -109,16 +108,14 @@ def write_table(
       ranks: int [N]: 1 for the most typical of its cluster that is shown, ...; 0 for none.
       places: float [N, 2] on the map, NaN where an image has none.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    lines = []
     for row, cluster, rank, place in zip(rows, clusters, ranks, places, strict=True):
         on_map = ["", ""] if np.isnan(place).any() else [f"{value:.4f}" for value in place]
-        writer.writerow(
+        lines.append(
             [row.item_id, row.photograph, row.patient, row.label, row.split, *row.origin,
              *row.size, int(cluster), rank or "", *on_map]
         )  # fmt: skip
-    write_beside(out / TABLE, text.getvalue().encode())
+    write_csv(out / TABLE, _COLUMNS, lines)
 
 
 def write_vectors(out: Path, rows: list[Row], vectors: Vectors) -> None:

@@ -23,8 +23,8 @@ from vae.checkpoints.reading import SavedModel, read_model, variables_hash
 from vae.data.errors import DataError
 from vae.data.fov import FieldOfView
 from vae.data.views import photograph_view, place_of
-from vae.inference.model import batch_size
-from vae.inference.one_colour import is_one_colour
+from vae.inference.batches import batch_size, in_batches
+from vae.inference.one_colour import NOTE, is_one_colour
 from vae.inference.windows import filter_windows
 from vae.metrics import to_float
 from vae.models.layers import depth_to_space, space_to_depth
@@ -34,6 +34,25 @@ from vae.models.periodogram import HOP, SIDE, window_powers
 STRIP = 256
 
 _window_powers = jax.jit(window_powers)
+
+
+class Enhanced(NamedTuple):
+    """A photograph made clear.
+
+    Attributes:
+      image: uint8 [H, W, 3]; outside a known field of view as it was.
+      uncertainty: float32 [H, W], how far off the result at strength 1 may be: a standard deviation
+        in grey levels, root mean square over R, G, B; 0 outside a known field of view. It has two
+        parts: how much each pixel varies over samples of the posterior, and how far off the tone of
+        the whole photograph usually is (`vae.models.tone.usual_error`, of the weights that ship).
+        None where no samples were asked for.
+      note: Why all was left as it was: a photograph of one colour (`vae.inference.one_colour`), of
+        which the model learned nothing; its uncertainty is 0. "" where it was enhanced.
+    """
+
+    image: np.ndarray
+    uncertainty: np.ndarray | None
+    note: str
 
 
 class EnhancementModel:
@@ -59,65 +78,45 @@ class EnhancementModel:
     def enhance(
         self, photograph: np.ndarray, fov: FieldOfView, *, strength: float = 1.0
     ) -> np.ndarray:
-        """A photograph made clear.
+        """A photograph made clear, uint8 [H, W, 3]; see `enhanced`."""
+        return self.enhanced(photograph, fov, strength=strength).image
+
+    def enhanced(
+        self,
+        photograph: np.ndarray,
+        fov: FieldOfView,
+        *,
+        strength: float = 1.0,
+        samples: int = 0,
+        seed: int = 0,
+    ) -> Enhanced:
+        """A photograph made clear, and how far off that may be.
 
         Args:
           photograph: uint8 [H, W, 3], sRGB, any size.
           fov: Its field of view (`vae.data.fov.find_fov`); `vae.data.fov.UNKNOWN` takes all of it.
           strength: Between 0, nothing is changed, and 1.
-
-        Returns:
-          uint8 [H, W, 3]; outside a known field of view as it was. A photograph of one colour
-          (`vae.inference.one_colour`), of which the model learned nothing, is all as it was.
-
-        Raises:
-          ValueError: Another shape or dtype, or a strength outside [0, 1].
-        """
-        _check_strength(strength)
-        _check(photograph)
-        if is_one_colour(photograph, fov):
-            return photograph.copy()
-        made = self._windows(self._sharp(photograph, fov))
-        return _mixed(photograph, made, _inside(photograph, fov), strength)
-
-    def uncertainty(
-        self, photograph: np.ndarray, fov: FieldOfView, *, samples: int = 8, seed: int = 0
-    ) -> np.ndarray:
-        """How far off the result at strength 1 may be: how much it varies over samples of the
-        posterior, and how far off the tone usually is.
-
-        Args:
-          photograph: uint8 [H, W, 3].
-          fov: Its field of view.
-          samples: How many, at least 2. Each takes as long as `enhance`.
+          samples: Of the posterior, for the uncertainty: at least 2, or 0 for none. Each takes as
+            long as the result.
           seed: Of the samples. A latent has its own noise, whatever the windows.
 
-        Returns:
-          float32 [H, W]: a standard deviation in grey levels, root mean square over R, G, B; 0
-          outside a known field of view, and of a photograph of one colour, which is left as it is.
-          The samples' part is each pixel's, the tone's
-          (`vae.models.tone.usual_error`, of the weights that ship) the whole photograph's.
-
         Raises:
-          ValueError: Another shape or dtype, or fewer samples.
+          ValueError: Another shape or dtype, a strength outside [0, 1], or one sample.
         """
-        if samples < 2:
-            raise ValueError(f"samples {samples}: expected at least 2")
+        _check_strength(strength)
+        if samples < 0 or samples == 1:
+            raise ValueError(f"samples {samples}: expected at least 2, or 0")
         _check(photograph)
         if is_one_colour(photograph, fov):
-            return np.zeros(photograph.shape[:2], np.float32)
-        sharp = self._sharp(photograph, fov)
-        mean = np.zeros_like(sharp)
-        square = np.zeros_like(sharp)
-        for number in range(samples):
-            made = self._windows(sharp, np.random.default_rng([seed, number])) * 127.5
-            # Welford (1962): no difference of large sums.
-            change = made - mean
-            mean += change / (number + 1)
-            square += change * (made - mean)
-        deviation = np.sqrt(square.mean(axis=-1) / (samples - 1))
+            blank = np.zeros(photograph.shape[:2], np.float32) if samples else None
+            return Enhanced(photograph.copy(), blank, NOTE)
+        sharp, inside = self._sharp(photograph, fov), _inside(photograph, fov)
+        image = _mixed(photograph, self._windows(sharp), inside, strength)
+        if not samples:
+            return Enhanced(image, None, "")
+        deviation = self._deviation(sharp, samples, seed)
         tone = np.asarray(self._stages.tone_error(photograph_view(photograph, fov)[None]))[0]
-        return np.where(_inside(photograph, fov), np.hypot(deviation, tone), np.float32(0))
+        return Enhanced(image, np.where(inside, np.hypot(deviation, tone), np.float32(0)), "")
 
     def enhance_tiles(
         self,
@@ -139,14 +138,8 @@ class EnhancementModel:
           uint8 [N, S, S, 3].
         """
         _check_strength(strength)
-        made = np.empty(images.shape, np.float32)
-        largest = batch_size(images.shape[1] * images.shape[2])
-        for start in range(0, len(images), largest):
-            rows = slice(start, start + largest)
-            part = [array[rows] for array in (images, views, places)]
-            lacking = min(largest, len(images)) - len(part[0])
-            part = [np.concatenate([a, np.repeat(a[-1:], lacking, axis=0)]) for a in part]
-            made[rows] = np.asarray(self._stages.all(*part))[: len(images[rows])]
+        size = min(batch_size(images.shape[1] * images.shape[2]), len(images))
+        made = in_batches(self._stages.all, images, views, places, size=size, fixed=True)
         return _mixed(images, made, np.ones(images.shape[:-1], bool), strength)
 
     def tile_uncertainty(
@@ -158,7 +151,7 @@ class EnhancementModel:
         samples: int = 8,
         seed: int = 0,
     ) -> np.ndarray:
-        """As `uncertainty`, of tiles by themselves; arguments as for `enhance_tiles`.
+        """As `Enhanced.uncertainty`, of tiles by themselves; arguments as for `enhance_tiles`.
 
         Returns:
           float32 [N, S, S], grey levels.
@@ -217,6 +210,18 @@ class EnhancementModel:
             plane = np.ascontiguousarray(toned[..., channel])
             toned[..., channel] += cv2.filter2D(plane, -1, kernel, borderType=cv2.BORDER_REPLICATE)
         return toned
+
+    def _deviation(self, sharp: np.ndarray, samples: int, seed: int) -> np.ndarray:
+        """Over samples of the posterior, root mean square over R, G, B: float32 [H, W]."""
+        mean = np.zeros_like(sharp)
+        square = np.zeros_like(sharp)
+        for number in range(samples):
+            made = self._windows(sharp, np.random.default_rng([seed, number])) * 127.5
+            # Welford (1962): no difference of large sums.
+            change = made - mean
+            mean += change / (number + 1)
+            square += change * (made - mean)
+        return np.sqrt(square.mean(axis=-1) / (samples - 1))
 
     def _windows(self, sharp: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """After the detail stage; with noise from `rng` of a sample of the posterior."""

@@ -11,7 +11,6 @@ from vae.data.failures import Failure, failure_of
 from vae.data.inputs import Inputs, Item
 from vae.inference import pictures
 from vae.inference.enhance import EnhancementModel
-from vae.inference.one_colour import NOTE, is_one_colour
 from vae.inference.reconstruct import file_name, without_repeats, write_in_order, write_picture
 
 ENHANCED, COMPARISONS, CHANGES, UNCERTAINTY = FOLDERS = (
@@ -80,10 +79,8 @@ def enhance_inputs(
 
 def _enhance(model: EnhancementModel, item: Item, strength: float, samples: int) -> Enhancement:
     image = item.inside()
-    output = item.inside(model.enhance(image, item.fov, strength=strength))
-    uncertainty = model.uncertainty(image, item.fov, samples=samples) if samples else None
-    note = NOTE if is_one_colour(image, item.fov) else ""
-    return Enhancement(item, image, output, uncertainty, note)
+    made = model.enhanced(image, item.fov, strength=strength, samples=samples)
+    return Enhancement(item, image, item.inside(made.image), made.uncertainty, made.note)
 
 
 def write_enhancements(

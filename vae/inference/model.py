@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
@@ -14,15 +13,11 @@ from vae.checkpoints.config import ENHANCER, PRIOR
 from vae.checkpoints.modules import make_model
 from vae.checkpoints.reading import SavedModel, read_model, variables_hash
 from vae.data.errors import DataError
+from vae.inference.batches import batch_size, in_batches
 from vae.inference.blending import reconstruct_blended
+from vae.inference.codec import compiled
 from vae.inference.windows import LARGEST, decode_windows, encode_windows
-from vae.metrics import to_float, to_uint8
 from vae.models import Posterior
-
-# Images in a call: at most so many, and at most so many pixels. Smaller numbers are filled up to a
-# power of two, so few shapes are ever compiled.
-MAX_BATCH = 16
-MAX_PIXELS = 1 << 20
 
 
 class Model:
@@ -50,10 +45,7 @@ class Model:
         self.tile_size: int | None = self._module.tile_size
         self.downsample: int | None = getattr(self._module, "downsample", None)
         self.latent_channels: int = len(saved.latent_mean)
-        variables = jax.device_put(saved.variables)  # once, not with every call
-        encode, decode = _halves(self._module)
-        self._encode = functools.partial(encode, variables)
-        self._decode = functools.partial(decode, variables)
+        self._encode, self._decode = compiled(self._module, saved.variables)
 
     @functools.cached_property
     def hash(self) -> str:
@@ -90,13 +82,13 @@ class Model:
         latents = self._check_latents(latents)
         f = self.downsample
         if f is None:
-            return _in_batches(self._decode, latents, self.tile_size**2)
+            return in_batches(self._decode, latents, size=batch_size(self.tile_size**2))
         if latents.ndim == 3:
             return decode_windows(self._decode, latents, factor=f, halo=self._module.decoder_halo)
         height, width = latents.shape[1] * f, latents.shape[2] * f
         if len(latents) and max(height, width) > LARGEST:
             return np.stack([self.decode(grid) for grid in latents])
-        return _in_batches(self._decode, latents, height * width)
+        return in_batches(self._decode, latents, size=batch_size(height * width))
 
     def reconstruct(self, images: np.ndarray) -> np.ndarray:
         """decode(encode(x)) of images [N, H, W, 3], or of one photograph [H, W, 3].
@@ -147,13 +139,13 @@ class Model:
                     f"images: this model encodes tiles [N, {side}, {side}, 3], got "
                     f"{list(images.shape)}; reconstruct takes photographs of any size"
                 )
-            return _in_batches(encode, images, side * side)
+            return in_batches(encode, images, size=batch_size(side * side))
         if images.ndim == 3:
             return encode_windows(encode, images, factor=f, halo=self._module.encoder_halo)
         if len(images) and max(height, width) > LARGEST:
             return _stack([self._latents(image, pick) for image in images])
         images = np.pad(images, ((0, 0), (0, -height % f), (0, -width % f), (0, 0)), mode="edge")
-        return _in_batches(encode, images, height * width)
+        return in_batches(encode, images, size=batch_size(height * width))
 
     def _check_latents(self, latents: np.ndarray) -> np.ndarray:
         latents = np.asarray(latents)
@@ -195,47 +187,6 @@ def load_model(path: str | os.PathLike = weights.DEFAULT) -> Model:
             "`vae.load_enhancer` take it"
         )
     return Model(saved)
-
-
-def _halves(module: nn.Module):
-    """The two compiled functions that everything here is made of."""
-
-    @jax.jit
-    def encode(variables, images):
-        return module.apply(variables, to_float(images), method="encode")
-
-    @jax.jit
-    def decode(variables, latents):
-        return to_uint8(module.apply(variables, latents, method="decode"))
-
-    return encode, decode
-
-
-def batch_size(pixels: int) -> int:
-    """The largest power of two of images of so many pixels that go together."""
-    fit = min(MAX_BATCH, max(1, MAX_PIXELS // pixels))
-    return 1 << (fit.bit_length() - 1)
-
-
-def _in_batches(function: Callable[[np.ndarray], Any], inputs: np.ndarray, pixels: int) -> Any:
-    """Applies a function of [n, ...] to [N, ...] in batches of few different sizes.
-
-    Args:
-      function: Compiled for each shape that it meets.
-      inputs: Rows, also none.
-      pixels: Of an image.
-    """
-    if not len(inputs):
-        outputs = jax.eval_shape(function, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype))
-        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), outputs)
-    largest, parts = batch_size(pixels), []
-    for start in range(0, len(inputs), largest):
-        part = inputs[start : start + largest]
-        size = 1 << (len(part) - 1).bit_length()
-        filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-        outputs, kept = jax.device_get(function(filled)), slice(len(part))
-        parts.append(jax.tree.map(lambda leaf, kept=kept: leaf[kept], outputs))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
 def _stack(trees: list[Any]) -> Any:

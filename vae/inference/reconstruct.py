@@ -2,23 +2,20 @@
 
 import collections
 import concurrent.futures
-import csv
 import dataclasses
 import math
 import os
-import shlex
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import numpy as np
 
-import vae
+from vae.checkpoints.provenance import provenance
 from vae.data.cores import available_cores
 from vae.data.errors import DataError
 from vae.data.failures import Failure, failure_of
-from vae.data.files import replacing, write_beside
+from vae.data.files import write_beside, write_csv
 from vae.data.inputs import Inputs, Item
 from vae.inference import pictures
 from vae.inference.batches import item_batches
@@ -205,18 +202,15 @@ def write_in_order(
 
 def write_table(path: str | os.PathLike, rows: Sequence[Mapping[str, str | int | float]]) -> None:
     """Writes the rows as CSV, beside and then renamed."""
-    with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, rows[0], ([row[name] for name in rows[0]] for row in rows))
 
 
 def origin_of(model: Model | EnhancementModel) -> dict[str, str]:
     """What every output carries: the model's hash, our version, the command."""
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    if len(command) > _COMMAND:
-        command = f"{command[:_COMMAND]} ..."
-    return {"model": model.hash, "version": vae.__version__, "command": command}
+    made = {"model": model.hash, **provenance()}
+    if len(made["command"]) > _COMMAND:
+        made["command"] = f"{made['command'][:_COMMAND]} ..."
+    return made
 
 
 def _write(

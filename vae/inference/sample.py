@@ -15,6 +15,7 @@ from vae.checkpoints.modules import make_model
 from vae.checkpoints.reading import read_model, variables_hash
 from vae.data.errors import DataError, UsageError
 from vae.data.names import composed
+from vae.inference.batches import in_batches
 from vae.inference.model import Model
 from vae.models import LatentFlow
 
@@ -105,7 +106,7 @@ class Sampler:
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Latents -> tiles uint8 [N, S, S, 3], the same whatever else is decoded with them."""
-        return _in_chunks(self.model.decode, latents)
+        return in_batches(self.model.decode, latents, size=CHUNK, fixed=True)
 
     def between(
         self, first: np.ndarray, last: np.ndarray, count: int, *, steps: int | None = None
@@ -164,9 +165,9 @@ class Sampler:
                 guided=bool(number) and guidance != 1,
                 heun=method == "heun",
             )
-            return np.asarray(end if backwards else self._to_latents(end))
+            return end if backwards else self._to_latents(end)
 
-        return _in_chunks(follow, arrays)
+        return in_batches(follow, arrays, size=CHUNK, fixed=True)
 
 
 def load_sampler(
@@ -220,8 +221,9 @@ def _named_autoencoder(flow: SavedModel) -> SavedModel:
         found = read_model(name)
     except DataError as error:
         raise DataError(
-            f"{flow.path} is a prior over the latents of {name} ({flow.about.get('autoencoder')}), "
-            f"which is not here; name it as the model ({error})"
+            f"{flow.path} is a prior over the latents of {name} "
+            f"({flow.provenance.get('autoencoder')}), which is not here; name it as the model "
+            f"({error})"
         ) from error
     _checked(flow, found, False)
     return found
@@ -229,7 +231,7 @@ def _named_autoencoder(flow: SavedModel) -> SavedModel:
 
 def _checked(flow: SavedModel, autoencoder: SavedModel | None, ships: bool) -> SavedModel:
     """The prior; refused where it is for the latents of another autoencoder."""
-    wanted = flow.about.get("autoencoder")
+    wanted = flow.provenance.get("autoencoder")
     if autoencoder is None or wanted == (found := variables_hash(autoencoder.variables)):
         return flow
     its = f"{flow.config.prior.autoencoder} ({wanted})"
@@ -283,16 +285,6 @@ def _times(steps: int) -> np.ndarray:
     """
     even = np.linspace(0, 1, steps + 1)
     return (even / (even + SHIFT * (1 - even))).astype(np.float32)
-
-
-def _in_chunks(function, arrays: np.ndarray) -> np.ndarray:
-    """Applies a function of `CHUNK` rows; the last ones are repeated where there are fewer."""
-    parts = []
-    for start in range(0, len(arrays), CHUNK):
-        part = arrays[start : start + CHUNK]
-        filled = np.concatenate([part, np.repeat(part[-1:], CHUNK - len(part), axis=0)])
-        parts.append(function(filled)[: len(part)])
-    return np.concatenate(parts)
 
 
 def _slerp(a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:

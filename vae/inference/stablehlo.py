@@ -3,9 +3,7 @@
 import contextlib
 import json
 import os
-import shlex
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +11,13 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-import vae
 from vae.checkpoints.exported import SavedModel
 from vae.checkpoints.modules import make_model
+from vae.checkpoints.provenance import provenance
 from vae.data.errors import DataError, UsageError
 from vae.data.files import unfinished_name
+from vae.inference import codec
 from vae.inference.describe import describe
-from vae.metrics import to_float, to_uint8
 
 ENCODE, DECODE = "encode.stablehlo", "decode.stablehlo"
 ABOUT, README = "about.json", "README.txt"
@@ -75,9 +73,8 @@ def write_stablehlo(out: str | os.PathLike, saved: SavedModel) -> dict[str, int]
     about = {
         "model": describe(saved),
         "written_by": {
-            "version": vae.__version__,
+            **provenance(),
             "jax": jax.__version__,
-            "command": shlex.join(sys.argv),
         },
         "platforms": PLATFORMS,
     }
@@ -97,11 +94,11 @@ def _programs(saved: SavedModel) -> tuple[list[export.Exported], dict[str, Any]]
     module, variables = make_model(saved.config), jax.device_get(saved.variables)
 
     def encode(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        posterior = module.apply(variables, to_float(images), method="encode")
+        posterior = codec.encode(module, variables, images)
         return posterior.mean, posterior.log_var
 
     def decode(latents: jax.Array) -> jax.Array:
-        return to_uint8(module.apply(variables, latents, method="decode"))
+        return codec.decode(module, variables, latents)
 
     if side := module.tile_size:
         (n,) = export.symbolic_shape("n")

@@ -18,6 +18,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from vae.inference.batches import filled
+
 # Sides of windows, pixels. Larger ones compute less twice and take more memory; beyond this one a
 # CPU's caches lose what a smaller halo gains.
 LARGEST = 1024
@@ -253,9 +255,8 @@ def map_windows(
 
     for first in range(0, len(corners), batch):
         chunk = corners[first : first + batch]
-        windows = [cut(*corner) for corner in chunk]
-        windows += [np.zeros_like(windows[0])] * (batch - len(chunk))
-        in_flight.append((chunk, function(np.stack(windows))))
+        windows = np.stack([cut(*corner) for corner in chunk])
+        in_flight.append((chunk, function(filled(windows, batch))))
         if len(in_flight) == _IN_FLIGHT:
             yield from fetch()
     while in_flight:

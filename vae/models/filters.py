@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vae.precision import HIGHEST
+
 # Reach of the blurs in pixels; kernels are (2 * REACH + 1) squared.
 REACH = 12
 
@@ -22,8 +24,8 @@ def gaussian(sigma: jax.Array) -> jax.Array:
 
 def along_axes(rows: jax.Array, columns: jax.Array, image: jax.Array) -> jax.Array:
     """A matrix [h, H] for the rows and one [w, W] for the columns of [C, H, W]: [C, h, w]."""
-    made = jnp.einsum("yv,cvu->cyu", rows, image, precision="highest")
-    return jnp.einsum("xu,cyu->cyx", columns, made, precision="highest")
+    made = jnp.einsum("yv,cvu->cyu", rows, image, precision=HIGHEST)
+    return jnp.einsum("xu,cyu->cyx", columns, made, precision=HIGHEST)
 
 
 def disc(radius: jax.Array) -> jax.Array:

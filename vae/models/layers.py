@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vae.precision import HIGHEST
+
 
 def space_to_depth(x: jax.Array, block: int) -> jax.Array:
     """[B, H, W, C] -> [B, H/block, W/block, block*block*C]; H and W divisible by block."""
@@ -34,9 +36,9 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """
     reach = kernel.shape[0] // 2
     x = jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="edge")
-    numbers, exact = ("NHWC", "HWIO", "NHWC"), jax.lax.Precision.HIGHEST
+    numbers = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "VALID", dimension_numbers=numbers, precision=exact
+        x, kernel, (1, 1), "VALID", dimension_numbers=numbers, precision=HIGHEST
     )
 
 

@@ -11,6 +11,7 @@ from vae.metrics import to_float
 from vae.models.augment import Cut, augment_placed
 from vae.models.degradations import BLURS, DEGRADATIONS, REACH, WHOLE, Place, degrade
 from vae.models.tone import VIEW_PLACE, WITHIN
+from vae.precision import HIGHEST
 
 
 @flax.struct.dataclass
@@ -195,5 +196,5 @@ def _turn(cut: Cut, image: jax.Array) -> jax.Array:
         jnp.where(flip, jnp.eye(len(image))[::-1], jnp.eye(len(image)))
         for flip in (cut.flip_y, cut.flip_x)
     )
-    image = jnp.einsum("yv,vuc->yuc", rows, image, precision="highest")
-    return jnp.einsum("xu,yuc->yxc", columns, image, precision="highest")
+    image = jnp.einsum("yv,vuc->yuc", rows, image, precision=HIGHEST)
+    return jnp.einsum("xu,yuc->yxc", columns, image, precision=HIGHEST)

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae.models.posterior import Posterior
-from vae.models.resnet import BatchNorm, Bottleneck, conv, max_pool, precision
+from vae.models.resnet import BatchNorm, Bottleneck, conv, max_pool
+from vae.precision import HIGHEST
 
-HIGHEST = jax.lax.Precision.HIGHEST
 PIXELS_AT_ONCE = 4 * 256**2  # by trial: two to eight tiles of 256 pixels are much the same
 
 
@@ -167,9 +167,7 @@ class ToImage(nn.Module):
 def linear(features: int, inputs: int, name: str) -> nn.Dense:
     """A float32 linear layer that starts as PyTorch's."""
     init = uniform(inputs)
-    return nn.Dense(
-        features, precision=precision(jnp.float32), kernel_init=init, bias_init=init, name=name
-    )
+    return nn.Dense(features, precision=HIGHEST, kernel_init=init, bias_init=init, name=name)
 
 
 def uniform(inputs: int) -> nn.initializers.Initializer:

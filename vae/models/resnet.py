@@ -11,17 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from vae.models.winograd import winograd
+from vae.precision import precision
 
 # Share of a batch in the running statistics, and what is added to a variance: PyTorch's defaults.
 MOMENTUM = 0.1
 EPSILON = 1e-5
 KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 EXPANSION = 4  # a bottleneck's output has so many times the channels of its 3x3 convolution
-
-
-def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
-    """Float32 means float32 on every backend; accelerators would take TF32 or bf16 passes."""
-    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
 
 
 class BatchNorm(nn.Module):

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.fft
 
-HIGHEST = jax.lax.Precision.HIGHEST
+from vae.precision import HIGHEST
+
 # Of a frequency's largest variance: less than this is rounding.
 FLOOR = 1e-6
 

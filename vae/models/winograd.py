@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vae.precision import HIGHEST
+
 TILE = 4  # outputs in each direction
 POINTS = TILE + 2  # the last of them at infinity
 
@@ -46,7 +48,7 @@ def winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
     kernel = _combined(KERNEL, list(kernel), 0)
     kernel = _combined(KERNEL, [kernel[:, j] for j in range(3)], 1)
     x, kernel = x.reshape(POINTS**2, -1, channels), kernel.reshape(POINTS**2, channels, -1)
-    y = jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
+    y = jnp.matmul(x, kernel, precision=HIGHEST)
     y = y.reshape(POINTS, POINTS, batch, rows, columns, -1)
     y = _combined(OUTPUTS, list(y), 3)  # [6, B, rows, 4, columns, K]
     y = _combined(OUTPUTS, list(y), 4)  # [B, rows, 4, columns, 4, K]

@@ -1,7 +1,6 @@
 """Training a prior: the flow-matching objective, and the latents that it is for."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from ml_collections import ConfigDict
 from vae.checkpoints.exported import SavedModel
 from vae.checkpoints.modules import join_variables, make_model
 from vae.data.names import composed
-from vae.metrics import to_float
+from vae.inference.codec import compiled, encode
 from vae.models.augment import augment
 from vae.models.prior import LatentFlow, deviations
 from vae.models.spectrum import Spectrum, bands, fit_spectrum, octaves
@@ -119,19 +118,19 @@ def make_encoder(
     variables = jax.device_put(autoencoder.variables, replicated(mesh))
     rows = jnp.arange(config.batch_size)
 
-    def encode(variables, images, step):
+    def posteriors(variables, images, step):
         key = step_key(config.seed, "augment", step)
         images = augment(images, key, rows, data.crop, data.augment, data.scales)
         images = jax.lax.with_sharding_constraint(images, batch_sharding(mesh))
-        posterior = module.apply(variables, to_float(images), method="encode")
+        posterior = encode(module, variables, images)
         return {"mean": posterior.mean, "log_var": posterior.log_var}
 
-    compiled = jax.jit(
-        encode,
+    run = jax.jit(
+        posteriors,
         in_shardings=(replicated(mesh), batch_sharding(mesh), replicated(mesh)),
         out_shardings=batch_sharding(mesh),
     )
-    return lambda images, step: compiled(variables, images, np.int32(step))
+    return lambda images, step: run(variables, images, np.int32(step))
 
 
 def spectrum_of(autoencoder: SavedModel, tiles: Iterable[np.ndarray], size: int) -> Spectrum:
@@ -142,16 +141,14 @@ def spectrum_of(autoencoder: SavedModel, tiles: Iterable[np.ndarray], size: int)
       tiles: uint8 [b, T, T, 3] at a time.
       size: Side of their middle that is taken, pixels.
     """
-    module = make_model(autoencoder.config)
-    encode = jax.jit(lambda variables, x: module.apply(variables, to_float(x), method="encode"))
-    variables: Any = jax.device_put(autoencoder.variables)
+    posteriors, _ = compiled(make_model(autoencoder.config), autoencoder.variables)
 
     def latents():
         for images in tiles:
             begin = (images.shape[1] - size) // 2
             middle = images[:, begin : begin + size, begin : begin + size]
             for start in range(0, len(middle), 16):
-                posterior = jax.device_get(encode(variables, middle[start : start + 16]))
+                posterior = jax.device_get(posteriors(middle[start : start + 16]))
                 yield posterior.mean, np.exp(posterior.log_var)
 
     return fit_spectrum(latents())

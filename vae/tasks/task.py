@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vae.checkpoints.config import reference_config
-from vae.checkpoints.exported import SavedModel, flat_variables
+from vae.checkpoints.exported import SavedModel
+from vae.checkpoints.leaves import by_path
 from vae.checkpoints.modules import blank_statistics, initial_variables, make_model
 from vae.checkpoints.reading import read_model
 from vae.data.errors import DataError
@@ -124,7 +125,7 @@ class Task(abc.ABC):
           DataError: The saved model has variables that this one lacks, or of other shapes.
         """
         abstract = jax.eval_shape(self.fresh_variables)
-        wanted, have = flat_variables(abstract), flat_variables(saved.variables)
+        wanted, have = by_path(abstract), by_path(saved.variables)
         shapes = {name: leaf.shape for name, leaf in wanted.items()}
         problems = [
             f"{name}: {leaf.shape} there, {shapes.get(name, 'none')} here"
@@ -139,7 +140,7 @@ class Task(abc.ABC):
             )
         if new := sorted(wanted.keys() - have.keys()):
             say(f"init_from={self.config.init_from} lacks these, which start fresh: {new}")
-            have = flat_variables(jax.jit(self.fresh_variables)()) | have
+            have = by_path(jax.jit(self.fresh_variables)()) | have
         return jax.tree.unflatten(jax.tree.structure(abstract), [have[name] for name in wanted])
 
     def variables(self, dataset: Dataset, where: Any) -> dict:

@@ -4,7 +4,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from vae.checkpoints.steps import MODEL, TRAINING, ModelSteps, model_item, one_line
+from vae.checkpoints.steps import MODEL, PROVENANCE, TRAINING, ModelSteps, model_item, one_line
 from vae.data.errors import DataError
 from vae.training.state import TrainState
 
@@ -16,7 +16,7 @@ class Checkpoints(ModelSteps):
     one; the `keep` newest stay.
     """
 
-    def save(self, step: int, state: TrainState, about: dict[str, Any]) -> None:
+    def save(self, step: int, state: TrainState, provenance: dict[str, Any]) -> None:
         """Saves the state before step `step`, unless it is there already.
 
         Raises:
@@ -28,7 +28,7 @@ class Checkpoints(ModelSteps):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    about=ocp.args.JsonSave(about),
+                    **{PROVENANCE: ocp.args.JsonSave(provenance)},
                     **{item: ocp.args.StandardSave(tree) for item, tree in _items(state).items()},
                 ),
             )

@@ -1,8 +1,6 @@
 """A run from its config to its table: this reads top to bottom."""
 
-import shlex
 import signal
-import sys
 import time
 import zlib
 from collections import deque
@@ -14,7 +12,7 @@ from clu import parameter_overview
 from etils import epath
 from ml_collections import ConfigDict
 
-import vae
+from vae.checkpoints.provenance import provenance
 from vae.checkpoints.reading import CHECKPOINTS, read_model, write_config
 from vae.data.errors import DataError, FundusError
 from vae.multihost import agreed, say
@@ -63,12 +61,11 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
     task = task_of(config)
     task.open(dataset)
     config = task.config
-    provenance = {
+    made = {
         "model": plain(config.model),
         "fingerprint": dataset.fingerprint,
         **task.identity,
-        "version": vae.__version__,
-        "command": shlex.join(sys.argv),
+        **provenance(),
     }
 
     # ---- State: the newest checkpoint, or step 0 ------------------------------------------------
@@ -83,7 +80,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
         state, start = start_state(task, dataset, sharding), 0
         say(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     else:
-        check_same_run(checkpoints.about(start), provenance, workdir)
+        check_same_run(checkpoints.provenance(start), made, workdir)
         state = checkpoints.restore(start, _with_sharding(abstract, sharding))
         say(f"continuing from checkpoint {start} of {workdir}")
     if jax.process_index() == 0:
@@ -119,7 +116,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
 
     def save(step: int) -> None:
         read_pending(keep=0)
-        checkpoints.save(step, state, provenance)
+        checkpoints.save(step, state, made)
 
     step = start
     try:

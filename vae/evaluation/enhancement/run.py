@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vae.checkpoints.exported import SavedModel
+from vae.checkpoints.provenance import dated_provenance
 from vae.data.cores import available_cores
 from vae.data.errors import DataError, UsageError
 from vae.data.files import write_beside
@@ -41,7 +42,6 @@ from vae.evaluation.enhancement.table import (
     rows_of,
     write_csv,
 )
-from vae.evaluation.origin import origin
 from vae.inference.enhance import EnhancementModel
 from vae.metrics import masked_psnr, masked_ssim
 
@@ -152,7 +152,7 @@ def evaluate_enhancer(
         "model": model.hash,
         "data": str(dataset.path),
         "dataset": dataset.fingerprint,
-        **origin(),
+        **dated_provenance(),
     }
     examples = examples_of(model, tiles, SEED)
     text = (json.dumps(content, indent=1) + "\n").encode()

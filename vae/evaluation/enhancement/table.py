@@ -1,13 +1,12 @@
 """Figures of many cases as rows, text and files."""
 
-import csv
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from vae.data.files import replacing
+from vae.data import files
 from vae.evaluation.aggregate import patient_intervals
 from vae.evaluation.enhancement.structure import FIGURES
 
@@ -133,7 +132,4 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
 def write_csv(path, rows: Sequence[dict[str, Any]]) -> None:
     """The rows without their intervals, beside and then renamed."""
     names = [name for name in rows[0] if name != "interval"]
-    with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    files.write_csv(path, names, ([row[name] for name in names] for row in rows))

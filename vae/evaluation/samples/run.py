@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from vae.checkpoints.exported import SavedModel
+from vae.checkpoints.provenance import dated_provenance
 from vae.data.errors import DataError, UsageError
 from vae.data.files import write_beside
 from vae.data.pipeline import Dataset, eval_batches, open_dataset
-from vae.evaluation.origin import origin
 from vae.evaluation.samples.measures import NEIGHBOURS
 from vae.evaluation.samples.rows import baselines
 from vae.evaluation.samples.summary import SMALL, Summary, batched, shrunk, summarise
@@ -194,6 +194,6 @@ def _write(
         "prior": sampler.hash,
         "autoencoder": sampler.model.hash,
         "dataset": dataset.fingerprint,
-        **origin(),
+        **dated_provenance(),
     }
     write_beside(out / RESULTS, (json.dumps(content, indent=1) + "\n").encode())

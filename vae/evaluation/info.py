@@ -1,4 +1,4 @@
-"""What a model is and what it was found to be worth, as `fundus-vae info` tells it."""
+"""The description of a model and its figures, as `fundus-vae info` prints them."""
 
 import json
 import textwrap
@@ -15,7 +15,7 @@ _WIDTH = 100
 _UNKNOWN = "unknown"
 
 
-def about_model(saved: SavedModel) -> dict[str, Any]:
+def model_info(saved: SavedModel) -> dict[str, Any]:
     """The description of a model (`vae.inference.describe`) and its figures.
 
     Returns:
@@ -25,64 +25,69 @@ def about_model(saved: SavedModel) -> dict[str, Any]:
     """
     if saved.config.model.architecture == PRIOR:
         return describe_prior(saved)
-    about = describe(saved)
-    return about | {"figures": _figures(saved, about["hash"])}
+    info = describe(saved)
+    return info | {"figures": _figures(saved, info["hash"])}
 
 
-def format_about(about: dict[str, Any]) -> str:
+def format_info(info: dict[str, Any]) -> str:
     """A description as lines of text."""
-    if about["architecture"] == PRIOR:
-        return _format_prior(about)
-    trained, latent, figures = about["trained"], about["latent"], about["figures"]
-    shape = " x ".join(map(str, about["latents"]))
-    reach = about["reach"]
+    if info["architecture"] == PRIOR:
+        return _format_prior(info)
+    trained, latent, figures = info["trained"], info["latent"], info["figures"]
+    shape = " x ".join(map(str, info["latents"]))
+    reach = info["reach"]
     lines = [
-        ("model", f"{about['name']} ({about['preset']}, {about['architecture']}), "
-         f"step {about['step']:,d}"),
-        ("hash", about["hash"]),
-        ("file", f"{about['path']}, {about['kind']}"),
-        ("parameters", f"{about['parameters']:,d}, {about['bytes'] / 1e6:,.1f} MB in memory"),
-        ("images", f"{about['tile']} x {about['tile']} pixels only" if about["tile_only"]
-         else f"any size; made for tiles of {about['tile']} x {about['tile']} pixels"),
-        ("latent", f"{shape} = {about['latent_values']:,d} values a tile, ratio "
-         f"{about['ratio']:.4g}:1"),
+        ("model", f"{info['name']} ({info['preset']}, {info['architecture']}), "
+         f"step {info['step']:,d}"),
+        ("hash", info["hash"]),
+        ("file", f"{info['path']}, {info['kind']}"),
+        ("parameters", f"{info['parameters']:,d}, {info['bytes'] / 1e6:,.1f} MB in memory"),
+        ("images", f"{info['tile']} x {info['tile']} pixels only" if info["tile_only"]
+         else f"any size; made for tiles of {info['tile']} x {info['tile']} pixels"),
+        ("latent", f"{shape} = {info['latent_values']:,d} values a tile, ratio "
+         f"{info['ratio']:.4g}:1"),
         ("", f"{latent['active']} of {len(latent['std'])} channels active; deviations "
          f"{min(latent['std']):.3g} to {max(latent['std']):.3g}, means {min(latent['mean']):.2g} "
          f"to {max(latent['mean']):.2g}"),
         ("reach", "every value sees the whole tile" if reach is None else
          f"a latent sees {reach['encoder_pixels']} pixels around its own patch, a pixel "
          f"{reach['decoder_positions']} latent positions around its own"),
-        ("likelihood", f"{trained['likelihood']}, deviation {about['sigma']:.3g} grey levels, "
+        ("likelihood", f"{trained['likelihood']}, deviation {info['sigma']:.3g} grey levels, "
          f"beta {trained['beta']:g}, SSIM weight {trained['ssim_weight']:g}"),
-        ("trained on", f"{trained['data'] or _UNKNOWN}, fingerprint "
-         f"{trained['fingerprint'] or _UNKNOWN}"),
+        ("trained on", _data(trained)),
         ("", f"crops of {trained['crop']} pixels, batch {trained['batch_size']}, learning rate "
          f"{trained['learning_rate']:g}, EMA {trained['ema_decay']:g}"),
-        ("by", f"fundus-vae {about['version'] or '(version unknown)'}: "
-         f"{trained['command'] or 'command unknown'}"),
+        ("by", _command(info)),
         ("figures", "none measured: `fundus-vae evaluate --model M --data DIR`"
          if figures is None else _figure_words(figures)),
     ]  # fmt: skip
     return "\n".join(_line(name, text) for name, text in lines)
 
 
-def _format_prior(about: dict[str, Any]) -> str:
-    trained, its = about["trained"], about["autoencoder"]
+def _format_prior(info: dict[str, Any]) -> str:
+    trained, its = info["trained"], info["autoencoder"]
     lines = [
-        ("model", f"{about['name']} (a prior over latents), step {about['step']:,d}"),
-        ("hash", about["hash"]),
-        ("file", about["path"]),
-        ("parameters", f"{about['parameters']:,d}, {about['bytes'] / 1e6:,.1f} MB in memory"),
+        ("model", f"{info['name']} (a prior over latents), step {info['step']:,d}"),
+        ("hash", info["hash"]),
+        ("file", info["path"]),
+        ("parameters", f"{info['parameters']:,d}, {info['bytes'] / 1e6:,.1f} MB in memory"),
         ("for", f"the autoencoder {its['name']}, {its['hash'] or _UNKNOWN}; latents "
-         + " x ".join(map(str, about["latents"]))),
-        ("labels", ", ".join(about["labels"]) or "none"),
-        ("trained on", f"{trained['data'] or _UNKNOWN}, fingerprint "
-         f"{trained['fingerprint'] or _UNKNOWN}"),
-        ("by", f"fundus-vae {about['version'] or '(version unknown)'}: "
-         f"{trained['command'] or 'command unknown'}"),
+         + " x ".join(map(str, info["latents"]))),
+        ("labels", ", ".join(info["labels"]) or "none"),
+        ("trained on", _data(trained)),
+        ("by", _command(info)),
         ("figures", "`fundus-vae evaluate-samples --model M --data DIR`"),
     ]  # fmt: skip
     return "\n".join(_line(name, text) for name, text in lines)
+
+
+def _data(trained: dict[str, Any]) -> str:
+    return f"{trained['data'] or _UNKNOWN}, fingerprint {trained['fingerprint'] or _UNKNOWN}"
+
+
+def _command(info: dict[str, Any]) -> str:
+    version = info["version"] or "(version unknown)"
+    return f"fundus-vae {version}: {info['trained']['command'] or 'command unknown'}"
 
 
 def _line(name: str, text: str) -> str:

@@ -1,15 +1,14 @@
-"""One pass over a split: every tile once, whatever the number of hosts and the padding."""
+"""A pass over a split: every tile once, whatever the number of processes and the padding."""
 
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
-from vae.evaluation.placement import WHOLE, gather_names
-from vae.sharding import local_rows, put_batch
+from vae.multihost import gather_names
+from vae.sharding import local_rows, put_batch, whole
 
 # As `vae.data.pipeline.eval_batches` gives it.
 Batch = Mapping[str, np.ndarray]
@@ -19,7 +18,7 @@ Split = Callable[[], Iterable[Batch]]
 NAMES = ("tile_id", "photograph", "patient", "label")
 
 
-def over_tiles(
+def map_over_split(
     batches: Iterable[Batch],
     mesh: Mesh,
     step: Callable[[Batch, Mapping[str, jax.Array], int], Mapping[str, jax.Array]],
@@ -27,21 +26,21 @@ def over_tiles(
     """Applies a device step to each batch and collects what it says of each tile.
 
     Args:
-      batches: This host's rows of the global batches.
+      batches: This process's rows of the global batches.
       mesh: Mesh with the axes data and fsdp.
-      step: (batch of this host, its `image`, `fov`, `valid` on the mesh, place of the batch's first
-        row in the split) -> arrays [B], whole on every device.
+      step: (batch of this process, its `image`, `fov`, `valid` on the mesh, place of the batch's
+        first row in the split) -> arrays [B], whole on every device.
 
     Returns:
       Columns of figures, float64 [N], and of names, str [N], of the split's N tiles in its order;
-      the same on every host. Rows that fill up the last batch are dropped.
+      the same on every process. Rows that fill up the last batch are dropped.
     """
     figures, names, positions = [], [], []
     pending: Mapping[str, jax.Array] = {}
     first_row = 0
     for batch in batches:
         placed = put_batch(mesh, {key: batch[key] for key in ("image", "fov", "valid")})
-        current = {**step(batch, placed, first_row), "valid": _whole(mesh)(placed["valid"])}
+        current = {**step(batch, placed, first_row), "valid": whole(mesh, placed["valid"])}
         # Read a batch late: the next one is decoded and sent while the devices compute.
         if pending:
             figures.append(jax.device_get(pending))
@@ -59,11 +58,6 @@ def over_tiles(
         {key: values[valid].astype(np.float64) for key, values in columns.items()},
         {key: values[valid] for key, values in named.items()},
     )
-
-
-@functools.lru_cache(maxsize=16)
-def _whole(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
-    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, WHOLE))
 
 
 def _concatenate(parts: list[Mapping[str, Any]]) -> dict[str, np.ndarray]:

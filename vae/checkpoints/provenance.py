@@ -1,0 +1,50 @@
+"""The version and command that made something, and a model without the folders of this machine."""
+
+import dataclasses
+import datetime
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from etils import epath
+
+import vae
+from vae.checkpoints.exported import SavedModel
+
+
+def provenance(argv: Sequence[str] | None = None) -> dict[str, str]:
+    """`version`, of this package, and `command`: `argv`, or the arguments of this process."""
+    argv = [Path(sys.argv[0]).name, *sys.argv[1:]] if argv is None else argv
+    return {"version": vae.__version__, "command": shlex.join(argv)}
+
+
+def dated_provenance() -> dict[str, str]:
+    """`version`, `command` and `date` (UTC), for files of figures."""
+    now = datetime.datetime.now(datetime.UTC)
+    return {**provenance(), "date": now.isoformat(timespec="seconds")}
+
+
+def portable(saved: SavedModel) -> SavedModel:
+    """The model without the folders of this machine: paths in its config and command become names.
+
+    A file that is given away should say neither who trained it nor where.
+    """
+    config = saved.config.copy_and_resolve_references()
+    for key in {"dir", "masked_dir", "cache_dir"} & set(config.data):
+        config.data[key] = epath.Path(config.data[key]).name
+    config.init_from = epath.Path(config.init_from).name
+    # Bfloat16 is for training on an accelerator: half the digits, and slow on a CPU.
+    config.train.compute_dtype = "float32"
+    if "prior" in config:
+        config.prior.autoencoder = epath.Path(config.prior.autoencoder).name
+    made = dict(saved.provenance)
+    if made.get("command"):
+        made["command"] = shlex.join(map(_without_folder, shlex.split(made["command"])))
+    return dataclasses.replace(saved, config=config, provenance=made)
+
+
+def _without_folder(argument: str) -> str:
+    name, equals, value = argument.rpartition("=")
+    path = epath.Path(value)
+    return f"{name}{equals}{path.name}" if path.is_absolute() else argument
