@@ -33,16 +33,16 @@ def test_likelihood_is_scipys(pair, likelihood, distribution):
 
 def test_an_example_has_its_own_scale(pair):
     x, mean = pair
-    nll = negative_log_likelihood(x, mean, jnp.float32(5), "own_gaussian")
+    nll = negative_log_likelihood(x, mean, jnp.float32(5), "per_example_gaussian")
     deviation = np.sqrt(np.square(x - mean).mean(axis=(1, 2, 3)))
     expected = [
         -scipy.stats.norm(m, d).logpdf(a).sum() for a, m, d in zip(x, mean, deviation, strict=True)
     ]
     # What 8 bits round off is added to every variance.
     np.testing.assert_allclose(nll, expected, rtol=1e-3)
-    halved = negative_log_likelihood(x, (x + mean) / 2, jnp.float32(5), "own_gaussian")
+    halved = negative_log_likelihood(x, (x + mean) / 2, jnp.float32(5), "per_example_gaussian")
     np.testing.assert_allclose(nll - halved, x[0].size * np.log(2), rtol=2e-3)
-    same = negative_log_likelihood(x, x, jnp.float32(5), "own_gaussian")
+    same = negative_log_likelihood(x, x, jnp.float32(5), "per_example_gaussian")
     assert np.isfinite(same).all() and (same < halved).all()
 
 
@@ -51,11 +51,11 @@ def test_details_count_though_the_colour_is_wrong(pair):
     nll = functools.partial(negative_log_likelihood, log_scale=jnp.float32(5))
     # Where no channel is wrong on average, both halves are the same.
     even = mean + jnp.mean(x - mean, axis=(1, 2), keepdims=True)
-    expected = nll(x, even, likelihood="own_gaussian")
-    np.testing.assert_allclose(nll(x, even, likelihood="own_details"), expected, rtol=1e-5)
+    expected = nll(x, even, likelihood="per_example_gaussian")
+    np.testing.assert_allclose(nll(x, even, likelihood="per_example_details"), expected, rtol=1e-5)
     off = even + jnp.array([0.3, -0.2, 0.1])
-    half = (expected + nll(x, off, likelihood="own_gaussian")) / 2
-    np.testing.assert_allclose(nll(x, off, likelihood="own_details"), half, rtol=1e-4)
+    half = (expected + nll(x, off, likelihood="per_example_gaussian")) / 2
+    np.testing.assert_allclose(nll(x, off, likelihood="per_example_details"), half, rtol=1e-4)
 
 
 def test_unknown_likelihood(pair):

@@ -190,8 +190,6 @@ class EnhancementModel:
     def _sharp(self, photograph: np.ndarray, fov: FieldOfView) -> np.ndarray:
         """After sharpening, float32 [H, W, 3]."""
         toned = self._toned(photograph, fov)
-        if not self._module.sharpening:
-            return toned
         inside = _inside(photograph, fov)
         total, count = np.zeros(()), np.zeros(())
         for top in range(0, len(toned), STRIP):
