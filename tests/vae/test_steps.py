@@ -19,6 +19,8 @@ from vae.training.optimizer import learning_rate_schedule
 from vae.training.state import abstract_state, initial_state
 from vae.training.steps import make_train_step
 
+pytestmark = pytest.mark.usefixtures("eight_devices")
+
 STEPS, RATE = 5, 1e-3
 # The loss is a sum of terms of order one; float32 sums in another order: 1e-6 of them a step.
 LOSS_TOLERANCE = STEPS * 1e-6
