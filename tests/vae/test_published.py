@@ -77,7 +77,7 @@ def test_winograd(shape):
     exact = np.einsum("bhwcij,ijck->bhwk", windows, kernel, optimize=True)
     # Twice the largest error seen over inputs, 2.4e-6; a plain float32 sum is within 1e-6.
     assert_close(jax.jit(winograd)(x, kernel), exact, 5e-6)
-    gradient = jax.grad(lambda kernel: jnp.square(winograd(x, kernel)).sum())(kernel)
+    gradient = jax.jit(jax.grad(lambda kernel: jnp.square(winograd(x, kernel)).sum()))(kernel)
     expected = np.einsum("bhwcij,bhwk->ijck", windows, 2 * exact, optimize=True)
     assert_close(gradient, expected)
 

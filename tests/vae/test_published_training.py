@@ -51,7 +51,8 @@ def losses(workdir):
 def steps_on(config, devices, fsdp, images, steps=2):
     mesh = Mesh(np.array(jax.devices()[:devices]).reshape(-1, fsdp), ("data", "fsdp"))
     sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)
-    state = jax.device_put(initial_state(config, initial_variables(config)), sharding)
+    variables = jax.jit(lambda: initial_variables(config))()
+    state = jax.device_put(initial_state(config, variables), sharding)
     step = make_train_step(config, mesh, sharding)
     figures = []
     for _ in range(steps):
