@@ -1,7 +1,10 @@
-"""Eight simulated CPU devices, a shared compilation cache, and a tiny built dataset."""
+"""One CPU device, a shared compilation cache, and what is made once for all tests."""
 
+import contextlib
+import fcntl
 import os
 import pathlib
+import shutil
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".jax_cache"
@@ -12,37 +15,90 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 # Most of the time goes into compiling small programs that run a few times: LLVM leaves them as XLA
 # wrote them. An empty XLA_FLAGS has them optimised as users' are; CI does that where seams matter.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# There is a worker a core. More threads of OpenBLAS spin while they wait for one another.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 
 import jax  # noqa: E402
+import jax.extend  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from threadpoolctl import threadpool_limits  # noqa: E402
 
-jax.config.update("jax_num_cpu_devices", 8)
+threadpool_limits(1, "blas")  # a plugin of pytest may have loaded NumPy before
+
+
+@pytest.fixture(scope="module")
+def eight_devices():
+    """Eight simulated CPU devices instead of one; arrays made before it are lost."""
+    _use_devices(8)
+    yield
+    _use_devices(1)
+
+
+def _use_devices(count: int) -> None:
+    jax.extend.backend.clear_backends()
+    jax.config.update("jax_num_cpu_devices", count)
 
 
 @pytest.fixture(scope="session")
-def tiny_tiles(tmp_path_factory) -> pathlib.Path:
+def once(tmp_path_factory):
+    """`with once(name) as (folder, made)`: a folder of all xdist workers, filled by the first one.
+
+    The others wait. `made` is False where the folder has to be filled. Tests only read it.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    @contextlib.contextmanager
+    def shared(name: str):
+        folder, done = root / name, root / f"{name}.done"
+        with open(root / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            made = done.exists()
+            if not made:
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+            yield folder, made
+            done.touch()
+
+    return shared
+
+
+@pytest.fixture(scope="session")
+def tiny_tiles(once) -> pathlib.Path:
     """Tiles of 32 pixels from eight synthetic photographs, cut by make_tiles."""
     from vae.data.demo import synthetic_tiles
 
-    return synthetic_tiles(tmp_path_factory.mktemp("tiny"), tile=32)
+    with once("tiny") as (folder, _):
+        return synthetic_tiles(folder, tile=32)
 
 
 @pytest.fixture(scope="session")
-def tiny_data(tiny_tiles, tmp_path_factory) -> pathlib.Path:
+def tiny_data(tiny_tiles, once) -> pathlib.Path:
     """The same tiles, built."""
     from vae.data.fundus_tiles.build import build
 
-    data_dir = tmp_path_factory.mktemp("tiny_data")
-    build(tiny_tiles, data_dir, report=lambda line: None)
-    return data_dir
+    with once("tiny_data") as (folder, made):
+        if not made:
+            build(tiny_tiles, folder, report=lambda line: None)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_data(once) -> pathlib.Path:
+    """Tiles of 64 pixels, built, as the smoke presets make them for themselves."""
+    from vae.data.demo import prepare
+
+    with once("small_data") as (folder, _):
+        return pathlib.Path(prepare("synthetic", folder, 64))
 
 
 @pytest.fixture
 def tiny_config(tiny_data):
-    """A config of the smallest model on the tiny dataset, for eight devices."""
+    """A config of the smallest model on the tiny dataset."""
     from vae.configs.fundus256 import get_config
 
     config = get_config("smoke")
@@ -52,11 +108,12 @@ def tiny_config(tiny_data):
     config.data.crop = 16
     config.data.fit_tiles = 64
     config.train.tensorboard = False
+    config.optimizer.name = "adam"  # compiles in half the time
     return config
 
 
 @pytest.fixture(scope="session")
-def finished(tiny_data, tmp_path_factory):
+def finished(tiny_data, once):
     """An undisturbed run of 8 steps with checkpoints at 0, 4 and 8 -> (config, workdir)."""
     from vae.configs.fundus256 import get_config
 
@@ -66,22 +123,25 @@ def finished(tiny_data, tmp_path_factory):
     config.eval.every = 4
     from vae.training.train import train
 
-    workdir = tmp_path_factory.mktemp("finished")
-    train(config, workdir)
+    with once("finished") as (workdir, made):
+        if not made:
+            train(config, workdir)
     return config, workdir
 
 
 @pytest.fixture(scope="session")
-def vector_model(tmp_path_factory):
+def vector_model(once):
     """An exported FundusVAE with one vector a tile of 32 pixels, not trained."""
     from vae.checkpoints.exported import SavedModel, write_exported
     from vae.checkpoints.modules import initial_variables
     from vae.configs.published import get_config
 
-    config = get_config("tiny")
-    size = config.model.latent_size
-    path = tmp_path_factory.mktemp("vector") / "vector.safetensors"
-    variables = jax.jit(lambda: initial_variables(config))()
-    statistics = np.zeros(size), np.ones(size)
-    write_exported(path, SavedModel(path, config, 7, variables, *statistics, provenance={}))
+    with once("vector") as (folder, made):
+        path = folder / "vector.safetensors"
+        if not made:
+            config = get_config("tiny")
+            size = config.model.latent_size
+            variables = jax.jit(lambda: initial_variables(config))()
+            statistics = np.zeros(size), np.ones(size)
+            write_exported(path, SavedModel(path, config, 7, variables, *statistics, provenance={}))
     return path

@@ -22,7 +22,6 @@ def error(*options: str) -> tuple[int, str]:
     done = subprocess.run(
         [sys.executable, "run_experiment.py", *options],
         cwd=ROOT,
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": "8"},
         capture_output=True,
         text=True,
         timeout=120,
@@ -63,7 +62,6 @@ def test_second_run_in_a_workdir_is_refused(tiny_data, tmp_path):
     first = subprocess.Popen(
         [sys.executable, "tests/vae/interrupted.py", "kill", "5", *command],
         cwd=ROOT,
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": "8"},
         stdout=subprocess.DEVNULL,
     )
     assert first.wait(timeout=240) == -9

@@ -187,20 +187,21 @@ def test_long_name_and_narrow_terminal(eyes, model):
     """A name of 250 bytes whose characters the terminal lacks."""
     name = "眼" * 82
     os.rename("eyes/a.png", f"eyes/{name}.png")
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
-    for command in (
-        ["reconstruct", "eyes", "--model", model, "--out", "out"],
-        ["encode", "eyes", "--model", model, "--out", "e.zarr"],
-        ["decode", "e.zarr", "--model", model, "--out", "d"],
-    ):
-        run = subprocess.run(
-            [sys.executable, "-m", "vae.cli", *command],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert run.returncode == 0, run.stderr
+    commands = ["reconstruct eyes --out out", "encode eyes --out e.zarr", "decode e.zarr --out d"]
+    program = (
+        "import sys\n"
+        "from vae.cli import main\n"
+        "model, *commands = sys.argv[1:]\n"
+        "sys.exit(any([main([*command.split(), '--model', model]) for command in commands]))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, model, *commands],
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
     for folder in ("out/reconstructions", "out/comparisons", "out/differences", "d"):
         assert Path(folder, f"{name}.png").is_file()
     assert not [path for path in Path().rglob(".*") if path.suffix == ".tmp"]

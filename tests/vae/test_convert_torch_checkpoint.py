@@ -459,7 +459,7 @@ def test_other_models_have_no_pytorch_module(out, tmp_path, capsys):
     other = dataclasses.replace(
         read_model(out),
         config=config,
-        variables=initial_variables(config),
+        variables=jax.jit(lambda: initial_variables(config))(),
         latent_mean=np.zeros(8, np.float32),
         latent_var=np.ones(8, np.float32),
     )

@@ -31,7 +31,7 @@ def losses(workdir):
 
 
 def start(config, workdir, processes, action="none", at=0, extra=()):
-    """Starts a run of 8 CPU devices in all; the last process does `action` at its batch `at`."""
+    """Starts a run of 4 CPU devices in all; the last process does `action` at its batch `at`."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -57,7 +57,7 @@ def start(config, workdir, processes, action="none", at=0, extra=()):
             subprocess.Popen(
                 [sys.executable, "tests/vae/interrupted.py", *does, *command, f"--process_id={i}"],
                 cwd=ROOT,
-                env=os.environ | {"JAX_NUM_CPU_DEVICES": str(8 // processes)},
+                env=os.environ | {"JAX_NUM_CPU_DEVICES": str(4 // processes)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -74,7 +74,7 @@ def finish(started):
 
 @pytest.fixture(scope="module")
 def preempted(finished, tmp_path_factory):
-    """Two processes of four devices; SIGTERM to the second at batch 2 -> workdir, and its end."""
+    """Two processes of two devices; SIGTERM to the second at batch 2 -> workdir, and its end."""
     workdir = tmp_path_factory.mktemp("preempted")
     # Slow steps: the word has to go round before the run is over.
     started = start(finished[0], workdir, 2, "slow_term", at=2)

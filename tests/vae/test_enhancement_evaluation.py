@@ -13,7 +13,6 @@ from skimage import data as bundled
 from tests.vae.test_enhance import saved_model
 from vae.checkpoints.modules import initial_variables
 from vae.configs import enhance256
-from vae.data import demo
 from vae.data.errors import DataError
 from vae.data.pipeline import open_dataset
 from vae.data.views import VIEWS
@@ -92,8 +91,8 @@ def test_lesions_are_found_and_their_loss_is_seen():
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return open_dataset(demo.prepare("synthetic", tmp_path_factory.mktemp("data"), 64))
+def dataset(small_data):
+    return open_dataset(small_data)
 
 
 def test_cases_are_the_same_for_a_photograph_and_a_seed(dataset):

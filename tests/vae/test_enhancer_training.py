@@ -1,4 +1,4 @@
-"""The training step of an enhancer, over eight devices."""
+"""The training step of an enhancer."""
 
 import jax
 import numpy as np
@@ -6,7 +6,6 @@ import pytest
 
 from vae.checkpoints.reading import read_model
 from vae.configs import enhance256
-from vae.data import demo
 from vae.data.errors import DataError
 from vae.data.pipeline import open_dataset, train_batches
 from vae.sharding import make_mesh, put_batch, tree_sharding
@@ -18,8 +17,8 @@ from vae.training.steps import make_train_step
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return open_dataset(demo.prepare("synthetic", tmp_path_factory.mktemp("data"), 64))
+def dataset(small_data):
+    return open_dataset(small_data)
 
 
 @pytest.fixture(scope="module")
@@ -57,19 +56,10 @@ def run(config, dataset, steps, mesh, tone=0.0):
     return before, jax.device_get(state.params), jax.device_get(metrics)
 
 
-def test_every_part_learns(config, dataset):
-    before, after, metrics = run(config, dataset, 2, make_mesh(8, 1))
-    assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
-    # The heads leave zero, and then everything behind them moves.
-    for name in ("tone", "sharpening", "decoder", "encoder", "linear"):
-        moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before[name], after[name])
-        assert max(jax.tree.leaves(moved)) > 0, name
-
-
 def test_the_tone_stage_learns_alone_from_thumbnails(config, dataset):
     config = config.copy_and_resolve_references()
     config.train.stage, config.train.thumbnail_draws = "tone", 2
-    before, after, metrics = run(config, dataset, 2, make_mesh(8, 1))
+    before, after, metrics = run(config, dataset, 2, make_mesh(1, 1))
     assert np.isfinite(metrics["loss"]) and metrics["kl"] == 0
     for name in before:
         moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before[name], after[name])
@@ -79,7 +69,7 @@ def test_the_tone_stage_learns_alone_from_thumbnails(config, dataset):
 def test_the_detail_stage_learns_alone(config, dataset):
     config = config.copy_and_resolve_references()
     config.train.stage = "detail"
-    before, after, _ = run(config, dataset, 2, make_mesh(8, 1))
+    before, after, _ = run(config, dataset, 2, make_mesh(1, 1))
     for name in ("tone", "sharpening"):
         jax.tree.map(np.testing.assert_array_equal, before[name], after[name])
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before["decoder"], after["decoder"])
@@ -87,7 +77,7 @@ def test_the_detail_stage_learns_alone(config, dataset):
 
 
 def test_sharpening_learns_alone(sharpening, dataset):
-    before, after, metrics = run(sharpening, dataset, 2, make_mesh(8, 1))
+    before, after, metrics = run(sharpening, dataset, 2, make_mesh(1, 1))
     assert np.isfinite(metrics["loss"]) and metrics["kl"] == 0
     for name in before:
         moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before[name], after[name])
@@ -97,28 +87,16 @@ def test_sharpening_learns_alone(sharpening, dataset):
 def test_sharpening_is_spared_the_errors_of_the_tone_stage(sharpening, dataset):
     """Nothing is blurred: there is nothing to add, however wrong the light was made."""
     sharpening.degrade.clean = 1.0
-    assert run(sharpening, dataset, 1, make_mesh(8, 1), tone=0.3)[2]["psnr"] > 120
+    assert run(sharpening, dataset, 1, make_mesh(1, 1), tone=0.3)[2]["psnr"] > 120
 
 
 @pytest.mark.soak
 def test_sharpening_sees_what_was_toned(sharpening, dataset):
-    _, plain_after, _ = run(sharpening, dataset, 2, make_mesh(8, 1))
-    before, after, _ = run(sharpening, dataset, 2, make_mesh(8, 1), tone=0.3)
+    _, plain_after, _ = run(sharpening, dataset, 2, make_mesh(1, 1))
+    before, after, _ = run(sharpening, dataset, 2, make_mesh(1, 1), tone=0.3)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), plain_after, after)
     assert max(jax.tree.leaves(moved["sharpening"])) > 1e-5
     jax.tree.map(np.testing.assert_array_equal, before["tone"], after["tone"])
-
-
-@pytest.mark.soak
-def test_learns_alike_in_parts_and_shards(config, dataset):
-    _, after, metrics = run(config, dataset, 2, make_mesh(8, 1))
-    parts = config.copy_and_resolve_references()
-    parts.train.accumulate = 2
-    _, same, others = run(parts, dataset, 2, make_mesh(1, 8))
-    assert others["loss"] == pytest.approx(metrics["loss"], rel=1e-4)
-    # Sums in another order, through Muon's orthogonalisation, for two steps.
-    for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(same), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-3)
 
 
 def test_starts_from_the_bundled_autoencoder(capsys):
@@ -143,3 +121,26 @@ def test_a_run_goes_on_with_its_own_model_only(config, tmp_path):
     check_same_run({"model": model, "version": "1"}, {"model": model, "version": "2"}, tmp_path)
     with pytest.raises(DataError, match="use another --workdir"):
         check_same_run({"model": model}, {"model": model | {"tone_width": 3}}, tmp_path)
+
+
+@pytest.mark.usefixtures("eight_devices")
+def test_every_part_learns(config, dataset):
+    before, after, metrics = run(config, dataset, 2, make_mesh(8, 1))
+    assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
+    # The heads leave zero, and then everything behind them moves.
+    for name in ("tone", "sharpening", "decoder", "encoder", "linear"):
+        moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before[name], after[name])
+        assert max(jax.tree.leaves(moved)) > 0, name
+
+
+@pytest.mark.usefixtures("eight_devices")
+@pytest.mark.soak
+def test_learns_alike_in_parts_and_shards(config, dataset):
+    _, after, metrics = run(config, dataset, 2, make_mesh(8, 1))
+    parts = config.copy_and_resolve_references()
+    parts.train.accumulate = 2
+    _, same, others = run(parts, dataset, 2, make_mesh(1, 8))
+    assert others["loss"] == pytest.approx(metrics["loss"], rel=1e-4)
+    # Sums in another order, through Muon's orthogonalisation, for two steps.
+    for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(same), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-3)

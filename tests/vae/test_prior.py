@@ -9,7 +9,6 @@ import pytest
 
 from vae.checkpoints.reading import read_model
 from vae.configs import prior256
-from vae.data import demo
 from vae.data.errors import DataError, UsageError
 from vae.data.pipeline import open_dataset, train_batches
 from vae.models import LatentFlow, Posterior
@@ -28,8 +27,8 @@ SIDE, CHANNELS = 8, 4
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return open_dataset(demo.prepare("synthetic", tmp_path_factory.mktemp("data"), 64))
+def dataset(small_data):
+    return open_dataset(small_data)
 
 
 def perturbed(variables, seed=0, scale=0.1):
@@ -80,11 +79,12 @@ def test_errors_are_those_of_the_velocity(flow):
     variables = perturbed(variables)
     latents, noise = normal(2, SIDE, SIDE, CHANNELS), normal(2, SIDE, SIDE, CHANNELS, seed=1)
     t, label = np.array([0.3, 0.8], np.float32), np.array([1, 2], np.int32)
-    errors, _ = model.apply(variables, latents, noise, t, label, method="errors")
+    apply = lambda method: jax.jit(functools.partial(model.apply, method=method))  # noqa: E731
+    errors, _ = apply("errors")(variables, latents, noise, t, label)
     goal = model.apply(variables, latents, method="whiten")
     s, t_ = deviations(SIDE), t[:, None, None, None]
     x = (1 - t_) * noise + t_ * goal
-    velocity = model.apply(variables, x, t, label, method="velocity")
+    velocity = apply("velocity")(variables, x, t, label)
     unit = s / np.sqrt((1 - t_) ** 2 + (t_ * s) ** 2)
     np.testing.assert_allclose(errors, (velocity - (goal - noise)) / unit, atol=2e-4)
 
@@ -220,33 +220,6 @@ def steps(dataset, mesh, count, accumulate=1):
     return before, jax.device_get(state), jax.device_get(metrics)
 
 
-def test_learns_alike_on_any_mesh(dataset):
-    before, state, metrics = steps(dataset, make_mesh(8, 1), 3)
-    assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
-    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, state.params)
-    assert all(value > 0 for value in jax.tree.leaves(moved["network"]["out0"]))
-    assert isinstance(state.fixed["spectrum"]["fit"], Spectrum)
-    assert (state.latent_var > 0).all()
-    _, same, others = steps(dataset, make_mesh(2, 4), 3, accumulate=2)
-    assert others["loss"] == pytest.approx(metrics["loss"], rel=1e-4)
-    # Sums in another order; Adam divides by their size, so that of a small gradient shows: within
-    # three steps of 3e-3 a value may move by 9e-3.
-    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(same.params), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-3)
-
-
-def test_encoder_gives_posteriors(dataset):
-    config = prior256.get_config("smoke")
-    autoencoder, mesh = read_autoencoder(config), make_mesh(8, 1)
-    config = for_latents(config, autoencoder, dataset)
-    batch = next(train_batches(dataset, size=64, seed=0, batch_size=8))
-    placed = put_batch(mesh, {"image": batch["image"]})
-    made = make_encoder(config, mesh, autoencoder)(placed["image"], 0)
-    assert made["mean"].shape == (8, SIDE, SIDE, 4)
-    posterior = Posterior(**made)
-    assert np.isfinite(posterior.kl()).all() and (posterior.kl() > 0).all()
-
-
 @pytest.fixture(scope="module")
 def run(dataset, tmp_path_factory):
     """A whole run of the smallest kind, evaluation left out -> its workdir."""
@@ -283,3 +256,32 @@ def test_run_refuses_another_autoencoder(run, dataset):
     config.prior.autoencoder = "f8c8"
     with pytest.raises(DataError, match="another --workdir"):
         train(config, run)
+
+
+@pytest.mark.usefixtures("eight_devices")
+def test_learns_alike_on_any_mesh(dataset):
+    before, state, metrics = steps(dataset, make_mesh(1, 1), 3)
+    assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, state.params)
+    assert all(value > 0 for value in jax.tree.leaves(moved["network"]["out0"]))
+    assert isinstance(state.fixed["spectrum"]["fit"], Spectrum)
+    assert (state.latent_var > 0).all()
+    _, same, others = steps(dataset, make_mesh(2, 4), 3, accumulate=2)
+    assert others["loss"] == pytest.approx(metrics["loss"], rel=1e-4)
+    # Sums in another order; Adam divides by their size, so that of a small gradient shows: within
+    # three steps of 3e-3 a value may move by 9e-3.
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(same.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-3)
+
+
+@pytest.mark.usefixtures("eight_devices")
+def test_encoder_gives_posteriors(dataset):
+    config = prior256.get_config("smoke")
+    autoencoder, mesh = read_autoencoder(config), make_mesh(8, 1)
+    config = for_latents(config, autoencoder, dataset)
+    batch = next(train_batches(dataset, size=64, seed=0, batch_size=8))
+    placed = put_batch(mesh, {"image": batch["image"]})
+    made = make_encoder(config, mesh, autoencoder)(placed["image"], 0)
+    assert made["mean"].shape == (8, SIDE, SIDE, 4)
+    posterior = Posterior(**made)
+    assert np.isfinite(posterior.kl()).all() and (posterior.kl() > 0).all()

@@ -77,7 +77,7 @@ def test_winograd(shape):
     exact = np.einsum("bhwcij,ijck->bhwk", windows, kernel, optimize=True)
     # Twice the largest error seen over inputs, 2.4e-6; a plain float32 sum is within 1e-6.
     assert_close(jax.jit(winograd)(x, kernel), exact, 5e-6)
-    gradient = jax.grad(lambda kernel: jnp.square(winograd(x, kernel)).sum())(kernel)
+    gradient = jax.jit(jax.grad(lambda kernel: jnp.square(winograd(x, kernel)).sum()))(kernel)
     expected = np.einsum("bhwcij,bhwk->ijck", windows, 2 * exact, optimize=True)
     assert_close(gradient, expected)
 
@@ -275,20 +275,6 @@ def test_full_size():
     assert_close(posterior.log_var, log_var, 1e-3)
 
 
-def test_statistics_of_a_sharded_batch_are_the_batch_s():
-    mesh = Mesh(np.array(jax.devices()), ("data",))
-    x = np.random.default_rng(0).normal(3, 2, (16, 2, 2, 5)).astype(np.float32)
-    layer = BatchNorm()
-    variables = layer.init(jax.random.key(0), x, False)
-    apply = jax.jit(lambda v, x: layer.apply(v, x, True, mutable=["batch_stats"]))
-    whole = apply(variables, x)
-    split = apply(variables, jax.device_put(x, NamedSharding(mesh, PartitionSpec("data"))))
-    for a, b in zip(jax.tree.leaves(split), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
-    expected = 0.9 + 0.1 * x.var(axis=(0, 1, 2), ddof=1)
-    np.testing.assert_allclose(split[1]["batch_stats"]["var"], expected, rtol=1e-5)
-
-
 def test_variance_far_from_zero_keeps_its_digits():
     x = (1000 + np.random.default_rng(0).normal(size=(8, 4, 4, 1))).astype(np.float32)
     layer = BatchNorm()
@@ -332,3 +318,18 @@ def test_bfloat16_is_near_and_its_results_are_float32(small):
 def test_other_sizes_are_refused(small):
     with pytest.raises(ValueError, match=r"expected images \[B, 64, 64, 3\], got \[1, 32, 32, 3\]"):
         SMALL.apply(small[1], jnp.zeros((1, 32, 32, 3)))
+
+
+@pytest.mark.usefixtures("eight_devices")
+def test_statistics_of_a_sharded_batch_are_the_batch_s():
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    x = np.random.default_rng(0).normal(3, 2, (16, 2, 2, 5)).astype(np.float32)
+    layer = BatchNorm()
+    variables = layer.init(jax.random.key(0), x, False)
+    apply = jax.jit(lambda v, x: layer.apply(v, x, True, mutable=["batch_stats"]))
+    whole = apply(variables, x)
+    split = apply(variables, jax.device_put(x, NamedSharding(mesh, PartitionSpec("data"))))
+    for a, b in zip(jax.tree.leaves(split), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+    expected = 0.9 + 0.1 * x.var(axis=(0, 1, 2), ddof=1)
+    np.testing.assert_allclose(split[1]["batch_stats"]["var"], expected, rtol=1e-5)

@@ -51,7 +51,8 @@ def losses(workdir):
 def steps_on(config, devices, fsdp, images, steps=2):
     mesh = Mesh(np.array(jax.devices()[:devices]).reshape(-1, fsdp), ("data", "fsdp"))
     sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)
-    state = jax.device_put(initial_state(config, initial_variables(config)), sharding)
+    variables = jax.jit(lambda: initial_variables(config))()
+    state = jax.device_put(initial_state(config, variables), sharding)
     step = make_train_step(config, mesh, sharding)
     figures = []
     for _ in range(steps):
@@ -63,25 +64,6 @@ def steps_on(config, devices, fsdp, images, steps=2):
 @pytest.fixture(scope="module")
 def images():
     return np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
-
-
-@pytest.mark.parametrize("fsdp", [1, 4])
-def test_statistics_are_those_of_the_whole_batch(config, images, fsdp):
-    config.mesh.fsdp_min_size = 64
-    one, one_state = steps_on(config, 1, 1, images)
-    many, many_state = steps_on(config, 8, fsdp, images)
-    # Sums over the batch are added in another order; BatchNorm of 16 x 1 values at the last stage
-    # divides by deviations that are small themselves: compiled without optimisations 2e-4 of the
-    # largest value were seen. The statistics of two images of sixteen alone would be off by a
-    # tenth of it and more.
-    np.testing.assert_allclose(one, many, rtol=1e-5)
-    for a, b in zip(
-        jax.tree.leaves(one_state.batch_stats), jax.tree.leaves(many_state.batch_stats), strict=True
-    ):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=5e-4 * np.abs(b).max())
-    counts = [leaf for leaf in jax.tree.leaves(one_state.batch_stats) if leaf.dtype == np.int32]
-    assert counts and all(count == 2 for count in counts)
-    assert one_state.ema_params is None
 
 
 def test_the_large_layer_is_cut_over_fsdp():
@@ -197,3 +179,23 @@ def test_settings_that_cannot_work(config, change, message):
         config[group].update(values)
     with pytest.raises(UsageError, match=message):
         validate(config, 8)
+
+
+@pytest.mark.parametrize("fsdp", [1, 4])
+@pytest.mark.usefixtures("eight_devices")
+def test_statistics_are_those_of_the_whole_batch(config, images, fsdp):
+    config.mesh.fsdp_min_size = 64
+    one, one_state = steps_on(config, 1, 1, images)
+    many, many_state = steps_on(config, 8, fsdp, images)
+    # Sums over the batch are added in another order; BatchNorm of 16 x 1 values at the last stage
+    # divides by deviations that are small themselves: compiled without optimisations 2e-4 of the
+    # largest value were seen. The statistics of two images of sixteen alone would be off by a
+    # tenth of it and more.
+    np.testing.assert_allclose(one, many, rtol=1e-5)
+    for a, b in zip(
+        jax.tree.leaves(one_state.batch_stats), jax.tree.leaves(many_state.batch_stats), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=5e-4 * np.abs(b).max())
+    counts = [leaf for leaf in jax.tree.leaves(one_state.batch_stats) if leaf.dtype == np.int32]
+    assert counts and all(count == 2 for count in counts)
+    assert one_state.ema_params is None

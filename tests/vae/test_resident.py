@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from vae.configs import enhance256, fundus256
-from vae.data.demo import prepare
 from vae.data.errors import DataError, UsageError
 from vae.data.in_memory import whole_split
 from vae.data.pipeline import open_dataset, train_batches
@@ -12,10 +11,12 @@ from vae.sharding import local_rows, make_mesh
 from vae.tasks.resident import ResidentTiles
 from vae.training.validation import validate
 
+pytestmark = pytest.mark.usefixtures("eight_devices")
+
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return open_dataset(prepare("synthetic", tmp_path_factory.mktemp("data"), 64))
+def dataset(small_data):
+    return open_dataset(small_data)
 
 
 def test_batches_are_those_that_are_read(dataset):

@@ -13,7 +13,6 @@ from vae.checkpoints.modules import initial_variables
 from vae.checkpoints.reading import read_model, variables_hash
 from vae.cli import main
 from vae.configs import prior256
-from vae.data import demo
 from vae.data.errors import DataError, UsageError
 from vae.data.images import read_image, write_image
 from vae.data.pipeline import open_dataset
@@ -28,8 +27,8 @@ SIDE = 64
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return open_dataset(demo.prepare("synthetic", tmp_path_factory.mktemp("data"), SIDE))
+def dataset(small_data):
+    return open_dataset(small_data)
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,8 @@ from vae.training.optimizer import path_name
 from vae.training.state import abstract_state
 from vae.training.steps import make_train_step
 
+pytestmark = pytest.mark.usefixtures("eight_devices")
+
 GOLDEN = pathlib.Path(__file__).with_name("golden_partitions.json")
 NAMES = [
     f"{module.__name__.split('.')[-1]}:{preset}"

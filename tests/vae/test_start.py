@@ -15,6 +15,8 @@ from vae.tasks import task_of
 from vae.training.start import state_of
 from vae.training.state import abstract_state, initial_state
 
+pytestmark = pytest.mark.usefixtures("eight_devices")
+
 CONFIGS = {"autoencoder": fundus256, "enhancer": enhance256, "prior": prior256}
 
 

@@ -51,7 +51,7 @@ def flags(config, workdir):
     ]
 
 
-def interrupted(config, workdir, action, at, more=()):
+def interrupted(config, workdir, action, at, more=(), devices=1):
     return subprocess.run(
         [
             sys.executable,
@@ -62,7 +62,7 @@ def interrupted(config, workdir, action, at, more=()):
             *more,
         ],
         cwd=ROOT,
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": "8"},
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
         capture_output=True,
         text=True,
         timeout=300,
@@ -113,40 +113,6 @@ def test_kill_and_sigterm_change_nothing(finished, tmp_path):
         assert [x.get(key) for x in lines(tmp_path)] == [x.get(key) for x in lines(undisturbed)]
 
 
-@pytest.mark.soak
-def test_twenty_kills_at_random_moments_change_nothing(finished, tmp_path):
-    """SIGKILL while stepping, logging or saving: each restart finds a complete checkpoint.
-
-    A checkpoint every other step keeps a run saving most of the time; the kills come up to 0.4 s
-    after a random batch that follows the compilation, so that each start gets somewhere.
-    """
-    steps = 300
-    config = copy.deepcopy(finished[0])
-    config.train.update(steps=steps, checkpoint_every=2, log_every=50)
-    config.eval.every = 0
-    more = [f"--config.train.{key}={config.train[key]}" for key in ("steps", "checkpoint_every")]
-    more += ["--config.train.log_every=50", "--config.eval.every=0"]
-    random, reached = np.random.default_rng(0), [0]
-    for _ in range(20):
-        at, milliseconds = random.integers(IN_FLIGHT + 3, 9), random.integers(0, 400)
-        killed = interrupted(config, tmp_path / "killed", f"kill+{milliseconds}", at, more)
-        assert killed.returncode == -9, killed.stderr[-2000:]
-        reached.append(read_model(tmp_path / "killed").step)
-        assert f"continuing from checkpoint {reached[-2]} " in killed.stdout or reached[-2] == 0
-    assert reached == sorted(reached) and len(set(reached)) > 10
-    rest = interrupted(config, tmp_path / "killed", "none", 0, more)
-    assert rest.returncode == 0, rest.stderr[-2000:]
-    train(config, tmp_path / "undisturbed")
-    expected, state = (
-        state_of(tmp_path / name, config, step=steps) for name in ("undisturbed", "killed")
-    )
-    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(state), strict=True):
-        np.testing.assert_array_equal(a, b)
-    for key in ("step", "tiles_crc32", "loss"):
-        written, undisturbed = (lines(tmp_path / name) for name in ("killed", "undisturbed"))
-        assert [x.get(key) for x in written] == [x.get(key) for x in undisturbed]
-
-
 def test_full_disk_keeps_the_last_checkpoint(finished, tmp_path):
     config, _ = finished
     full = interrupted(config, tmp_path, "full", at=6)
@@ -156,23 +122,10 @@ def test_full_disk_keeps_the_last_checkpoint(finished, tmp_path):
     assert int(read_model(tmp_path).step) == 4
 
 
-def test_another_mesh_continues_with_the_same_batches(finished, tmp_path):
-    config, undisturbed = finished
-    config = copy.deepcopy(config)
-    config.mesh.update(fsdp=4, fsdp_min_size=64)
-    config.data.on_device = True
-    shutil.copytree(undisturbed, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "8")
-    train(config, tmp_path / "run")
-    for a, b in zip(lines(tmp_path / "run"), lines(undisturbed), strict=True):
-        assert a["step"] == b["step"] and a.get("tiles_crc32") == b.get("tiles_crc32")
-        # float32 sums in another order: 1e-6 of terms of order one a step.
-        assert a.get("loss") == pytest.approx(b.get("loss"), abs=8e-6)
-
-
-def test_evaluation_mode(finished):
+def test_evaluation_mode(finished, tmp_path):
     """The table of --mode=evaluate is the run's own."""
-    config, workdir = finished
+    config, workdir = finished[0], tmp_path / "run"
+    shutil.copytree(finished[1], workdir)
     before = json.loads((workdir / "results.json").read_text())
     (workdir / "results.json").unlink()
     evaluate_workdir(config, workdir)
@@ -193,7 +146,8 @@ def test_divergence_is_never_saved(tiny_config, tmp_path):
 
 
 def test_changed_data_or_model_is_refused(finished, tiny_tiles, tmp_path):
-    config, workdir = finished
+    config, workdir = finished[0], tmp_path / "run"
+    shutil.copytree(finished[1], workdir)
     other = copy.deepcopy(config)
     other.model.width = 8
     with pytest.raises(DataError, match=r"belongs to the model .*'width': 16.* has .*'width': 8"):
@@ -265,3 +219,53 @@ def test_checkpoint_of_another_dtype(finished):
     with pytest.raises(DataError, match="belongs to another model, .*float32.*float16"):
         checkpoints.restore(8, abstract.replace(ema_params=half))
     checkpoints.close()
+
+
+@pytest.mark.usefixtures("eight_devices")
+def test_another_mesh_continues_with_the_same_batches(finished, tmp_path):
+    config, undisturbed = finished
+    config = copy.deepcopy(config)
+    config.mesh.update(fsdp=4, fsdp_min_size=64)
+    config.data.on_device = True
+    shutil.copytree(undisturbed, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "8")
+    train(config, tmp_path / "run")
+    for a, b in zip(lines(tmp_path / "run"), lines(undisturbed), strict=True):
+        assert a["step"] == b["step"] and a.get("tiles_crc32") == b.get("tiles_crc32")
+        # float32 sums in another order: 1e-6 of terms of order one a step.
+        assert a.get("loss") == pytest.approx(b.get("loss"), abs=8e-6)
+
+
+@pytest.mark.usefixtures("eight_devices")
+@pytest.mark.soak
+def test_twenty_kills_at_random_moments_change_nothing(finished, tmp_path):
+    """SIGKILL while stepping, logging or saving: each restart finds a complete checkpoint.
+
+    A checkpoint every other step keeps a run saving most of the time; the kills come up to 0.4 s
+    after a random batch that follows the compilation, so that each start gets somewhere.
+    """
+    steps = 300
+    config = copy.deepcopy(finished[0])
+    config.train.update(steps=steps, checkpoint_every=2, log_every=50)
+    config.eval.every = 0
+    more = [f"--config.train.{key}={config.train[key]}" for key in ("steps", "checkpoint_every")]
+    more += ["--config.train.log_every=50", "--config.eval.every=0"]
+    random, reached = np.random.default_rng(0), [0]
+    for _ in range(20):
+        at, milliseconds = random.integers(IN_FLIGHT + 3, 9), random.integers(0, 400)
+        killed = interrupted(config, tmp_path / "killed", f"kill+{milliseconds}", at, more, 8)
+        assert killed.returncode == -9, killed.stderr[-2000:]
+        reached.append(read_model(tmp_path / "killed").step)
+        assert f"continuing from checkpoint {reached[-2]} " in killed.stdout or reached[-2] == 0
+    assert reached == sorted(reached) and len(set(reached)) > 10
+    rest = interrupted(config, tmp_path / "killed", "none", 0, more, 8)
+    assert rest.returncode == 0, rest.stderr[-2000:]
+    train(config, tmp_path / "undisturbed")
+    expected, state = (
+        state_of(tmp_path / name, config, step=steps) for name in ("undisturbed", "killed")
+    )
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for key in ("step", "tiles_crc32", "loss"):
+        written, undisturbed = (lines(tmp_path / name) for name in ("killed", "undisturbed"))
+        assert [x.get(key) for x in written] == [x.get(key) for x in undisturbed]
