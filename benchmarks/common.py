@@ -9,8 +9,8 @@ import numpy as np
 from vae.checkpoints.modules import initial_variables
 from vae.data.synthetic import fundus_photograph
 from vae.sharding import batch_sharding, make_mesh, tree_sharding
-from vae.training.state import abstract_state, initial_state
 from vae.training.steps import make_train_step
+from vae.training.train_state import abstract_state, initial_state
 
 
 def crops(count: int, side: int) -> np.ndarray:

@@ -17,10 +17,10 @@ from skimage import data
 from vae.data.files import write_beside
 from vae.data.fov import find_fov
 from vae.data.images import encode_image
-from vae.data.views import centre_of
+from vae.data.thumbnails import centre_of
 from vae.inference.enhance import load_enhancer
 from vae.metrics import masked_psnr, masked_ssim
-from vae.models.degradations import Place, degrade
+from vae.models.degradations import FovGeometry, degrade
 
 SEVERITIES = {"haze": 0.6, "illumination": 0.5, "defocus": 0.3, "noise": 0.35}
 SEED = 4
@@ -40,7 +40,7 @@ def main() -> None:
     fov = find_fov(clean)
     inside = fov.mask(*clean.shape[:2])
     centre = map(jnp.float32, centre_of(fov, *clean.shape[:2]))
-    place = Place(jnp.int32(0), jnp.int32(0), *centre)
+    place = FovGeometry(jnp.int32(0), jnp.int32(0), *centre)
     bad = degrade(clean / jnp.float32(255), inside, place, SEVERITIES, jax.random.key(SEED))
     before = np.asarray(jnp.round(bad * 255).astype(jnp.uint8))
     after = load_enhancer(options.model).enhance(before, fov)

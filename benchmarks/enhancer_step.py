@@ -18,7 +18,7 @@ from common import training_step
 
 from vae.configs import enhance256
 from vae.data.synthetic import fundus_photograph
-from vae.data.views import VIEW
+from vae.data.thumbnails import THUMBNAIL
 from vae.models.degradations import DEGRADATIONS
 from vae.models.pairs import make_pairs
 
@@ -38,12 +38,12 @@ def examples(config):
     photograph = fundus_photograph(0, 4 * size)
     origins = rng.integers(size, 2 * size, (config.batch_size, 2))
     tiles = np.stack([photograph[y : y + size, x : x + size] for y, x in origins])
-    view = photograph[:: 4 * size // VIEW, :: 4 * size // VIEW]
-    places = np.concatenate([2 * size - origins, np.full((len(origins), 1), 2 * size)], axis=1)
+    thumbnail = photograph[:: 4 * size // THUMBNAIL, :: 4 * size // THUMBNAIL]
+    circles = np.concatenate([2 * size - origins, np.full((len(origins), 1), 2 * size)], axis=1)
     return {
         "image": tiles,
-        "view": np.stack([view] * config.batch_size),
-        "place": places.astype(np.float32),
+        "thumbnail": np.stack([thumbnail] * config.batch_size),
+        "fov_circle": circles.astype(np.float32),
     }
 
 
@@ -51,7 +51,9 @@ def pairs_of(config, batch):
     """A function that makes a batch of pairs and waits for it."""
     rows = jnp.arange(config.batch_size)
     make = jax.jit(lambda *arrays: make_pairs(*arrays, jax.random.key(0), rows, config))
-    return lambda: jax.block_until_ready(make(batch["image"], batch["view"], batch["place"]))
+    return lambda: jax.block_until_ready(
+        make(batch["image"], batch["thumbnail"], batch["fov_circle"])
+    )
 
 
 def spent(function) -> float:

@@ -31,20 +31,20 @@ from common import seconds
 from etils import epath
 
 import vae
-from vae.checkpoints.exported import SavedModel, write_exported
 from vae.checkpoints.modules import initial_variables
+from vae.checkpoints.safetensors_io import SavedModel, write_safetensors
 from vae.configs.fundus256 import get_config
 from vae.data.fov import find_fov
 from vae.data.images import encode_image, write_image
 from vae.data.inputs import open_inputs
 from vae.data.synthetic import fundus_photograph
-from vae.data.views import photograph_view, place_of
+from vae.data.thumbnails import circle_of, make_thumbnail
 from vae.inference.batches import MAX_BATCH
 from vae.inference.enhance import load_enhancer
 from vae.inference.model import Model
 from vae.inference.windows import LARGEST, STEP, window_origins, window_side
-from vae.tasks.linear_start import fit_linear
-from vae.training.state import initial_state
+from vae.tasks.linear_initialization import fit_linear
+from vae.training.train_state import initial_state
 
 HEIGHT, WIDTH, TILE = 2336, 3504, 256
 PARTS = ("reconstruct", "enhance", "torch", "encode")
@@ -123,7 +123,7 @@ def photograph_beside_tiles(model: Model, photograph: np.ndarray, repeats: int) 
 def command_line(model: Model, photograph: np.ndarray, folder: Path) -> None:
     """Prints time and peak memory of the command, started anew, on one photograph."""
     exported = folder / "model.safetensors"
-    write_exported(exported, model.saved)
+    write_safetensors(exported, model.saved)
     write_image(folder / "eye.jpg", photograph)
     command = [sys.executable, "-m", "vae.cli", "reconstruct", str(folder / "eye.jpg"),
                "--model", str(exported), "--out", str(folder / "out")]  # fmt: skip
@@ -216,8 +216,8 @@ def enhance_photograph(photograph: np.ndarray, repeats: int, folder: Path) -> No
     model, fov = load_enhancer(), find_fov(photograph)
     tiles, batch = HEIGHT * WIDTH / TILE**2, 4
     images = np.stack([photograph[i : i + TILE, 1000:1256] for i in range(batch)])
-    views = np.stack([photograph_view(photograph, fov)] * batch)
-    places = np.stack([place_of(fov, HEIGHT, WIDTH, y=i, x=1000) for i in range(batch)])
+    thumbnails = np.stack([make_thumbnail(photograph, fov)] * batch)
+    circles = np.stack([circle_of(fov, HEIGHT, WIDTH, y=i, x=1000) for i in range(batch)])
     f, halo, computed = model._module.downsample, model._module.detail_halo, 1
     for length in (HEIGHT, WIDTH):
         length = -(-length // f)
@@ -225,7 +225,7 @@ def enhance_photograph(photograph: np.ndarray, repeats: int, folder: Path) -> No
         computed *= side * len(window_origins(length, side, -(-halo // f)))
     share = computed * f * f / (HEIGHT * WIDTH)
     whole = lambda: model.enhance(photograph, fov)  # noqa: E731
-    bare = lambda: model.enhance_tiles(images, views, places)  # noqa: E731
+    bare = lambda: model.enhance_tiles(images, thumbnails, circles)  # noqa: E731
     whole(), bare()
     pairs = [(seconds(whole), seconds(bare) / batch) for _ in range(repeats)]
     spent, tile = (statistics.median(column) for column in zip(*pairs, strict=True))

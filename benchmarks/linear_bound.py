@@ -14,7 +14,7 @@ import numpy as np
 from vae.configs.fundus256 import LATENT_CHANNELS
 from vae.data.pipeline import first_tiles, open_dataset
 from vae.models import fit_pca
-from vae.models.lapped import patch_spectra
+from vae.models.overlapping_ppca import patch_spectra
 
 
 def main() -> None:

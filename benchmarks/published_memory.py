@@ -12,8 +12,8 @@ import jax
 
 from vae.configs.published import get_config
 from vae.sharding import batch_sharding, make_mesh, tree_sharding
-from vae.training.state import abstract_state
 from vae.training.steps import make_train_step
+from vae.training.train_state import abstract_state
 
 GB = 1e9
 

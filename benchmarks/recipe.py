@@ -25,9 +25,9 @@ from vae.configs.fundus256 import LATENT_CHANNELS, get_config
 from vae.data.pipeline import eval_batches, first_tiles, open_dataset, train_batches
 from vae.metrics import masked_psnr, masked_ssim, to_float, to_uint8
 from vae.sharding import make_mesh, put_batch, tree_sharding
-from vae.tasks.linear_start import fit_linear
-from vae.training.state import abstract_state, initial_state
+from vae.tasks.linear_initialization import fit_linear
 from vae.training.steps import make_train_step
+from vae.training.train_state import abstract_state, initial_state
 from vae.training.validation import validate
 
 TILES_A_LABEL = 24  # the smallest camera of the development photographs has so many in val

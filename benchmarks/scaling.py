@@ -25,8 +25,8 @@ import numpy as np
 from absl import logging
 
 from vae.sharding import device_bytes, make_mesh, tree_sharding
-from vae.training.state import abstract_state
 from vae.training.steps import make_train_step
+from vae.training.train_state import abstract_state
 
 CONFIGS = ("fundus256:f8c32", "published:full")
 ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}

@@ -15,7 +15,7 @@ import jax
 from common import crops, seconds, training_step
 
 from vae.configs.fundus256 import LATENT_CHANNELS, get_config
-from vae.tasks.linear_start import fit_linear
+from vae.tasks.linear_initialization import fit_linear
 
 # Dense peak of the compute dtype's unit, FLOP/s a device, from the makers' data sheets.
 PEAK = {

@@ -16,7 +16,7 @@ from vae.data.fov import FieldOfView
 from vae.data.images import read_image, write_image
 from vae.data.manifest import OVERLAYS
 from vae.data.region import AUTO, FovChoice, find_region
-from vae.data.views import photograph_view, write_view
+from vae.data.thumbnails import make_thumbnail, write_thumbnail
 
 GRID = 8  # side of JPEG's blocks: origins are jittered over all of its phases
 
@@ -25,7 +25,7 @@ _OVERLAY_SIDE = 800
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Cut:
+class CutSettings:
     """What decides the pixels of a tile.
 
     Attributes:
@@ -53,7 +53,7 @@ class Job:
     photograph: str
     out: Path
     suffix: str
-    cut: Cut
+    cut: CutSettings
     overlay: bool
 
     @property
@@ -62,8 +62,8 @@ class Job:
         return self.out / _RECORDS / f"{self.photograph}.json"
 
     @property
-    def view_path(self) -> Path:
-        """The photograph's view, kept until all of them are packed into one file; no image file,
+    def thumbnail_path(self) -> Path:
+        """The photograph's thumbnail, kept until all of them are packed into one file; no image file,
         so that nobody who looks for tiles takes it for one."""
         return self.out / _RECORDS / f"{self.photograph}.npy"
 
@@ -194,7 +194,7 @@ def _move_to_phase(origin: int, phase: int, limit: int) -> int:
     return max(0, moved)
 
 
-def load_photograph(path: Path, name: str, cut: Cut) -> Photograph:
+def load_photograph(path: Path, name: str, cut: CutSettings) -> Photograph:
     """Reads a photograph, scales it as `cut` says and blackens all outside its field of view.
 
     Args:
@@ -237,7 +237,9 @@ def load_photograph(path: Path, name: str, cut: Cut) -> Photograph:
     return Photograph(image, fov, inside, scale, region.lost_share)
 
 
-def place_tiles(photograph: Photograph, name: str, cut: Cut) -> list[tuple[int, int, float]]:
+def place_tiles(
+    photograph: Photograph, name: str, cut: CutSettings
+) -> list[tuple[int, int, float]]:
     """`tile_origins` of the photograph called `name`, with the values of `cut`."""
     return tile_origins(
         photograph.inside,
@@ -251,14 +253,14 @@ def place_tiles(photograph: Photograph, name: str, cut: Cut) -> list[tuple[int, 
 
 
 def cut_photograph(job: Job) -> Record:
-    """Writes a photograph's tiles, its view and its record, or finds them finished.
+    """Writes a photograph's tiles, its thumbnail and its record, or finds them finished.
 
     Raises:
       DataError: The photograph gives no tiles; the message says why.
     """
     overlay = job.out / OVERLAYS / f"{job.photograph}.jpg"
     record = finished(job)
-    if record and job.view_path.exists() and (overlay.exists() or not job.overlay):
+    if record and job.thumbnail_path.exists() and (overlay.exists() or not job.overlay):
         return record
 
     photograph = load_photograph(job.path, job.photograph, job.cut)
@@ -269,7 +271,7 @@ def cut_photograph(job: Job) -> Record:
             f"{job.path}: no tile of {job.cut.tile} pixels is {job.cut.min_fov:.0%} inside the"
             f" field of view of {columns} x {rows} pixels; a smaller stride may help"
         )
-    _write_view(job, photograph.image, photograph.fov)
+    _write_thumbnail(job, photograph.image, photograph.fov)
     if record is None:
         record = _write_tiles(job, photograph, placed)
     if job.overlay:
@@ -322,9 +324,9 @@ def _write_tiles(job: Job, photograph: Photograph, placed: list[tuple[int, int, 
     return record
 
 
-def _write_view(job: Job, image: np.ndarray, fov: FieldOfView) -> None:
-    job.view_path.parent.mkdir(parents=True, exist_ok=True)
-    write_view(job.view_path, photograph_view(image, fov))
+def _write_thumbnail(job: Job, image: np.ndarray, fov: FieldOfView) -> None:
+    job.thumbnail_path.parent.mkdir(parents=True, exist_ok=True)
+    write_thumbnail(job.thumbnail_path, make_thumbnail(image, fov))
 
 
 def _source(path: Path) -> tuple[int, int]:

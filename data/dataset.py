@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vae.data import manifest, records, storage, views
+from vae.data import manifest, records, storage, thumbnails
 from vae.data.errors import DataError, UsageError
 from vae.data.fundus_tiles import NAME, VERSION
 from vae.data.local_copy import local_copy
@@ -52,20 +52,20 @@ class Dataset:
         path = self.path / manifest.PHOTOGRAPHS
         return manifest.read_photographs(path) if path.name in storage.names(self.path) else []
 
-    def views(self) -> tuple[np.ndarray, dict[str, int]]:
-        """The photographs' views, uint8 [N, VIEW, VIEW, 3], and the row of each photograph's.
+    def thumbnails(self) -> tuple[np.ndarray, dict[str, int]]:
+        """The photographs' thumbnails, uint8 [N, THUMBNAIL, THUMBNAIL, 3], and the row of each photograph's.
 
         Raises:
           DataError: The dataset has none, or they are damaged.
         """
-        if views.VIEWS not in storage.names(self.path):
+        if thumbnails.THUMBNAILS not in storage.names(self.path):
             raise DataError(
-                f"{self.path} has no views of its photographs; cut the tiles with "
+                f"{self.path} has no thumbnails of its photographs; cut the tiles with "
                 "`fundus-vae make-tiles` of this version (it continues what an earlier one "
                 "finished), and build the dataset again"
             )
         rows = {row.photograph: number for number, row in enumerate(self.photographs())}
-        return views.open_views(self.path / views.VIEWS, len(rows)), rows
+        return thumbnails.open_thumbnails(self.path / thumbnails.THUMBNAILS, len(rows)), rows
 
     def source(self, split: str) -> records.RecordSource:
         """The records of a split.

@@ -12,7 +12,7 @@ from vae.data.errors import DataError
 from vae.data.images import require_encoded_size
 from vae.data.names import composed
 from vae.data.record_files import damaged
-from vae.data.views import place_of
+from vae.data.thumbnails import circle_of
 
 
 class Example:
@@ -25,7 +25,7 @@ class Example:
           DataError: It does not match its checksum, or is no example.
         """
         record = source[number] if record is None else record
-        self._place = (source, number)
+        self._locator = (source, number)
         try:
             self._features = tf_example_pb2.Example.FromString(record).features.feature
         except DecodeError as error:
@@ -43,14 +43,14 @@ class Example:
         y, x = (self._features[name].int64_list.value[0] for name in ("y", "x"))
         return fov.FieldOfView(*values), y, x
 
-    def place(self, y: int = 0, x: int = 0) -> np.ndarray:
+    def circle(self, y: int = 0, x: int = 0) -> np.ndarray:
         """Where the field of view lies as seen from row y, column x of the tile: float32 [3]; see
-        `vae.data.views.place_of`."""
-        view, top, left = self.geometry()
+        `vae.data.thumbnails.circle_of`."""
+        field, top, left = self.geometry()
         height, width = (
             self._features[f"photo_{side}"].int64_list.value[0] for side in ("height", "width")
         )
-        return place_of(view, height, width, top + y, left + x)
+        return circle_of(field, height, width, top + y, left + x)
 
     def decode(self) -> np.ndarray:
         """The tile as it was built: uint8 [H, W, 3].
@@ -69,7 +69,7 @@ class Example:
         return image
 
     def _damaged(self, what: str):
-        source, number = self._place
+        source, number = self._locator
         return damaged(*source.locate(number), what, source[number])
 
 

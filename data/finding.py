@@ -13,10 +13,10 @@ from vae.data.files import require_regular
 from vae.data.images import IMAGE_SUFFIXES, require_utf8
 from vae.data.manifest import MANIFEST, PHOTOGRAPHS
 from vae.data.names import suffix_of
-from vae.data.views import VIEWS
+from vae.data.thumbnails import THUMBNAILS
 
 # Ours beside the images of a folder, not worth a word where others are counted.
-_OUR_FILES = {MANIFEST, PHOTOGRAPHS, REJECTED, VIEWS}
+_OUR_FILES = {MANIFEST, PHOTOGRAPHS, REJECTED, THUMBNAILS}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from vae.data.dataset import Dataset, open_dataset
 from vae.data.errors import DataError
 from vae.data.examples import Example, read_examples
 from vae.data.order import Order, checked_rows, draw, permutation
-from vae.data.views import VIEW
+from vae.data.thumbnails import THUMBNAIL
 
 __all__ = ["Dataset", "eval_batches", "first_tiles", "open_dataset", "train_batches"]
 
@@ -57,12 +57,12 @@ def train_batches(
 
     Returns:
       Iterator of `image` uint8 [rows, size, size, 3] and `tile_id` str [rows]; with `context` of
-      `view` uint8 [rows, VIEW, VIEW, 3] and `place` float32 [rows, 3], too (see `vae.data.views`);
+      `thumbnail` uint8 [rows, THUMBNAIL, THUMBNAIL, 3] and `fov_circle` float32 [rows, 3], too (see `vae.data.thumbnails`);
       with `labels` of `label` str [rows].
 
     Raises:
       UsageError: There is no such split, or are no such rows.
-      DataError: There are no views; from the iterator: a record is damaged or its tile too small.
+      DataError: There are no thumbnails; from the iterator: a record is damaged or its tile too small.
     """
     source = dataset.source(split)
     _check_size(dataset, size)
@@ -139,13 +139,13 @@ def eval_batches(
         masks = np.zeros((len(rows), size, size), bool)
         names = {key: [""] * len(rows) for key in _NAMES}
         around = [_NOWHERE] * len(rows) if contexts else []
-        places = batch * batch_size + np.asarray(rows)
-        valid = places < len(numbers)
-        wanted = numbers[places[valid]].tolist()
+        circles = batch * batch_size + np.asarray(rows)
+        valid = circles < len(numbers)
+        wanted = numbers[circles[valid]].tolist()
         for row, example in zip(np.flatnonzero(valid), read_examples(source, wanted), strict=True):
             y, x = _decode_into(example, images[row], example.text("tile_id"))
-            view, origin_y, origin_x = example.geometry()
-            masks[row] = fov.fov_mask(view, images[row], origin_y + y, origin_x + x)
+            geometry, origin_y, origin_x = example.geometry()
+            masks[row] = fov.fov_mask(geometry, images[row], origin_y + y, origin_x + x)
             for key in _NAMES:
                 names[key][row] = example.text(key)
             if contexts:
@@ -182,28 +182,30 @@ def first_tiles(
 
 
 # Of the padding of a last batch.
-_NOWHERE = (np.zeros((VIEW, VIEW, 3), np.uint8), np.array([0, 0, 1], np.float32))
+_NOWHERE = (np.zeros((THUMBNAIL, THUMBNAIL, 3), np.uint8), np.array([0, 0, 1], np.float32))
 
 
 class _Contexts:
     """What a dataset knows of the photograph around a tile."""
 
     def __init__(self, dataset: Dataset):
-        self._views, self._rows = dataset.views()
+        self._thumbnails, self._rows = dataset.thumbnails()
 
     def of(self, example: Example, y: int, x: int) -> tuple[np.ndarray, np.ndarray]:
         """View and place, seen from row y, column x of the tile."""
         photograph = example.text("photograph")
         if photograph not in self._rows:
-            raise DataError(f"tile {example.text('tile_id')} is of {photograph}, which has no view")
-        return self._views[self._rows[photograph]], example.place(y, x)
+            raise DataError(
+                f"tile {example.text('tile_id')} is of {photograph}, which has no thumbnail"
+            )
+        return self._thumbnails[self._rows[photograph]], example.circle(y, x)
 
 
 def _stacked(around: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
     if not around:
         return {}
-    views, places = zip(*around, strict=True)
-    return {"view": np.stack(views), "place": np.stack(places)}
+    thumbnails, circles = zip(*around, strict=True)
+    return {"thumbnail": np.stack(thumbnails), "fov_circle": np.stack(circles)}
 
 
 _NAMES = ("tile_id", "photograph", "patient", "label")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vae.data.copies import find_copies
 from vae.data.cores import available_cores
-from vae.data.cutting import Cut, Job, Record, finished
+from vae.data.cutting import CutSettings, Job, Record, finished
 from vae.data.cutting_run import estimate, format_bytes, format_time, run
 from vae.data.errors import DataError, UsageError
 from vae.data.failures import REJECTED, Failure, write_rejected
@@ -30,11 +30,11 @@ from vae.data.names import name_photographs, path_below, shorten
 from vae.data.outputs import claim_folder
 from vae.data.region import FovChoice
 from vae.data.splits import REGEX_EXAMPLE, SPLITS, Assignment, assign_splits
-from vae.data.views import VIEWS, pack_views
+from vae.data.thumbnails import THUMBNAILS, pack_thumbnails
 
 _OPTIONS = "make_tiles.json"
 # Names in the folder of tiles that no folder of photographs may have.
-_TAKEN = frozenset((MANIFEST, PHOTOGRAPHS, VIEWS, OVERLAYS, REJECTED, _OPTIONS))
+_TAKEN = frozenset((MANIFEST, PHOTOGRAPHS, THUMBNAILS, OVERLAYS, REJECTED, _OPTIONS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,7 @@ def make_tiles(
     A photograph's id is its path below `photographs` without the suffix (directly in it,
     "<name of the folder>/<stem>"), and its tiles are `out/<id>/<stem>_y<y>_x<x>.png`. Its label is
     the name of its folder, or the word of `patients`. `manifest.csv`, `photographs.csv` and
-    `views.npy`, the photographs in 64 x 64 pixels, are written at the end. Interrupted, the same
+    `thumbnails.npy`, the photographs in 64 x 64 pixels, are written at the end. Interrupted, the same
     call continues: finished photographs are not cut again. Photographs whose files have the same
     content are reported and share a split.
 
@@ -149,7 +149,7 @@ def make_tiles(
     root, out = Path(os.path.abspath(photographs)), Path(os.path.abspath(out))
     masks = None if fov_mask is None else os.path.abspath(fov_mask)
     choice = FovChoice(fov, masks, max_lost_share)
-    cut = Cut(tile, stride, min_fov, fov_width, seed, choice)
+    cut = CutSettings(tile, stride, min_fov, fov_width, seed, choice)
     _check_options(cut, file_format, limit, workers)
     if out.is_relative_to(root) or root.is_relative_to(out):
         raise UsageError(f"{out} and the photographs in {root}: neither may lie in the other")
@@ -210,7 +210,9 @@ def make_tiles(
         return _conclude(out, jobs, list(chosen.values()), results, reused, start)
 
 
-def _check_options(cut: Cut, file_format: str, limit: int | None, workers: int | None) -> None:
+def _check_options(
+    cut: CutSettings, file_format: str, limit: int | None, workers: int | None
+) -> None:
     for name, value in (("tile", cut.tile), ("stride", cut.stride)):
         if value < 1:
             raise UsageError(f"{name} {value}: expected at least 1 pixel")
@@ -225,7 +227,7 @@ def _check_options(cut: Cut, file_format: str, limit: int | None, workers: int |
         raise UsageError(f"file_format {file_format!r}: expected png or jpg")
 
 
-def _flat(cut: Cut) -> dict[str, object]:
+def _flat(cut: CutSettings) -> dict[str, object]:
     """The options that decide the pixels of tiles, under their own names."""
     options = dataclasses.asdict(cut)
     return options | options.pop("choice")
@@ -285,7 +287,7 @@ def _conclude(
     reasons = shorten(failure.reason for failure in rejected)
     if not cut_ones:
         raise DataError(f"no tiles: all photographs were rejected ({out / REJECTED}): {reasons}")
-    pack_views(out / VIEWS, (job.view_path for job, _, _ in cut_ones), len(cut_ones))
+    pack_thumbnails(out / THUMBNAILS, (job.thumbnail_path for job, _, _ in cut_ones), len(cut_ones))
     write_photographs(
         out / PHOTOGRAPHS,
         (

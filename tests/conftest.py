@@ -132,8 +132,8 @@ def finished(tiny_data, once):
 @pytest.fixture(scope="session")
 def vector_model(once):
     """An exported FundusVAE with one vector a tile of 32 pixels, not trained."""
-    from vae.checkpoints.exported import SavedModel, write_exported
     from vae.checkpoints.modules import initial_variables
+    from vae.checkpoints.safetensors_io import SavedModel, write_safetensors
     from vae.configs.published import get_config
 
     with once("vector") as (folder, made):
@@ -143,5 +143,7 @@ def vector_model(once):
             size = config.model.latent_size
             variables = jax.jit(lambda: initial_variables(config))()
             statistics = np.zeros(size), np.ones(size)
-            write_exported(path, SavedModel(path, config, 7, variables, *statistics, provenance={}))
+            write_safetensors(
+                path, SavedModel(path, config, 7, variables, *statistics, provenance={})
+            )
     return path

@@ -19,7 +19,7 @@ from vae.data.fov import FIELDS
 from vae.data.fundus_tiles import VERSION, on_beam
 from vae.data.fundus_tiles.collect import TileList, collect
 from vae.data.fundus_tiles.shards import Notes, Shard, TooManyRejectedError
-from vae.data.views import VIEWS
+from vae.data.thumbnails import THUMBNAILS
 
 SHARD_BYTES = 256 << 20
 
@@ -127,8 +127,8 @@ class FundusTiles(tfds.core.ShardBasedBuilder):
             photographs = storage.read_bytes(tiles.photographs)
             (directory / manifest.PHOTOGRAPHS).write_bytes(photographs)
             beside = tiles.photographs.parent
-            if VIEWS in storage.names(beside):
-                storage.download(beside / VIEWS, directory / VIEWS)
+            if THUMBNAILS in storage.names(beside):
+                storage.download(beside / THUMBNAILS, directory / THUMBNAILS)
         if not beams:  # There the workers did.
             for info in self.info.splits.values():
                 for path in info.filepaths:

@@ -321,7 +321,7 @@ def test_names_that_collide_are_refused(tree, tmp_path):
         make_tiles(root, tmp_path / "tiles", **SPLIT, **FAST)
 
 
-@pytest.mark.parametrize("name", ["overlays", "manifest.csv", "views.npy"])
+@pytest.mark.parametrize("name", ["overlays", "manifest.csv", "thumbnails.npy"])
 def test_folders_that_the_tiles_need_are_refused(tmp_path, name):
     (tmp_path / "eyes" / name).mkdir(parents=True)
     write_image(tmp_path / "eyes" / name / "p1.png", fundus_photograph(1, SIZE))

@@ -12,8 +12,8 @@ import pytest
 import zarr
 
 import vae
-from vae.checkpoints.exported import SavedModel, write_exported
 from vae.checkpoints.modules import make_model
+from vae.checkpoints.safetensors_io import SavedModel, write_safetensors
 from vae.cli import main
 from vae.configs.published import get_config
 from vae.data.images import encode_image, read_image, write_image
@@ -232,7 +232,7 @@ def test_vectors_of_a_model_of_one_tile_size(mixed, tmp_path, capsys):
         latent_mean=np.zeros(16, np.float32), latent_var=np.ones(16, np.float32), provenance={},
     )  # fmt: skip
     path, tiles = tmp_path / "model.safetensors", mixed / "tile00.png"
-    write_exported(path, saved)
+    write_safetensors(path, saved)
     command = ["--model", path, "--out", tmp_path / "l.zarr"]
     assert encode(mixed, *command) == 1
     said = capsys.readouterr().err

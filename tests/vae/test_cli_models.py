@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import vae
+from vae.checkpoints.loading import load_saved
 from vae.checkpoints.provenance import portable
-from vae.checkpoints.reading import read_model
 from vae.cli import main
 from vae.configs import published
 
@@ -43,7 +43,7 @@ def snapshot(folder):
 
 
 def test_an_exported_file_says_nothing_of_its_machine(finished, exported, tiny_data):
-    of_run, of_file = (read_model(path) for path in (finished[1], exported))
+    of_run, of_file = (load_saved(path) for path in (finished[1], exported))
     assert of_run.config.data.dir == str(tiny_data)
     assert of_file.config.data.dir == tiny_data.name
     assert str(tiny_data.parent).encode() not in exported.read_bytes()
@@ -52,7 +52,7 @@ def test_an_exported_file_says_nothing_of_its_machine(finished, exported, tiny_d
 
 
 def test_a_command_keeps_the_names_of_its_files(finished):
-    saved = read_model(finished[1])
+    saved = load_saved(finished[1])
     command = "run_experiment.py --config=configs/a.py:b --workdir=/home/me/eyes --config.seed=3"
     saved = dataclasses.replace(saved, provenance=saved.provenance | {"command": command})
     assert portable(saved).provenance["command"] == command.replace("/home/me/", "")
@@ -60,7 +60,7 @@ def test_a_command_keeps_the_names_of_its_files(finished):
 
 def test_what_is_given_away_computes_in_float32(finished):
     """Trained in bfloat16 on an accelerator, it is as exact as any on a laptop."""
-    saved = read_model(finished[1])
+    saved = load_saved(finished[1])
     saved.config.train.compute_dtype = "bfloat16"
     assert portable(saved).config.train.compute_dtype == "float32"
 
@@ -188,9 +188,9 @@ def test_info_of_every_kind_of_model(finished, exported, tmp_path, capsys):
     assert len(of_run["trained"]["fingerprint"]) == 32 and of_run["trained"]["command"]
     results = json.loads((workdir / "results.json").read_text())
     model = next(row for row in results["rows"] if row["name"] == "model")
-    assert of_run["figures"]["psnr"] == model["psnr"]
-    assert of_run["figures"]["split"] == config.eval.split
-    assert of_file["figures"] is None
+    assert of_run["metrics"]["psnr"] == model["psnr"]
+    assert of_run["metrics"]["split"] == config.eval.split
+    assert of_file["metrics"] is None
 
     assert main(["info", str(workdir)]) == 0
     text = capsys.readouterr().out
@@ -202,7 +202,7 @@ def test_info_does_not_take_the_figures_of_another_step(finished, capsys):
     _, workdir = finished
     assert main(["info", str(workdir / "checkpoints" / "4"), "--json"]) == 0
     about = json.loads(capsys.readouterr().out)
-    assert about["step"] == 4 and about["figures"] is None
+    assert about["step"] == 4 and about["metrics"] is None
 
 
 def test_info_of_a_model_of_vectors(vector_model, capsys):
@@ -219,7 +219,7 @@ def test_export_the_mean_of_two_checkpoints(finished, vector_model, tmp_path, ca
     ends = [finished[1] / "checkpoints" / step for step in ("0", "8")]
     command = ["export", str(ends[1]), "--average", str(ends[0]), "--out"]
     assert main([*command, str(tmp_path / "mean.safetensors")]) == 0
-    mean, *two = (read_model(path).variables for path in (tmp_path / "mean.safetensors", *ends))
+    mean, *two = (load_saved(path).variables for path in (tmp_path / "mean.safetensors", *ends))
     for a, b, c in zip(*map(jax.tree.leaves, (mean, *two)), strict=True):
         np.testing.assert_allclose(a, (np.float64(b) + c) / 2, rtol=1e-6, atol=1e-9)
     command[3] = str(vector_model)

@@ -9,7 +9,7 @@ from vae.checkpoints.config import from_dict
 from vae.configs import enhance256, fundus256, prior256, published
 from vae.configs.fundus256 import PRESETS, get_config
 from vae.data.errors import UsageError
-from vae.training.state import abstract_state
+from vae.training.train_state import abstract_state
 from vae.training.validation import validate
 
 

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 import pytest
 
-from vae.checkpoints.exported import EXPORTED, write_exported
+from vae.checkpoints.loading import load_saved, variables_hash
 from vae.checkpoints.modules import initial_variables, make_model
-from vae.checkpoints.reading import read_model, variables_hash
+from vae.checkpoints.safetensors_io import MODEL_FILE, write_safetensors
 from vae.configs.fundus256 import get_config
 from vae.data.errors import DataError
 from vae.models import FundusVAE
@@ -97,7 +97,7 @@ def refused(capsys, tmp_path, source, *options, code=1) -> str:
 
 
 def test_converted_model_is_one_like_any_other(source, twin, out):
-    saved = read_model(out)
+    saved = load_saved(out)
     assert saved.config.model.latent_size == 12 and saved.config.model.image_size == 16
     assert saved.config.data.crop == 16
     assert saved.provenance["source"] == "model.pth" and len(saved.provenance["sha256"]) == 64
@@ -127,7 +127,7 @@ def test_there_and_back_is_bit_exact(twin, out, tmp_path, capsys):
     assert "--overwrite replaces it" in one_line(capsys)
     again = tmp_path / "again"
     assert main([str(back), "--out", str(again)]) == 0
-    assert variables_hash(read_model(again).variables) == variables_hash(read_model(out).variables)
+    assert variables_hash(load_saved(again).variables) == variables_hash(load_saved(out).variables)
 
 
 def test_verify_prints_the_differences(source, tmp_path, capsys):
@@ -216,10 +216,10 @@ def test_the_old_format_and_safetensors_give_the_same(source, twin, out, tmp_pat
     )  # fmt: skip
     assert not zipfile.is_zipfile(tmp_path / "old.pth")
     save_file(without_prefix(twin), tmp_path / "model.safetensors")
-    expected = variables_hash(read_model(out).variables)
+    expected = variables_hash(load_saved(out).variables)
     for name in ("old.pth", "model.safetensors"):
         assert main([str(tmp_path / name), "--out", str(tmp_path / "out"), "--overwrite"]) == 0
-        assert variables_hash(read_model(tmp_path / "out").variables) == expected
+        assert variables_hash(load_saved(tmp_path / "out").variables) == expected
 
 
 def test_everything_wrong_is_listed_at_once(tmp_path, capsys):
@@ -359,7 +359,7 @@ def test_damaged_safetensors(tmp_path, capsys, out):
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"\xff" * 100)
     assert "damaged" in refused(capsys, tmp_path, path)
-    assert "is converted already" in refused(capsys, tmp_path, out / EXPORTED)
+    assert "is converted already" in refused(capsys, tmp_path, out / MODEL_FILE)
 
 
 def test_views_larger_than_what_the_file_holds_are_refused(tmp_path, capsys):
@@ -387,14 +387,14 @@ def test_named_pipe_is_refused(tmp_path, capsys):
 
 
 def test_what_is_read_is_not_written(out, tmp_path, capsys):
-    model, before = tmp_path / "model", (out / EXPORTED).read_bytes()
+    model, before = tmp_path / "model", (out / MODEL_FILE).read_bytes()
     shutil.copytree(out, model)
-    source = str(model / EXPORTED)
+    source = str(model / MODEL_FILE)
     assert main([source, "--out", str(model), "--overwrite"]) == 2
     assert "could be overwritten" in one_line(capsys)
     assert main(["--to_torch", str(model), "--out", source, "--overwrite"]) == 2
     assert "which is read" in one_line(capsys)
-    assert (model / EXPORTED).read_bytes() == before
+    assert (model / MODEL_FILE).read_bytes() == before
 
 
 def test_outputs_are_not_replaced_unasked(tmp_path, capsys, monkeypatch):
@@ -403,7 +403,7 @@ def test_outputs_are_not_replaced_unasked(tmp_path, capsys, monkeypatch):
     target.mkdir()
     monkeypatch.chdir(target)
     assert main([str(source), "--out", "."]) == 0  # an empty folder is none
-    assert (target / EXPORTED).exists()
+    assert (target / MODEL_FILE).exists()
     capsys.readouterr()
     assert main([str(source), "--out", str(target)]) == 2
     assert "--overwrite replaces it" in one_line(capsys)
@@ -422,7 +422,7 @@ def test_full_disk_leaves_what_was_there(source, tmp_path, capsys):
     small, target = tmp_path / "model.pth", tmp_path / "out"
     torch.save(blank(), small)
     assert main([str(small), "--out", str(target)]) == 0
-    before = variables_hash(read_model(target).variables)
+    before = variables_hash(load_saved(target).variables)
     capsys.readouterr()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, limits[1]))
@@ -435,7 +435,7 @@ def test_full_disk_leaves_what_was_there(source, tmp_path, capsys):
     assert "cannot be written" in error and "free some disk space" in error
     assert "back.pth: cannot be written" in one_line(capsys)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pth", "out"]
-    assert variables_hash(read_model(target).variables) == before
+    assert variables_hash(load_saved(target).variables) == before
 
 
 @pytest.mark.parametrize(
@@ -457,16 +457,16 @@ def test_wrong_usage(argv, message, capsys):
 def test_other_models_have_no_pytorch_module(out, tmp_path, capsys):
     config = get_config("smoke")
     other = dataclasses.replace(
-        read_model(out),
+        load_saved(out),
         config=config,
         variables=jax.jit(lambda: initial_variables(config))(),
         latent_mean=np.zeros(8, np.float32),
         latent_var=np.ones(8, np.float32),
     )
-    write_exported(tmp_path / "other" / EXPORTED, other)
+    write_safetensors(tmp_path / "other" / MODEL_FILE, other)
     assert main(["--to_torch", str(tmp_path / "other"), "--out", str(tmp_path / "model.pth")]) == 1
     assert "architecture 'autoencoder_kl'" in one_line(capsys)
-    (tmp_path / "other" / EXPORTED).unlink()
+    (tmp_path / "other" / MODEL_FILE).unlink()
     assert main(["--to_torch", str(tmp_path / "other"), "--out", str(tmp_path / "model.pth")]) == 1
     assert "no model" in one_line(capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["other"]

@@ -12,7 +12,7 @@ from skimage import data as bundled
 from vae.cli import main
 from vae.data.images import read_image, write_image
 from vae.inference.contact_sheet import contact_sheet
-from vae.models.degradations import DEGRADATIONS, GAMMA, REACH, Place, degrade
+from vae.models.degradations import DEGRADATIONS, GAMMA, REACH, FovGeometry, degrade
 
 SIDE = 64
 KEY = jax.random.key(7)
@@ -22,7 +22,9 @@ SPATIAL = {"haze": REACH, "defocus": REACH, "motion": REACH, "downsampling": 24,
 
 
 def place(y, x):
-    return Place(jnp.int32(y), jnp.int32(x), jnp.float32(100), jnp.float32(110), jnp.float32(100))
+    return FovGeometry(
+        jnp.int32(y), jnp.int32(x), jnp.float32(100), jnp.float32(110), jnp.float32(100)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from vae.checkpoints.reading import read_model
+from vae.checkpoints.loading import load_saved
 from vae.data.errors import UsageError
 from vae.training.distributed import initialize
 from vae.training.train import train
@@ -84,7 +84,7 @@ def preempted(finished, tmp_path_factory):
 def test_sigterm_to_one_process_stops_all_at_the_same_step(preempted):
     workdir, (codes, outputs, errors) = preempted
     assert codes == [143, 143], errors[1][-2000:]
-    saved = read_model(workdir)
+    saved = load_saved(workdir)
     assert 2 <= saved.step < 8
     assert f"SIGTERM: saved checkpoint {saved.step}" in outputs[0]
     assert "SIGTERM" not in outputs[1]  # one voice
@@ -94,7 +94,7 @@ def test_sigterm_to_one_process_stops_all_at_the_same_step(preempted):
 def test_losses_and_figures_are_those_of_one_process(preempted, finished):
     workdir, _ = preempted
     several, one = losses(workdir), losses(finished[1])
-    steps = read_model(workdir).step
+    steps = load_saved(workdir).step
     assert sorted(several) == list(range(steps))  # written once
     for step, loss in several.items():
         assert loss == pytest.approx(one[step], rel=TOLERANCE)
@@ -108,7 +108,7 @@ def test_losses_and_figures_are_those_of_one_process(preempted, finished):
 def test_another_number_of_processes_continues(preempted, finished, tmp_path, processes):
     config, undisturbed = finished
     shutil.copytree(preempted[0], tmp_path, dirs_exist_ok=True)
-    first = read_model(tmp_path).step
+    first = load_saved(tmp_path).step
     if processes == 1:
         train(config, tmp_path)
     else:
@@ -126,8 +126,8 @@ def test_another_number_of_processes_continues(preempted, finished, tmp_path, pr
     for row, other in zip(results["rows"], expected["rows"], strict=True):
         assert row["ssim"] == pytest.approx(other["ssim"], abs=1e-4)
     for a, b in zip(
-        jax.tree.leaves(read_model(tmp_path).variables),
-        jax.tree.leaves(read_model(undisturbed).variables),
+        jax.tree.leaves(load_saved(tmp_path).variables),
+        jax.tree.leaves(load_saved(undisturbed).variables),
         strict=True,
     ):
         # Adam divides by the root of what may be rounding only: a step of the learning rate.

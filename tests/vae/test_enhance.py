@@ -13,15 +13,15 @@ from skimage import data as bundled
 
 import vae
 from tests.data.test_images import swapped_profile
-from vae.checkpoints.exported import SavedModel, write_exported
 from vae.checkpoints.modules import initial_variables
+from vae.checkpoints.safetensors_io import SavedModel, write_safetensors
 from vae.cli import main
 from vae.configs import enhance256
 from vae.data.errors import DataError
 from vae.data.fov import UNKNOWN, FieldOfView, find_fov
 from vae.data.images import read_image
 from vae.data.inputs import open_inputs
-from vae.data.views import photograph_view, place_of
+from vae.data.thumbnails import circle_of, make_thumbnail
 from vae.inference import enhance, windows
 from vae.inference.enhance import EnhancementModel, load_enhancer
 
@@ -123,8 +123,8 @@ def test_a_tile_is_enhanced_as_in_its_photograph(config, moved, photograph):
     y, x, side, halo = 40, 48, 240, model._module.detail_halo
     inside = np.where(FOV.mask(*photograph.shape[:2])[..., None], photograph, np.uint8(0))
     tile = inside[y : y + side, x : x + side]
-    place = place_of(FOV, *photograph.shape[:2], y=y, x=x)
-    alone = model.enhance_tiles(tile[None], photograph_view(photograph, FOV)[None], place[None])[0]
+    circle = circle_of(FOV, *photograph.shape[:2], y=y, x=x)
+    alone = model.enhance_tiles(tile[None], make_thumbnail(photograph, FOV)[None], circle[None])[0]
     whole = model.enhance(photograph, FOV)[y : y + side, x : x + side]
     deep = np.s_[halo + 8 : -halo - 8, halo + 8 : -halo - 8]
     known = FOV.mask(*photograph.shape[:2])[y : y + side, x : x + side][deep]
@@ -137,8 +137,8 @@ def test_a_photograph_is_sharpened_by_all_of_it(model, photograph, monkeypatch):
     round_fov = FieldOfView(FOV.x, FOV.y, 120.0, *2 * (-math.inf, math.inf))
     monkeypatch.setattr(enhance, "STRIP", 64)
     toned = model._toned(photograph, round_fov)
-    place = place_of(round_fov, *photograph.shape[:2])
-    whole = np.asarray(model._stages.sharpen(toned[None], place[None]))[0]
+    circle = circle_of(round_fov, *photograph.shape[:2])
+    whole = np.asarray(model._stages.sharpen(toned[None], circle[None]))[0]
     made = model._sharp(photograph, round_fov)
     # Sums of 289 products of float32, and FFTs.
     np.testing.assert_allclose(made, whole, atol=1e-4)
@@ -146,7 +146,7 @@ def test_a_photograph_is_sharpened_by_all_of_it(model, photograph, monkeypatch):
 
 
 def test_uncertainty_is_of_the_photograph_not_of_its_windows(model, photograph, monkeypatch):
-    tone = np.asarray(model._stages.tone_error(photograph_view(photograph, FOV)[None]))[0]
+    tone = np.asarray(model._stages.tone_error(make_thumbnail(photograph, FOV)[None]))[0]
 
     inside = FOV.mask(*photograph.shape[:2])
 
@@ -165,20 +165,20 @@ def test_uncertainty_is_of_the_photograph_not_of_its_windows(model, photograph, 
 
 
 def test_uncertainty_knows_of_the_tone(model, config, fresh, photograph):
-    view = photograph_view(photograph, FOV)[None]
-    tile, place = photograph[None, :64, :64], place_of(FOV, *photograph.shape[:2])[None]
-    tone = float(model._stages.tone_error(view)[0])
+    thumbnail = make_thumbnail(photograph, FOV)[None]
+    tile, circle = photograph[None, :64, :64], circle_of(FOV, *photograph.shape[:2])[None]
+    tone = float(model._stages.tone_error(thumbnail)[0])
     assert tone > 1
-    assert model.tile_uncertainty(tile, view, place, samples=2).min() >= tone
+    assert model.tile_uncertainty(tile, thumbnail, circle, samples=2).min() >= tone
     assert model.enhanced(photograph, FOV, samples=2).uncertainty[150, 170] >= tone
     # What leaves the tone as it is has no error of it.
-    assert not EnhancementModel(saved_model(config, fresh))._stages.tone_error(view).any()
+    assert not EnhancementModel(saved_model(config, fresh))._stages.tone_error(thumbnail).any()
 
 
 @pytest.fixture(scope="module")
 def exported(config, moved, tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "enhancer.safetensors"
-    write_exported(path, saved_model(config, moved))
+    write_safetensors(path, saved_model(config, moved))
     return path
 
 

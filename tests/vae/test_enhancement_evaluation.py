@@ -15,7 +15,7 @@ from vae.checkpoints.modules import initial_variables
 from vae.configs import enhance256
 from vae.data.errors import DataError
 from vae.data.pipeline import open_dataset
-from vae.data.views import VIEWS
+from vae.data.thumbnails import THUMBNAILS
 from vae.evaluation.enhancement import CASES, Case, degrade_case, evaluate_enhancer, pick_tiles
 from vae.evaluation.enhancement.classical import METHODS
 from vae.evaluation.enhancement.run import RESULTS, TABLE
@@ -101,11 +101,11 @@ def test_cases_are_the_same_for_a_photograph_and_a_seed(dataset):
     again = pick_tiles(dataset, "train", size=64, count=12, seed=0)
     assert [tile.tile_id for tile in tiles] == [tile.tile_id for tile in again]
     for case in (case for case in CASES if case.severity != 1 / 3):
-        seen, view = degrade_case(tiles[0], case)
+        seen, thumbnail = degrade_case(tiles[0], case)
         np.testing.assert_array_equal(degrade_case(tiles[0], case)[0], seen)
         changed = error(seen, tiles[0].image)
         assert changed == 0 if case.name == "clean" else case.name == "mixed" or changed > 0, case
-        assert seen.dtype == view.dtype == np.uint8
+        assert seen.dtype == thumbnail.dtype == np.uint8
     mixed = Case("mixed", math.nan)
     assert any(error(degrade_case(tile, mixed)[0], tile.image) > 2 for tile in tiles)
 
@@ -131,7 +131,7 @@ def test_the_table(dataset, tmp_path, capsys):
     assert content == json.loads((report / RESULTS).read_text())
     page = (report / "index.html").read_text()
     # Before, after and clean of each tile, curves, nothing fetched.
-    assert page.count('class="view"') == 3 * content["tiles"]
+    assert page.count('class="thumbnail"') == 3 * content["tiles"]
     assert page.count("data:image/svg+xml;base64,") == 2
     assert page.count('alt="PSNR and SSIM against severity of haze"') == 1
     for words in ("non-local means", "spots kept", "What the uncertainty says", content["model"]):
@@ -145,9 +145,9 @@ def test_a_dataset_without_views_is_refused(dataset, tmp_path):
 
     copy = tmp_path / "copy"
     shutil.copytree(dataset.path, copy)
-    (copy / VIEWS).unlink()
-    with pytest.raises(DataError, match="no views of its photographs; cut the tiles"):
+    (copy / THUMBNAILS).unlink()
+    with pytest.raises(DataError, match="no thumbnails of its photographs; cut the tiles"):
         pick_tiles(open_dataset(copy), "test", size=64, count=2, seed=0)
-    (copy / VIEWS).write_bytes(b"\x93NUMPY")
+    (copy / THUMBNAILS).write_bytes(b"\x93NUMPY")
     with pytest.raises(DataError, match="damaged"):
         pick_tiles(open_dataset(copy), "test", size=64, count=2, seed=0)

@@ -8,7 +8,7 @@ import pytest
 from vae.checkpoints.modules import initial_variables, make_model
 from vae.configs import enhance256
 from vae.data.errors import UsageError
-from vae.data.views import MARGIN, VIEW
+from vae.data.thumbnails import MARGIN, THUMBNAIL
 from vae.models.tone import GRID, _weights
 from vae.training.validation import validate
 
@@ -45,7 +45,7 @@ def variables(fresh):
 def inputs():
     rng = np.random.default_rng(0)
     image = rng.uniform(-1, 1, (1, SIDE, SIDE, 3)).astype(np.float32)
-    return image, rng.uniform(-1, 1, (1, VIEW, VIEW, 3)).astype(np.float32), PLACE
+    return image, rng.uniform(-1, 1, (1, THUMBNAIL, THUMBNAIL, 3)).astype(np.float32), PLACE
 
 
 @pytest.mark.parametrize("preset", enhance256.PRESETS)
@@ -110,16 +110,16 @@ def test_reaches_no_further_than_it_says(model, variables, inputs):
 
 
 def test_tone_of_a_tile_is_that_of_its_photograph(model, variables, inputs):
-    image, view, place = inputs
+    image, thumbnail, circle = inputs
     whole = model.apply(variables, *inputs, method="tone")
     assert np.abs(whole - image).max() > 0.01
     tile = image[:, 40:72, 16:80]
-    alone = model.apply(variables, tile, view, place - np.float32([40, 16, 0]), method="tone")
+    alone = model.apply(variables, tile, thumbnail, circle - np.float32([40, 16, 0]), method="tone")
     np.testing.assert_allclose(alone, whole[:, 40:72, 16:80], atol=1e-5)
 
 
 def test_cells_of_the_grid_lie_where_the_view_has_their_pixels():
-    pixels = 2 * MARGIN * 100  # of a view of a field of view of radius 100, centred at 0
+    pixels = 2 * MARGIN * 100  # of a thumbnail of a field of view of radius 100, centred at 0
     centre = jnp.array([pixels / 2 - 0.5])
     weights = np.asarray(_weights(int(pixels), centre, jnp.array([100.0])))[0]
     np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-6)

@@ -4,16 +4,16 @@ import jax
 import numpy as np
 import pytest
 
-from vae.checkpoints.reading import read_model
+from vae.checkpoints.loading import load_saved
 from vae.configs import enhance256
 from vae.data.errors import DataError
 from vae.data.pipeline import open_dataset, train_batches
 from vae.sharding import make_mesh, put_batch, tree_sharding
 from vae.tasks import task_of
 from vae.tasks.task import plain
-from vae.training.start import check_same_run, start_state
-from vae.training.state import abstract_state
+from vae.training.initialization import check_same_run, initial_train_state
 from vae.training.steps import make_train_step
+from vae.training.train_state import abstract_state
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def sharpening(config):
 def run(config, dataset, steps, mesh, tone=0.0):
     """Parameters before and after, and the last metrics; `tone`: what the tone stage starts at."""
     sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)
-    state = start_state(task_of(config), dataset, sharding)
+    state = initial_train_state(task_of(config), dataset, sharding)
     bias = state.params["tone"]["whole_head"]["bias"]
     state.params["tone"]["whole_head"]["bias"] = jax.device_put(bias + tone, bias.sharding)
     before = jax.device_get(state.params)
@@ -51,7 +51,7 @@ def run(config, dataset, steps, mesh, tone=0.0):
     )
     for _ in range(steps):
         batch = next(batches)
-        batch = {name: batch[name] for name in ("image", "view", "place")}
+        batch = {name: batch[name] for name in ("image", "thumbnail", "fov_circle")}
         state, metrics = step(state, put_batch(mesh, batch))
     return before, jax.device_get(state.params), jax.device_get(metrics)
 
@@ -102,7 +102,7 @@ def test_sharpening_sees_what_was_toned(sharpening, dataset):
 def test_starts_from_the_bundled_autoencoder(capsys):
     config = enhance256.get_config()
     config.init_from = "f8c32"
-    saved = read_model("f8c32")
+    saved = load_saved("f8c32")
     variables = task_of(config).from_saved(saved)
     shapes = jax.tree.map(np.shape, variables["params"])
     assert shapes == jax.tree.map(np.shape, abstract_state(config).params)
@@ -113,7 +113,7 @@ def test_starts_from_the_bundled_autoencoder(capsys):
     assert not variables["params"]["decoder"]["head"]["kernel"].any()
     assert "'params/tone/whole_head/bias'" in capsys.readouterr().out
     with pytest.raises(DataError, match=r"init_from=f8c32 is another model.*latent_channels': 16"):
-        task_of(config).from_saved(read_model("f8c16"))
+        task_of(config).from_saved(load_saved("f8c16"))
 
 
 def test_a_run_goes_on_with_its_own_model_only(config, tmp_path):

@@ -21,9 +21,9 @@ from vae.data.errors import DataError
 from vae.data.manifest import PhotographRow
 from vae.evaluation import (
     evaluate,
-    figures,
     format_table,
     results,
+    tile_pictures,
     whole_photographs,
     write_results,
     write_tiles,
@@ -300,18 +300,18 @@ def test_files_and_table(evaluation, split, variables, mesh, tmp_path):
 
 
 def test_figure_shows_worst_to_best(evaluation, split, variables, mesh, tmp_path):
-    examples = figures.pick_examples(evaluation, 3)
+    examples = tile_pictures.pick_examples(evaluation, 3)
     ssim = [evaluation.tiles["ssim"][example.row] for example in examples]
     assert ssim[0] == np.nanmin(evaluation.tiles["ssim"])
     assert ssim[1] == np.nanmedian(evaluation.tiles["ssim"])
     assert ssim[2] == np.nanmax(evaluation.tiles["ssim"])
     assert [example.caption.split()[0] for example in examples] == ["worst", "median", "best"]
 
-    originals, outputs = figures.reconstruct_examples(
+    originals, outputs = tile_pictures.reconstruct_examples(
         LinearCodec(), variables, lambda: _batches(split), examples, mesh=mesh
     )
     np.testing.assert_array_equal(originals, split["image"][[e.row for e in examples]])
-    figure = figures.reconstruction_figure(originals, outputs, [e.caption for e in examples])
+    figure = tile_pictures.reconstruction_figure(originals, outputs, [e.caption for e in examples])
     write_picture(tmp_path / "figures" / "reconstructions.png", figure, {})
     read = np.asarray(Image.open(tmp_path / "figures" / "reconstructions.png"))
     np.testing.assert_array_equal(read, figure)
@@ -471,11 +471,11 @@ def run_process():
         _photograph(folder / f"only{index}.png", 1, image),
     ]
     whole = whole_photographs(codec, variables, photographs, evaluation, mesh=mesh, window=32)
-    originals, _ = figures.reconstruct_examples(
-        codec, variables, batches, figures.pick_examples(evaluation, 2), mesh=mesh
+    originals, _ = tile_pictures.reconstruct_examples(
+        codec, variables, batches, tile_pictures.pick_examples(evaluation, 2), mesh=mesh
     )
     np.testing.assert_array_equal(
-        originals, split["image"][[e.row for e in figures.pick_examples(evaluation, 2)]]
+        originals, split["image"][[e.row for e in tile_pictures.pick_examples(evaluation, 2)]]
     )
     write_results(
         folder / f"{index}.json", results(evaluation, whole) | {"tiles": evaluation.tiles}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import vae
-from vae.checkpoints.reading import read_model
+from vae.checkpoints.loading import load_saved
 from vae.data.errors import DataError, UsageError
 from vae.inference import stablehlo
 from vae.inference.stablehlo import write_stablehlo
@@ -45,7 +45,7 @@ def run_readme(folder, images):
 
 def test_programs_reproduce_the_model_at_every_size(finished, tmp_path):
     _, workdir = finished
-    sizes = write_stablehlo(tmp_path / "new" / "programs", read_model(workdir))
+    sizes = write_stablehlo(tmp_path / "new" / "programs", load_saved(workdir))
     folder = tmp_path / "new" / "programs"
     assert sizes == {path.name: path.stat().st_size for path in folder.iterdir()}
     assert set(sizes) == {"encode.stablehlo", "decode.stablehlo", "about.json", "README.txt"}
@@ -73,7 +73,7 @@ def test_programs_reproduce_the_model_at_every_size(finished, tmp_path):
 
 
 def test_programs_of_a_model_of_one_tile_size(vector_model, tmp_path):
-    write_stablehlo(tmp_path / "programs", read_model(vector_model))
+    write_stablehlo(tmp_path / "programs", load_saved(vector_model))
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
     ((mean, _, output),) = run_readme(tmp_path / "programs", [images])
     model = vae.load_model(vector_model)
@@ -83,7 +83,7 @@ def test_programs_of_a_model_of_one_tile_size(vector_model, tmp_path):
 
 
 def test_what_cannot_be_written_leaves_nothing(vector_model, tmp_path, monkeypatch):
-    saved = read_model(vector_model)
+    saved = load_saved(vector_model)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match="is there already"):

@@ -8,13 +8,13 @@ import pytest
 from etils import epath
 
 import vae
-from vae.checkpoints.exported import EXPORTED, SavedModel, write_exported
+from vae.checkpoints.safetensors_io import MODEL_FILE, SavedModel, write_safetensors
 from vae.configs.published import get_config
 from vae.data.errors import DataError
 from vae.data.images import write_image
 from vae.inference.batches import MAX_BATCH
 from vae.inference.model import Model
-from vae.training.state import abstract_state
+from vae.training.train_state import abstract_state
 
 
 @pytest.fixture(scope="module")
@@ -186,8 +186,8 @@ def test_checkpoint_and_hash(model, finished):
 
 
 def test_exported_file_and_its_folder(model, tiles, tmp_path):
-    write_exported(tmp_path / EXPORTED, model.saved)
-    for path in (tmp_path, tmp_path / EXPORTED):
+    write_safetensors(tmp_path / MODEL_FILE, model.saved)
+    for path in (tmp_path, tmp_path / MODEL_FILE):
         exported = vae.load_model(path)
         assert exported.hash == model.hash
         np.testing.assert_array_equal(exported.encode(tiles), model.encode(tiles))
@@ -228,9 +228,9 @@ def test_workdirs_without_a_checkpoint_are_named(finished, tmp_path):
 
 
 def test_damaged_exported_file_is_named(model, tmp_path):
-    path = tmp_path / EXPORTED
-    write_exported(path, model.saved)
+    path = tmp_path / MODEL_FILE
+    write_safetensors(path, model.saved)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=rf"{EXPORTED}: damaged"):
+    with pytest.raises(DataError, match=rf"{MODEL_FILE}: damaged"):
         vae.load_model(path)

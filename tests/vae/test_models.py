@@ -10,9 +10,9 @@ from vae.checkpoints.modules import make_model
 from vae.configs.fundus256 import LATENT_CHANNELS, get_config
 from vae.data.synthetic import fundus_photograph
 from vae.metrics import to_float, to_uint8
-from vae.models import AutoencoderKL, Posterior, fit_pca, with_start
+from vae.models import AutoencoderKL, Posterior, fit_pca, with_linear_codec
 from vae.models.layers import depth_to_space, space_to_depth
-from vae.training.state import abstract_state
+from vae.training.train_state import abstract_state
 
 SMALL = AutoencoderKL(
     latent_channels=8, width=8, deep_width=8, encoder_depth=(1, 1), decoder_depth=(1, 1)
@@ -106,7 +106,7 @@ def test_pca_of_flat_images_stays_finite():
 def test_step_zero_is_pca(images):
     pca = fit_pca([images], 8, 8)
     x = to_float(images)
-    variables = with_start(SMALL.init(jax.random.key(0), x), pca)
+    variables = with_linear_codec(SMALL.init(jax.random.key(0), x), pca)
     posterior = SMALL.apply(variables, x, method="encode")
     expected = pca.encode(x)
     np.testing.assert_array_equal(posterior.mean, expected.mean)
@@ -143,7 +143,7 @@ def test_likelihood_scale_never_falls_below_rounding():
 def test_halo_is_exactly_the_reach():
     """No pixel beyond the halo reaches an output, and one at its edge does: both halves."""
     x = jax.random.uniform(jax.random.key(0), (1, 96, 96, 3)) * 2 - 1
-    variables = perturbed(with_start(SMALL.init(jax.random.key(0), x), _unit_pca()))
+    variables = perturbed(with_linear_codec(SMALL.init(jax.random.key(0), x), _unit_pca()))
     f, halo = SMALL.downsample, SMALL.encoder_halo
 
     def latent(x):
@@ -176,7 +176,7 @@ def test_precision_of_the_linear_path_does_not_follow_the_compute_dtype(images):
     pca = fit_pca([images], 8, 8)
     x = to_float(images)
     half = SMALL.clone(dtype=jnp.bfloat16)
-    variables = with_start(SMALL.init(jax.random.key(0), x), pca)
+    variables = with_linear_codec(SMALL.init(jax.random.key(0), x), pca)
     np.testing.assert_array_equal(half.apply(variables, x), SMALL.apply(variables, x))
 
 

@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 
 from vae.configs import enhance256
-from vae.data.views import MARGIN, VIEW
-from vae.models.augment import Cut
+from vae.data.thumbnails import MARGIN, THUMBNAIL
+from vae.models.augment import CropAndTurn
 from vae.models.degradations import DEGRADATIONS
 from vae.models.pairs import (
     _turn,
     degrade_tile,
     draw_severities,
     make_pairs,
-    make_view_pairs,
+    make_thumbnail_pairs,
 )
 from vae.models.tone import WITHIN
 
 SIZE, RADIUS = 96, 300.0
-SLOPE = 0.38  # grey levels a pixel: the view's 2.2 radii have just room
+SLOPE = 0.38  # grey levels a pixel: the thumbnail's 2.2 radii have just room
 
 
 def coordinates(y, x, side, step=1.0):
@@ -43,26 +43,28 @@ def clean_pairs(config):
     """Nothing is degraded; pictures of coordinates relative to the field of view's centre."""
     config = config.copy_and_resolve_references()
     config.degrade.clean = 1.0
-    tiles, places, step = [], [], 2 * MARGIN * RADIUS / VIEW
-    view = coordinates(-MARGIN * RADIUS + step / 2, -MARGIN * RADIUS + step / 2, VIEW, step)
+    tiles, circles, step = [], [], 2 * MARGIN * RADIUS / THUMBNAIL
+    thumbnail = coordinates(
+        -MARGIN * RADIUS + step / 2, -MARGIN * RADIUS + step / 2, THUMBNAIL, step
+    )
     for number in range(16):
         y, x = 13 * number - 90, 60 - 11 * number
         tiles.append(coordinates(y, x, SIZE))
-        places.append([-y, -x, RADIUS])
-    arrays = np.stack(tiles), np.stack([view] * 16), np.float32(places)
+        circles.append([-y, -x, RADIUS])
+    arrays = np.stack(tiles), np.stack([thumbnail] * 16), np.float32(circles)
     make = jax.jit(lambda *a: make_pairs(*a, jax.random.key(0), jnp.arange(16), config))
     return jax.tree.map(np.asarray, make(*arrays))
 
 
 def test_place_says_where_an_example_lies_whatever_was_done_to_it(clean_pairs):
     scales = set()
-    for clean, place in zip(clean_pairs.clean, clean_pairs.place, strict=True):
-        scales.add(float(place[2]))
-        step = RADIUS / place[2]
+    for clean, circle in zip(clean_pairs.clean, clean_pairs.circle, strict=True):
+        scales.add(float(circle[2]))
+        step = RADIUS / circle[2]
         # A turn may swap red and green, or reverse them; the distances from the centre it keeps.
         levels = (clean[..., :2] + 1) * 127.5 - 128
         for axis in (0, 1):
-            along = step * (np.arange(32) - place[axis])
+            along = step * (np.arange(32) - circle[axis])
             found = [levels.take(0, axis=1 - axis)[:, channel] / SLOPE for channel in (0, 1)]
             error = min(np.abs(np.abs(one) - np.abs(along)).max() for one in found)
             # Half a level for the picture's rounding, and half for that of shrunk pixels.
@@ -71,14 +73,14 @@ def test_place_says_where_an_example_lies_whatever_was_done_to_it(clean_pairs):
 
 
 def test_the_view_is_turned_as_the_example_is(clean_pairs):
-    step = 2 * MARGIN * RADIUS / VIEW
-    for clean, view, place in zip(
-        clean_pairs.clean, clean_pairs.view, clean_pairs.place, strict=True
+    step = 2 * MARGIN * RADIUS / THUMBNAIL
+    for clean, thumbnail, circle in zip(
+        clean_pairs.clean, clean_pairs.thumbnail, clean_pairs.circle, strict=True
     ):
-        # The pixel of the view at the example's middle has the example's colour.
-        radii = (15.5 - place[:2]) / place[2]
-        row, column = np.round(radii * RADIUS / step + (VIEW - 1) / 2).astype(int)
-        difference = np.abs(view[row, column] - clean[15:17, 15:17].mean(axis=(0, 1))) * 127.5
+        # The pixel of the thumbnail at the example's middle has the example's colour.
+        radii = (15.5 - circle[:2]) / circle[2]
+        row, column = np.round(radii * RADIUS / step + (THUMBNAIL - 1) / 2).astype(int)
+        difference = np.abs(thumbnail[row, column] - clean[15:17, 15:17].mean(axis=(0, 1))) * 127.5
         assert difference.max() <= SLOPE * step / 2 + 1.5, (row, column)
 
 
@@ -114,15 +116,15 @@ def test_severities_follow_the_config(config):
 def test_a_pair_is_a_function_of_key_and_row(config):
     rng = np.random.default_rng(2)
     images = rng.integers(0, 256, (4, SIZE, SIZE, 3), np.uint8)
-    views = rng.integers(0, 256, (4, VIEW, VIEW, 3), np.uint8)
-    places = np.float32([[40, 50, 200]] * 4)
+    thumbnails = rng.integers(0, 256, (4, THUMBNAIL, THUMBNAIL, 3), np.uint8)
+    circles = np.float32([[40, 50, 200]] * 4)
     make = jax.jit(lambda *a: make_pairs(*a, config))
-    whole = make(images, views, places, jax.random.key(5), jnp.arange(4))
-    part = make(images[2:], views[2:], places[2:], jax.random.key(5), jnp.arange(2, 4))
+    whole = make(images, thumbnails, circles, jax.random.key(5), jnp.arange(4))
+    part = make(images[2:], thumbnails[2:], circles[2:], jax.random.key(5), jnp.arange(2, 4))
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
         np.testing.assert_allclose(a[2:], b, atol=1e-5)
     assert np.abs(whole.seen - whole.clean).max() > 0.05
-    other = make(images, views, places, jax.random.key(6), jnp.arange(4))
+    other = make(images, thumbnails, circles, jax.random.key(6), jnp.arange(4))
     assert np.abs(other.clean - whole.clean).max() > 0.1
 
 
@@ -132,8 +134,11 @@ def test_targets_of_sharpening_lack_the_blur_alone(config, name):
     config.degrade.update(dict.fromkeys(DEGRADATIONS, 0.0), clean=0.0, alone=0.0, probability=1.0)
     config.degrade[name] = 1.0
     tile = np.random.default_rng(6).integers(90, 160, (2, SIZE, SIZE, 3), np.uint8)
-    view, place = np.zeros((2, VIEW, VIEW, 3), np.uint8), np.float32([[40, 50, 200]] * 2)
-    arguments = tile, view, place, jax.random.key(5), jnp.arange(2)
+    thumbnail, circle = (
+        np.zeros((2, THUMBNAIL, THUMBNAIL, 3), np.uint8),
+        np.float32([[40, 50, 200]] * 2),
+    )
+    arguments = tile, thumbnail, circle, jax.random.key(5), jnp.arange(2)
     plain = make_pairs(*arguments, config)
     config.train.stage = "sharpening"
     pairs = make_pairs(*arguments, config)
@@ -148,7 +153,7 @@ def test_turns_are_those_of_a_cut():
     zero = jnp.zeros(3, jnp.int32)
     turned = set()
     for number in range(8):
-        cut = Cut(*zero, *(jnp.bool_(number >> bit & 1) for bit in range(3)))
+        cut = CropAndTurn(*zero, *(jnp.bool_(number >> bit & 1) for bit in range(3)))
         made = np.asarray(_turn(cut, picture))
         np.testing.assert_array_equal(made, cut.turn(picture))
         turned.add(made.tobytes())
@@ -159,33 +164,38 @@ def test_pairs_of_views_alone(config):
     config = config.copy_and_resolve_references()
     config.train.thumbnail_draws, config.degrade.clean = 3, 0.5
     rng = np.random.default_rng(4)
-    views = rng.integers(0, 256, (4, VIEW, VIEW, 3), np.uint8)
-    places = np.float32([[40, 50, 200]] * 4)
-    make = jax.jit(lambda *a: make_view_pairs(*a, config))
-    pairs = make(views, places, jax.random.key(5), jnp.arange(4))
-    assert pairs.clean.shape == pairs.seen.shape == pairs.view.shape == (12, VIEW, VIEW, 3)
-    part = make(views[2:], places[2:], jax.random.key(5), jnp.arange(2, 4))
+    thumbnails = rng.integers(0, 256, (4, THUMBNAIL, THUMBNAIL, 3), np.uint8)
+    circles = np.float32([[40, 50, 200]] * 4)
+    make = jax.jit(lambda *a: make_thumbnail_pairs(*a, config))
+    pairs = make(thumbnails, circles, jax.random.key(5), jnp.arange(4))
+    assert (
+        pairs.clean.shape
+        == pairs.seen.shape
+        == pairs.thumbnail.shape
+        == (12, THUMBNAIL, THUMBNAIL, 3)
+    )
+    part = make(thumbnails[2:], circles[2:], jax.random.key(5), jnp.arange(2, 4))
     np.testing.assert_allclose(pairs.seen[6:], part.seen, atol=1e-5)
     changed = np.abs(pairs.seen - pairs.clean)
     assert not (changed * ~WITHIN).any()
     spared = changed.max(axis=(1, 2, 3)) < 1e-6
     assert 0 < spared.sum() < 12
-    # A draw of the same view is another turn, another camera.
-    assert len({np.asarray(view).tobytes() for view in pairs.seen[:3]}) == 3
+    # A draw of the same thumbnail is another turn, another camera.
+    assert len({np.asarray(thumbnail).tobytes() for thumbnail in pairs.seen[:3]}) == 3
     inside = np.asarray(pairs.clean)[:, WITHIN[..., 0]]
     np.testing.assert_allclose(np.sort(inside[0], axis=0), np.sort(inside[1], axis=0), atol=1e-6)
 
 
 def test_view_and_tile_are_degraded_alike():
-    """An even photograph with a slope of light: the view's colour is the tile's at its place."""
+    """An even photograph with a slope of light: the thumbnail's colour is the tile's at its place."""
     grey = np.full((64, 64, 3), 128, np.uint8)
-    place = np.float32([-60.0, 40.0, RADIUS])  # below and left of the centre
-    tile, view = degrade_tile(
-        grey, grey, place, {"illumination": 1.0, "haze": 0.7}, jax.random.key(3), jnp.zeros(2, int)
+    circle = np.float32([-60.0, 40.0, RADIUS])  # below and left of the centre
+    tile, thumbnail = degrade_tile(
+        grey, grey, circle, {"illumination": 1.0, "haze": 0.7}, jax.random.key(3), jnp.zeros(2, int)
     )
-    step = 2 * MARGIN * RADIUS / VIEW
-    row, column = ((31.5 - place[:2]) / step + (VIEW - 1) / 2).round().astype(int)
-    near = np.asarray(view)[row - 1 : row + 2, column - 1 : column + 2].mean(axis=(0, 1))
+    step = 2 * MARGIN * RADIUS / THUMBNAIL
+    row, column = ((31.5 - circle[:2]) / step + (THUMBNAIL - 1) / 2).round().astype(int)
+    near = np.asarray(thumbnail)[row - 1 : row + 2, column - 1 : column + 2].mean(axis=(0, 1))
     middle = np.asarray(tile)[16:48, 16:48].mean(axis=(0, 1))
     np.testing.assert_allclose(middle, near, atol=0.03)
-    assert np.ptp(np.asarray(view)[8:56, 8:56, 0]) > 0.1  # and elsewhere it is another
+    assert np.ptp(np.asarray(thumbnail)[8:56, 8:56, 0]) > 0.1  # and elsewhere it is another

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vae.checkpoints.reading import read_model
+from vae.checkpoints.loading import load_saved
 from vae.configs import prior256
 from vae.data.errors import DataError, UsageError
 from vae.data.pipeline import open_dataset, train_batches
@@ -17,11 +17,11 @@ from vae.models.spectrum import Spectrum
 from vae.sharding import make_mesh, put_batch, tree_sharding
 from vae.tasks import task_of
 from vae.tasks.flow import flow_loss, label_numbers, make_encoder
-from vae.tasks.prior_start import for_latents, read_autoencoder
-from vae.training.start import start_state
-from vae.training.state import abstract_state
+from vae.tasks.prior_initialization import for_latents, load_autoencoder
+from vae.training.initialization import initial_train_state
 from vae.training.steps import make_train_step
 from vae.training.train import train
+from vae.training.train_state import abstract_state
 
 SIDE, CHANNELS = 8, 4
 
@@ -157,7 +157,7 @@ def test_label_numbers_count_from_one():
 
 
 def test_starts_from_a_prior_of_other_labels(capsys):
-    config, saved = prior256.get_config(), read_model("prior")
+    config, saved = prior256.get_config(), load_saved("prior")
     config.model = saved.config.model.copy_and_resolve_references()
     same = task_of(config).from_saved(saved)["params"]["label"]["embedding"]
     np.testing.assert_array_equal(same, saved.variables["params"]["label"]["embedding"])
@@ -171,11 +171,11 @@ def test_starts_from_a_prior_of_other_labels(capsys):
 
 def test_config_is_filled_in(dataset):
     config = prior256.get_config("smoke")
-    filled = for_latents(config, read_model("f8c8"), dataset)
+    filled = for_latents(config, load_saved("f8c8"), dataset)
     assert (filled.model.latent_channels, filled.model.latent_side) == (8, 8)
     assert filled.model.labels == ("synthetic",) and config.model.labels == ()
     config.prior.conditional = False
-    assert for_latents(config, read_model("f8c8"), dataset).model.labels == ()
+    assert for_latents(config, load_saved("f8c8"), dataset).model.labels == ()
 
 
 @pytest.mark.parametrize(
@@ -193,14 +193,14 @@ def test_refuses_what_cannot_work(dataset, change, message):
     config = prior256.get_config("smoke")
     config.update_from_flattened_dict(change)
     with pytest.raises(UsageError, match=message):
-        for_latents(config, read_model("f8c4"), dataset)
+        for_latents(config, load_saved("f8c4"), dataset)
 
 
 def test_refuses_vectors(vector_model):
     config = prior256.get_config("smoke")
     config.prior.autoencoder = str(vector_model)
     with pytest.raises(DataError, match="published"):
-        read_autoencoder(config)
+        load_autoencoder(config)
 
 
 def steps(dataset, mesh, count, accumulate=1):
@@ -212,11 +212,11 @@ def steps(dataset, mesh, count, accumulate=1):
     task = task_of(config)
     task.open(dataset)
     sharding = tree_sharding(abstract_state(task.config), mesh, config.mesh.fsdp_min_size)
-    state = start_state(task, dataset, sharding)
+    state = initial_train_state(task, dataset, sharding)
     before = jax.device_get(state.params)
     step, feed = make_train_step(task.config, mesh, sharding), task.feed(dataset, mesh, 0)
     for number in range(count):
-        state, metrics = step(state, feed.place(next(feed.batches), number))
+        state, metrics = step(state, feed.to_device(next(feed.batches), number))
     return before, jax.device_get(state), jax.device_get(metrics)
 
 
@@ -243,7 +243,7 @@ def short_run(dataset, workdir, count):
 def test_run_continues_bit_for_bit(run, dataset, tmp_path):
     short_run(dataset, tmp_path, 2)
     short_run(dataset, tmp_path, 4)
-    one, two = read_model(run), read_model(tmp_path)
+    one, two = load_saved(run), load_saved(tmp_path)
     assert one.step == two.step == 4
     for a, b in zip(jax.tree.leaves(one.variables), jax.tree.leaves(two.variables), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -277,7 +277,7 @@ def test_learns_alike_on_any_mesh(dataset):
 @pytest.mark.usefixtures("eight_devices")
 def test_encoder_gives_posteriors(dataset):
     config = prior256.get_config("smoke")
-    autoencoder, mesh = read_autoencoder(config), make_mesh(8, 1)
+    autoencoder, mesh = load_autoencoder(config), make_mesh(8, 1)
     config = for_latents(config, autoencoder, dataset)
     batch = next(train_batches(dataset, size=64, seed=0, batch_size=8))
     placed = put_batch(mesh, {"image": batch["image"]})

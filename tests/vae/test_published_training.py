@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from vae.checkpoints.exported import EXPORTED, write_exported
+from vae.checkpoints.loading import load_saved, variables_hash
 from vae.checkpoints.modules import initial_variables
-from vae.checkpoints.reading import read_model, variables_hash
+from vae.checkpoints.safetensors_io import MODEL_FILE, write_safetensors
 from vae.configs.published import get_config
 from vae.data.errors import DataError, UsageError
 from vae.data.fundus_tiles.build import build
 from vae.data.images import read_image, write_image
 from vae.models.augment import SQUARES, mask_squares
 from vae.sharding import partition, put_batch, tree_sharding
-from vae.training.state import abstract_state, initial_state
 from vae.training.steps import make_train_step
 from vae.training.train import train
+from vae.training.train_state import abstract_state, initial_state
 from vae.training.validation import validate
 
 
@@ -91,21 +91,21 @@ def test_a_run_continues_where_it_stopped(run, config, tmp_path):
     config.train.steps = 4
     train(config, tmp_path)
     assert losses(tmp_path) == losses(whole)
-    a, b = (read_model(workdir).variables for workdir in (whole, tmp_path))
+    a, b = (load_saved(workdir).variables for workdir in (whole, tmp_path))
     assert variables_hash(a) == variables_hash(b)
     assert json.loads((tmp_path / "results.json").read_text())["step"] == 4
 
 
 def test_exported_file_starts_a_run_and_is_the_same_model(run, config, tmp_path):
-    saved = read_model(run[1])
-    write_exported(tmp_path / "converted" / EXPORTED, saved)
-    for path in (tmp_path / "converted", tmp_path / "converted" / EXPORTED):
-        assert variables_hash(read_model(path).variables) == variables_hash(saved.variables)
+    saved = load_saved(run[1])
+    write_safetensors(tmp_path / "converted" / MODEL_FILE, saved)
+    for path in (tmp_path / "converted", tmp_path / "converted" / MODEL_FILE):
+        assert variables_hash(load_saved(path).variables) == variables_hash(saved.variables)
     config.init_from = str(tmp_path / "converted")
     config.train.steps = 1
     config.optimizer.learning_rate = 1e-9
     train(config, tmp_path / "fine")
-    tuned = read_model(tmp_path / "fine").variables
+    tuned = load_saved(tmp_path / "fine").variables
     for a, b in zip(
         jax.tree.leaves(tuned["params"]), jax.tree.leaves(saved.variables["params"]), strict=True
     ):

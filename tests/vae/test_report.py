@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from vae.checkpoints.reading import read_model
+from vae.checkpoints.loading import load_saved
 from vae.evaluation.curves import truncate
 from vae.evaluation.photographs import PhotographEvaluation
 from vae.evaluation.report import pick, write_report
@@ -66,7 +66,7 @@ class Page(html.parser.HTMLParser):
 def report(finished, tiny_data, tmp_path_factory):
     """A report of the finished run -> (its folder, the evaluation)."""
     folder = tmp_path_factory.mktemp("report") / "new"
-    saved = read_model(finished[1])
+    saved = load_saved(finished[1])
     evaluation = evaluate_model(
         saved, tiny_data, split="train", limit=12, report=folder, beside=[saved]
     )

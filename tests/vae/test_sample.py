@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from vae import weights
-from vae.checkpoints.exported import SavedModel, write_exported
+from vae.checkpoints.loading import load_saved, variables_hash
 from vae.checkpoints.modules import initial_variables
-from vae.checkpoints.reading import read_model, variables_hash
+from vae.checkpoints.safetensors_io import SavedModel, write_safetensors
 from vae.cli import main
 from vae.configs import prior256
 from vae.data.errors import DataError, UsageError
@@ -21,7 +21,7 @@ from vae.inference.sample import CHUNK, Sampler, _slerp, _times, load_sampler
 from vae.inference.sample_files import grid
 from vae.models import with_spectrum
 from vae.tasks.flow import spectrum_of
-from vae.tasks.prior_start import for_latents
+from vae.tasks.prior_initialization import for_latents
 
 SIDE = 64
 
@@ -33,7 +33,7 @@ def dataset(small_data):
 
 @pytest.fixture(scope="module")
 def autoencoder():
-    return read_model("f8c4")
+    return load_saved("f8c4")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def prior(dataset, autoencoder, tmp_path_factory):
     about = {"autoencoder": variables_hash(autoencoder.variables)}
     variables = {**fresh, "params": params}
     saved = SavedModel(path, config, 7, variables, np.zeros(4), np.ones(4), about)
-    write_exported(path, saved)
+    write_safetensors(path, saved)
     return path
 
 
@@ -154,10 +154,10 @@ def test_refuses_what_does_not_belong_together(first, second, message, prior, ve
 
 
 def test_a_prior_whose_autoencoder_is_gone_says_so(prior, tmp_path):
-    saved = read_model(prior)
+    saved = load_saved(prior)
     saved.config.prior.autoencoder = "elsewhere"
     path = tmp_path / "lost.safetensors"
-    write_exported(path, saved)
+    write_safetensors(path, saved)
     with pytest.raises(DataError, match="name it as the model"):
         load_sampler(path)
     assert load_sampler("f8c4", path).sample([0]).shape == (1, SIDE, SIDE, 3)

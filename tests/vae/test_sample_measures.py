@@ -11,7 +11,7 @@ from vae.evaluation.samples.measures import (
     sliced_wasserstein,
     wasserstein,
 )
-from vae.evaluation.samples.rows import gaussian, mixture
+from vae.evaluation.samples.simple_priors import gaussian, mixture
 from vae.evaluation.samples.summary import PATCHES, SMALL, VESSELS, Summary, batched, summarise
 from vae.evaluation.samples.table import Real, compare, floor, format_table
 

@@ -25,8 +25,8 @@ from vae.sharding import (
     tree_sharding,
 )
 from vae.training.optimizer import path_name
-from vae.training.state import abstract_state
 from vae.training.steps import make_train_step
+from vae.training.train_state import abstract_state
 
 pytestmark = pytest.mark.usefixtures("eight_devices")
 

@@ -13,11 +13,11 @@ from vae.data.synthetic import fundus_photograph
 from vae.metrics import to_float
 from vae.models.augment import augment, shrink
 from vae.sharding import local_rows, make_mesh, partition, put_batch, tree_sharding
-from vae.tasks.linear_start import fit_linear
+from vae.tasks.linear_initialization import fit_linear
 from vae.tasks.randomness import step_key
 from vae.training.optimizer import learning_rate_schedule
-from vae.training.state import abstract_state, initial_state
 from vae.training.steps import make_train_step
+from vae.training.train_state import abstract_state, initial_state
 
 pytestmark = pytest.mark.usefixtures("eight_devices")
 
@@ -129,8 +129,8 @@ def test_every_parameter_moves_and_no_path_is_dead(config, batches, single):
 def test_frozen_linear_path(config, batches):
     config.optimizer.update(name="adam", linear_multiplier=0.0)
     _, state, _ = run(config, batches, perturb=False)
-    _, lapped = fit_linear(config, lambda: [batches[0]])
-    np.testing.assert_array_equal(state.params["linear"]["analysis"], lapped.analysis)
+    _, overlapping = fit_linear(config, lambda: [batches[0]])
+    np.testing.assert_array_equal(state.params["linear"]["analysis"], overlapping.analysis)
     assert np.abs(state.params["encoder"]["head"]["kernel"]).max() > 0
 
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vae.data.views import VIEW
-from vae.models.degradations import GAMMA, Place, degrade
+from vae.data.thumbnails import THUMBNAIL
+from vae.models.degradations import GAMMA, FovGeometry, degrade
 from vae.models.tone import (
     COEFFICIENTS,
     GRID,
@@ -35,9 +35,9 @@ def even(*numbers):
 
 
 def degraded(image, **severities):
-    place = Place(jnp.int32(0), jnp.int32(0), *map(jnp.float32, (31.5, 31.5, 40)))
+    circle = FovGeometry(jnp.int32(0), jnp.int32(0), *map(jnp.float32, (31.5, 31.5, 40)))
     fov = jnp.ones(image.shape[1:3], bool)
-    made = degrade((image[0] + 1) / 2, fov, place, severities, jax.random.key(3))
+    made = degrade((image[0] + 1) / 2, fov, circle, severities, jax.random.key(3))
     return np.asarray(2 * made - 1)[None]
 
 
@@ -79,9 +79,9 @@ def test_undoes_an_even_veil(image):
 
 
 def test_small_changes_are_not_made():
-    view = jnp.zeros((1, VIEW, VIEW, 3))
+    thumbnail = jnp.zeros((1, THUMBNAIL, THUMBNAIL, 3))
     shares = [
-        float(evidence(change_size(view, even(0, 0, gain, gain, gain)), 10.0, 15.0)[0])
+        float(evidence(change_size(thumbnail, even(0, 0, gain, gain, gain)), 10.0, 15.0)[0])
         for gain in (0.0, 0.15, 0.21, 0.5)
     ]
     # Half of white in light to the power of 1 / 2.2: a gain of 0.15 is 9 grey levels, of 0.21 13.

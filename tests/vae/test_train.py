@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 import vae
-from vae.checkpoints.reading import read_config, read_model
+from vae.checkpoints.loading import load_saved, read_config
 from vae.data.errors import DataError
 from vae.data.fundus_tiles.build import build
 from vae.training.checkpoint import Checkpoints
-from vae.training.state import abstract_state
 from vae.training.train import IN_FLIGHT, NonFiniteLossError, evaluate_workdir, train
+from vae.training.train_state import abstract_state
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -27,7 +27,7 @@ def lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def state_of(workdir, config, step=8):
+def state_from_variables(workdir, config, step=8):
     checkpoints = Checkpoints(workdir / "checkpoints")
     try:
         return checkpoints.restore(step, abstract_state(config))
@@ -104,7 +104,10 @@ def test_kill_and_sigterm_change_nothing(finished, tmp_path):
     assert rest.returncode == 0, rest.stderr[-2000:]
     assert "continuing from checkpoint 7" in rest.stdout
 
-    expected, state = state_of(undisturbed, config), state_of(tmp_path, config)
+    expected, state = (
+        state_from_variables(undisturbed, config),
+        state_from_variables(tmp_path, config),
+    )
     for (path, a), b in zip(
         jax.tree_util.tree_flatten_with_path(expected)[0], jax.tree.leaves(state), strict=True
     ):
@@ -119,7 +122,7 @@ def test_full_disk_keeps_the_last_checkpoint(finished, tmp_path):
     assert full.returncode == 1
     assert "error: checkpoint 8 could not be written" in full.stderr
     assert "the last complete one is 4" in full.stderr
-    assert int(read_model(tmp_path).step) == 4
+    assert int(load_saved(tmp_path).step) == 4
 
 
 def test_evaluation_mode(finished, tmp_path):
@@ -141,7 +144,7 @@ def test_divergence_is_never_saved(tiny_config, tmp_path):
     tiny_config.train.update(log_every=1, checkpoint_every=2)
     with pytest.raises(NonFiniteLossError, match=r"loss of step \d .* checkpoint .* is \d"):
         train(tiny_config, tmp_path)
-    saved = read_model(tmp_path)
+    saved = load_saved(tmp_path)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved.variables))
 
 
@@ -181,7 +184,7 @@ def test_init_from_another_run(finished, tiny_config, tmp_path):
     tiny_config.train.steps, tiny_config.eval.every = 1, 0
     tiny_config.optimizer.learning_rate = 1e-12
     train(tiny_config, tmp_path)
-    a, b = read_model(workdir).variables, read_model(tmp_path).variables
+    a, b = load_saved(workdir).variables, load_saved(tmp_path).variables
     # The average, d x + (1 - d) x, is rounded once or twice.
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, rtol=np.finfo(np.float32).eps, atol=1e-9)
@@ -190,17 +193,17 @@ def test_init_from_another_run(finished, tiny_config, tmp_path):
 def test_wrong_models_are_named(finished, tmp_path):
     _, workdir = finished
     with pytest.raises(DataError, match="no such model"):
-        read_model(tmp_path / "nowhere")
+        load_saved(tmp_path / "nowhere")
     with pytest.raises(DataError, match="is an empty folder, no model; expected a run's workdir"):
-        read_model(tmp_path)
+        load_saved(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(DataError, match="damaged"):
-        read_model(tmp_path)
+        load_saved(tmp_path)
     (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
     with pytest.raises(DataError, match="no checkpoint yet"):
-        read_model(tmp_path)
+        load_saved(tmp_path)
     with pytest.raises(DataError, match="3: no such model"):
-        read_model(workdir / "checkpoints" / "3")
+        load_saved(workdir / "checkpoints" / "3")
 
 
 def test_checkpoint_with_a_lost_file(finished, tmp_path):
@@ -208,7 +211,7 @@ def test_checkpoint_with_a_lost_file(finished, tmp_path):
     shutil.copytree(workdir, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "8" / "model")
     with pytest.raises(DataError, match="cannot be read"):
-        read_model(tmp_path / "run" / "checkpoints" / "8")
+        load_saved(tmp_path / "run" / "checkpoints" / "8")
 
 
 def test_checkpoint_of_another_dtype(finished):
@@ -255,14 +258,15 @@ def test_twenty_kills_at_random_moments_change_nothing(finished, tmp_path):
         at, milliseconds = random.integers(IN_FLIGHT + 3, 9), random.integers(0, 400)
         killed = interrupted(config, tmp_path / "killed", f"kill+{milliseconds}", at, more, 8)
         assert killed.returncode == -9, killed.stderr[-2000:]
-        reached.append(read_model(tmp_path / "killed").step)
+        reached.append(load_saved(tmp_path / "killed").step)
         assert f"continuing from checkpoint {reached[-2]} " in killed.stdout or reached[-2] == 0
     assert reached == sorted(reached) and len(set(reached)) > 10
     rest = interrupted(config, tmp_path / "killed", "none", 0, more, 8)
     assert rest.returncode == 0, rest.stderr[-2000:]
     train(config, tmp_path / "undisturbed")
     expected, state = (
-        state_of(tmp_path / name, config, step=steps) for name in ("undisturbed", "killed")
+        state_from_variables(tmp_path / name, config, step=steps)
+        for name in ("undisturbed", "killed")
     )
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -13,7 +13,7 @@ from vae import weights
 from vae.cli import main
 from vae.data.fov import find_fov
 from vae.metrics import masked_psnr, masked_ssim, ssim, to_float, to_uint8
-from vae.models.degradations import Place, degrade
+from vae.models.degradations import FovGeometry, degrade
 
 SIDE, COUNT = 128, 12
 
@@ -22,8 +22,8 @@ SIDE, COUNT = 128, 12
 def tiles():
     """Squares of scikit-image's retina, at origins of any phase, uint8 [N, S, S, 3]."""
     photograph, rng = bundled.retina(), np.random.default_rng(0)
-    places = rng.integers(350, 1411 - 350 - SIDE, (COUNT, 2))
-    return np.stack([photograph[y : y + SIDE, x : x + SIDE] for y, x in places])
+    circles = rng.integers(350, 1411 - 350 - SIDE, (COUNT, 2))
+    return np.stack([photograph[y : y + SIDE, x : x + SIDE] for y, x in circles])
 
 
 def figures(tiles, made):
@@ -48,7 +48,7 @@ def test_a_model_is_at_hand_where_none_is_named(tmp_path, capsys):
     assert main(["info", "--json"]) == 0
     about = json.loads(capsys.readouterr().out)
     assert about["preset"] == weights.DEFAULT.stem
-    assert about["figures"]["ssim"] > about["figures"]["pca"]["ssim"]
+    assert about["metrics"]["ssim"] > about["metrics"]["pca"]["ssim"]
 
 
 def test_a_folder_of_the_same_name_is_never_taken_for_the_weights(tmp_path, monkeypatch, capsys):
@@ -78,11 +78,11 @@ def test_the_enhancer_that_ships_makes_a_bad_photograph_better():
     photograph = np.ascontiguousarray(bundled.retina())
     fov = find_fov(photograph)
     centre = map(jnp.float32, (fov.y, fov.x, fov.radius))
-    place = Place(jnp.int32(0), jnp.int32(0), *centre)
+    circle = FovGeometry(jnp.int32(0), jnp.int32(0), *centre)
     severities = {"illumination": 0.6, "haze": 0.5, "noise": 0.5}
     inside = fov.mask(*photograph.shape[:2])
     clean = np.where(inside[..., None], photograph, np.uint8(0))
-    bad = degrade(clean / np.float32(255), inside, place, severities, jax.random.key(0))
+    bad = degrade(clean / np.float32(255), inside, circle, severities, jax.random.key(0))
     bad = np.rint(np.asarray(bad) * 255).astype(np.uint8)
     model = vae.load_enhancer()
 

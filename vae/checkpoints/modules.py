@@ -8,20 +8,20 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vae.checkpoints.config import AUTOENCODER_KL, ENHANCER, FUNDUS_VAE, PRIOR
-from vae.data.views import VIEW
+from vae.data.thumbnails import THUMBNAIL
 from vae.models import (
     PCA,
     AutoencoderKL,
     Enhancer,
     FundusVAE,
-    Lapped,
     LatentFlow,
-    with_start,
+    OverlappingPPCA,
+    with_linear_codec,
 )
 from vae.models.enhancer import with_wide_likelihood
 
 # The start of the linear path: the units of the model, and the codec.
-LinearFit = tuple[PCA, Lapped]
+LinearFit = tuple[PCA, OverlappingPPCA]
 
 
 def make_model(config: ConfigDict) -> nn.Module:
@@ -58,7 +58,7 @@ def initial_variables(config: ConfigDict, fit: LinearFit | None = None) -> dict:
 
     Args:
       config: The run's.
-      fit: To the training data, where `starts_linear`: then step 0 is the linear codec.
+      fit: To the training data, where `has_linear_path`: then step 0 is the linear codec.
     """
     if config.model.architecture == PRIOR:
         side, channels = config.model.latent_side, config.model.latent_channels
@@ -67,9 +67,9 @@ def initial_variables(config: ConfigDict, fit: LinearFit | None = None) -> dict:
     inputs = [jnp.zeros((1, config.data.crop, config.data.crop, 3))]
     enhancing = config.model.architecture == ENHANCER
     if enhancing:
-        inputs += [jnp.zeros((1, VIEW, VIEW, 3)), jnp.ones((1, 3))]
+        inputs += [jnp.zeros((1, THUMBNAIL, THUMBNAIL, 3)), jnp.ones((1, 3))]
     variables = make_model(config).init(jax.random.key(config.seed), *inputs)
-    variables = with_start(variables, *fit) if fit is not None else variables
+    variables = with_linear_codec(variables, *fit) if fit is not None else variables
     return with_wide_likelihood(variables) if enhancing else variables
 
 
@@ -86,7 +86,7 @@ def blank_statistics(config: ConfigDict, variables: dict) -> dict[str, jax.Array
     return {"latent_mean": jnp.zeros(channels), "latent_var": jnp.ones(channels)}
 
 
-def starts_linear(config: ConfigDict) -> bool:
+def has_linear_path(config: ConfigDict) -> bool:
     """True for a model that starts as the best linear codec."""
     return config.model.architecture in (AUTOENCODER_KL, ENHANCER)
 
@@ -102,13 +102,13 @@ def abstract_fit(config: ConfigDict) -> LinearFit:
         sd=shape((channels,)),
         scale=shape(()),
     )
-    lapped = Lapped(
+    overlapping = OverlappingPPCA(
         analysis=shape((*grid, patch, channels)),
         synthesis=shape((*grid, channels, patch)),
         log_var=shape((channels,)),
         scale=shape(()),
     )
-    return pca, lapped
+    return pca, overlapping
 
 
 def abstract_model(config: ConfigDict) -> tuple[dict, dict[str, jax.ShapeDtypeStruct]]:
@@ -122,4 +122,4 @@ def abstract_model(config: ConfigDict) -> tuple[dict, dict[str, jax.ShapeDtypeSt
         variables = initial_variables(config, fit)
         return variables, blank_statistics(config, variables)
 
-    return jax.eval_shape(model, abstract_fit(config) if starts_linear(config) else None)
+    return jax.eval_shape(model, abstract_fit(config) if has_linear_path(config) else None)

@@ -10,7 +10,7 @@ from pathlib import Path
 from etils import epath
 
 import vae
-from vae.checkpoints.exported import SavedModel
+from vae.checkpoints.safetensors_io import SavedModel
 
 
 def provenance(argv: Sequence[str] | None = None) -> dict[str, str]:

@@ -112,6 +112,6 @@ def _enhance(
         write_table(table, rows)
         megapixels = sum(row["height"] * row["width"] for row in rows) / 1e6
         print(f"{megapixels:,.1f} megapixels in {time.monotonic() - start:,.1f} s; written to "
-              f"{out}, figures in {table}")  # fmt: skip
+              f"{out}, metrics in {table}")  # fmt: skip
         print(NOT_FOR_DIAGNOSIS)
     return report_failures(failures, len(photographs), Path(out) / REJECTED)

@@ -103,9 +103,9 @@ def _evaluate(
             message = f"{error}: --report needs `pip install 'fundus-vae[report]'`"
             raise UsageError(message) from None
     from vae.checkpoints.config import ENHANCER, PRIOR
-    from vae.checkpoints.reading import read_model
+    from vae.checkpoints.loading import load_saved
 
-    saved = read_model(model)
+    saved = load_saved(model)
     if saved.config.model.architecture == PRIOR:
         raise UsageError(
             f"{model} is a prior: `fundus-vae evaluate-samples --model {model}` measures it"
@@ -126,16 +126,16 @@ def _evaluate(
         limit=limit,
         out=out,
         report=report,
-        beside=[read_model(other) for other in beside],
+        beside=[load_saved(other) for other in beside],
     )
     return 0
 
 
 def _info(model: str, as_json: bool) -> int:
-    from vae.checkpoints.reading import read_model
+    from vae.checkpoints.loading import load_saved
     from vae.evaluation.info import format_info, model_info
 
-    info = model_info(read_model(model))
+    info = model_info(load_saved(model))
     print(json.dumps(info, indent=2, ensure_ascii=False) if as_json else format_info(info))
     return 0
 
@@ -150,9 +150,9 @@ def _export(
     if out and Path(out).suffix != ".safetensors":
         raise UsageError(f"--out {out}: expected a name that ends in .safetensors")
     from vae.checkpoints.config import ENHANCER, PRIOR
-    from vae.checkpoints.reading import averaged, read_model
+    from vae.checkpoints.loading import averaged, load_saved
 
-    saved = averaged(read_model(model), [read_model(other) for other in average])
+    saved = averaged(load_saved(model), [load_saved(other) for other in average])
     kind = saved.config.model.architecture
     if stablehlo and kind in (ENHANCER, PRIOR):
         raise UsageError(
@@ -160,10 +160,10 @@ def _export(
             f"architecture {kind}; --out FILE.safetensors takes any"
         )
     if out:
-        from vae.checkpoints.exported import write_exported
         from vae.checkpoints.provenance import portable
+        from vae.checkpoints.safetensors_io import write_safetensors
 
-        write_exported(out, portable(saved), dtype=dtype)
+        write_safetensors(out, portable(saved), dtype=dtype)
         print(f"{out}: {Path(out).stat().st_size:,d} bytes, {dtype}")
     if stablehlo:
         from vae.inference.stablehlo import write_stablehlo

@@ -110,12 +110,12 @@ def _with_progress(written, total: int):
     from tqdm import tqdm
 
     from vae.data.failures import Failure
-    from vae.inference.reconstruct import figures
+    from vae.inference.reconstruct import format_metrics
 
     with contextlib.closing(written), tqdm(total=total, unit="image", disable=None) as bar:
         for result in written:
             if not isinstance(result, Failure):
-                text = figures(result["ssim"], result["psnr"])
+                text = format_metrics(result["ssim"], result["psnr"])
                 region = "" if result["fov"] == "disc" else f"  (field of view: {result['fov']})"
                 size = f"{result['width']} x {result['height']}"
                 bar.write(f"{result['id']}  {size}  {text}{region}")
@@ -124,13 +124,13 @@ def _with_progress(written, total: int):
 
 
 def _print_means(rows: list[dict], table: Path, seconds: float) -> None:
-    from vae.inference.reconstruct import figures
+    from vae.inference.reconstruct import format_metrics
 
     means = []
     for name in ("ssim", "psnr"):
         values = [row[name] for row in rows if not math.isnan(row[name])]
         means.append(sum(values) / len(values) if values else math.nan)
     megapixels = sum(row["height"] * row["width"] for row in rows) / 1e6
-    print(f"mean of {len(rows):,} images: {figures(*means)}, inside the field of view")
+    print(f"mean of {len(rows):,} images: {format_metrics(*means)}, inside the field of view")
     print(f"{megapixels:,.1f} megapixels in {seconds:,.1f} s; written to {table.parent}, "
-          f"figures in {table}")  # fmt: skip
+          f"metrics in {table}")  # fmt: skip

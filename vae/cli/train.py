@@ -97,7 +97,7 @@ def _claim(config: ConfigDict, workdir: str) -> contextlib.AbstractContextManage
     """The workdir is the run's: of its processes the first claims it for all."""
     import jax
 
-    from vae.checkpoints.reading import CONFIG
+    from vae.checkpoints.loading import CONFIG
     from vae.tasks import task_of
 
     if jax.process_index() > 0:

@@ -11,10 +11,15 @@ import tqdm
 from etils import epath
 
 from vae.checkpoints.config import FUNDUS_VAE
-from vae.checkpoints.exported import EXPORTED, SavedModel, read_exported, write_exported
+from vae.checkpoints.loading import load_saved
 from vae.checkpoints.modules import make_model
 from vae.checkpoints.provenance import provenance
-from vae.checkpoints.reading import read_model
+from vae.checkpoints.safetensors_io import (
+    MODEL_FILE,
+    SavedModel,
+    read_safetensors,
+    write_safetensors,
+)
 from vae.configs.published import get_config
 from vae.convert_torch_checkpoint import convert
 from vae.convert_torch_checkpoint.source import read_state, verify_checksums
@@ -49,7 +54,7 @@ def dry_run(source: Path) -> int:
 def from_torch(source: Path, out: Path, *, overwrite: bool = False, verify: bool = False) -> int:
     """Converts `source` into the folder `out`; see the command's help."""
     _refuse_folder(out, overwrite)
-    with claim_folder(out, COMMAND, reads=[source], known=[EXPORTED]):
+    with claim_folder(out, COMMAND, reads=[source], known=[MODEL_FILE]):
         return _from_torch(source, out, verify)
 
 
@@ -75,10 +80,10 @@ def _from_torch(source: Path, out: Path, verify: bool) -> int:
     }
     saved = _saved(model, convert.nested(arrays), made)
     with _folder(out) as unfinished:
-        print(f"writing {out / EXPORTED}", flush=True)
-        write_exported(unfinished / EXPORTED, saved)
+        print(f"writing {out / MODEL_FILE}", flush=True)
+        write_safetensors(unfinished / MODEL_FILE, saved)
         if verify:
-            _verify(state, unfinished / EXPORTED, model)
+            _verify(state, unfinished / MODEL_FILE, model)
     print(f"{_summary(model)}: {out}")
     return 0
 
@@ -94,7 +99,7 @@ def to_torch(path: Path, out: Path, *, overwrite: bool = False) -> int:
 
 
 def _to_torch(path: Path, out: Path) -> int:
-    saved = read_model(path)
+    saved = load_saved(path)
     if saved.config.model.architecture != FUNDUS_VAE:
         raise DataError(
             f"{path} is a model of architecture {saved.config.model.architecture!r}, for which "
@@ -116,7 +121,7 @@ def _saved(model: FundusVAE, variables: dict, made: dict[str, str]) -> SavedMode
     config.model.update(latent_size=model.latent_size, image_size=model.image_size)
     config.data.update(size=model.image_size, crop=model.image_size)
     return SavedModel(
-        path=epath.Path(EXPORTED),
+        path=epath.Path(MODEL_FILE),
         config=config,
         step=0,
         variables=variables,
@@ -132,7 +137,7 @@ def _verify(state: dict[str, torch.Tensor], path: Path, model: FundusVAE) -> Non
     Raises:
       DataError: They differ by more than float32 explains.
     """
-    difference = compare(state, read_exported(path).variables, model)
+    difference = compare(state, read_safetensors(path).variables, model)
     for name in ("mean", "log_var", "image"):
         largest, value = getattr(difference, name)
         print(f"{name:8} largest absolute difference {largest:.2e}, values up to {value:.3g}")
@@ -149,7 +154,7 @@ def _refuse_folder(out: Path, overwrite: bool) -> None:
         return
     if not out.is_dir():
         raise UsageError(f"--out {out} is a file; expected a folder to make")
-    if (out / EXPORTED).exists():
+    if (out / MODEL_FILE).exists():
         if not overwrite:
             raise UsageError(f"{out} holds a model already; --overwrite replaces it")
     elif any(out.iterdir()):
@@ -165,7 +170,7 @@ def _folder(out: Path) -> Iterator[Path]:
     try:
         yield unfinished
         if out.exists():
-            (unfinished / EXPORTED).replace(out / EXPORTED)
+            (unfinished / MODEL_FILE).replace(out / MODEL_FILE)
         else:
             unfinished.rename(out)
     finally:

@@ -1,13 +1,13 @@
-"""What a model is worth: figures, tables and pictures of a split."""
+"""What a model is worth: metrics, tables and pictures of a split."""
 
 from vae.evaluation.evaluate import Evaluation, evaluate
-from vae.evaluation.figures import (
+from vae.evaluation.photographs import PhotographEvaluation, whole_photographs
+from vae.evaluation.table import format_table, results, write_results, write_tiles
+from vae.evaluation.tile_pictures import (
     pick_examples,
     reconstruct_examples,
     reconstruction_figure,
 )
-from vae.evaluation.photographs import PhotographEvaluation, whole_photographs
-from vae.evaluation.table import format_table, results, write_results, write_tiles
 
 __all__ = [
     "Evaluation",

@@ -1,4 +1,4 @@
-"""From figures of tiles to figures of a split."""
+"""From metrics of tiles to metrics of a split."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ def patient_intervals(
     Tiles of one eye resemble each other: drawing tiles would promise far too much.
 
     Args:
-      values: float [N, M], M figures of N tiles.
+      values: float [N, M], M metrics of N tiles.
       patients: str [N], whose tile it is.
       seed: Of the draws, which are the same for all M figures.
       resamples: Number of draws.
@@ -38,14 +38,14 @@ def patient_intervals(
 
 
 def by_label(
-    labels: np.ndarray, patients: np.ndarray, figures: dict[str, np.ndarray]
+    labels: np.ndarray, patients: np.ndarray, scores: dict[str, np.ndarray]
 ) -> list[dict[str, str | int | float]]:
     """Means over the tiles of each label.
 
     Args:
       labels: str [N].
       patients: str [N].
-      figures: Columns float [N] by name.
+      metrics: Columns float [N] by name.
 
     Returns:
       One dict per label, sorted: label, tiles, patients (numbers of them), and each figure's mean.
@@ -58,5 +58,5 @@ def by_label(
             "tiles": int(of_label.sum()),
             "patients": len(np.unique(patients[of_label])),
         }
-        rows.append(row | {name: float(v[of_label].mean()) for name, v in figures.items()})
+        rows.append(row | {name: float(v[of_label].mean()) for name, v in scores.items()})
     return rows

@@ -1,4 +1,4 @@
-"""Codecs that everyone can check, to read a model's figures by.
+"""Codecs that everyone can check, to read a model's metrics by.
 
 All take and return 8-bit tiles, so that they are judged on what would be shown.
 """

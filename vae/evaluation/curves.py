@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vae.evaluation.evaluate import Evaluation
-from vae.evaluation.jpeg import jpeg_figures
+from vae.evaluation.jpeg import jpeg_scores
 from vae.evaluation.scoring import Figures, bicubic_step, latent_size, model_step, pca_step
 from vae.evaluation.split import NAMES, Batch, Split, map_over_split
 from vae.inference.batches import filled
@@ -83,16 +83,16 @@ def rate_curves(
     models = [_model_point(evaluation, chosen, latents)]
     for name, module, variables in beside:
         count = latent_size(module, variables, (*evaluation.size, 3))
-        figures = _coded_figures(model_step(module, mesh), variables, batches, mesh, seed)
-        models.append(_coded_point("model", name, figures, count))
+        scores = _coded_figures(model_step(module, mesh), variables, batches, mesh, seed)
+        models.append(_coded_point("model", name, scores, count))
     points = sorted(models, key=lambda point: point["latents"])
     if pca is not None:
         for count in sorted({max(round(pca.sd.size * share), 1) for share in PCA_SHARES}):
             fewer = put(truncate(pca, count), replicated(mesh))
-            figures = _coded_figures(pca_step(mesh), fewer, batches, mesh, seed)
+            scores = _coded_figures(pca_step(mesh), fewer, batches, mesh, seed)
             setting = f"{count} component{'s' if count > 1 else ''}"
             size = count * (values // pca.downsample**2)
-            points.append(_coded_point("pca", setting, figures, size))
+            points.append(_coded_point("pca", setting, scores, size))
     for factor in sorted(BICUBIC_FACTORS, reverse=True):
         if all(side % factor == 0 for side in evaluation.size):
             points.append(_bicubic_point(batches, mesh, factor, 3 * values // factor**2))
@@ -156,18 +156,18 @@ def _coded_figures(
 
 
 def _coded_point(
-    codec: str, setting: str, figures: Mapping[str, np.ndarray], latents: int
+    codec: str, setting: str, scores: Mapping[str, np.ndarray], latents: int
 ) -> dict[str, Any]:
     """A codec with a posterior."""
     return {
         "codec": codec,
         "setting": setting,
         "latents": latents,
-        "bytes": float(figures[f"{codec}.kl"].mean()) / math.log(2) / 8,
-        "ssim": float(figures[f"{codec}.ssim"].mean()),
-        "psnr": float(figures[f"{codec}.psnr"].mean()),
-        "ssim_sampled": float(figures[f"{codec}_sampled.ssim"].mean()),
-        "psnr_sampled": float(figures[f"{codec}_sampled.psnr"].mean()),
+        "bytes": float(scores[f"{codec}.kl"].mean()) / math.log(2) / 8,
+        "ssim": float(scores[f"{codec}.ssim"].mean()),
+        "psnr": float(scores[f"{codec}.psnr"].mean()),
+        "ssim_sampled": float(scores[f"{codec}_sampled.ssim"].mean()),
+        "psnr_sampled": float(scores[f"{codec}_sampled.psnr"].mean()),
     }
 
 
@@ -175,24 +175,24 @@ def _bicubic_point(batches: list[Batch], mesh: Mesh, factor: int, latents: int) 
     def step(batch, placed, first_row):
         return bicubic_step(mesh, factor)(placed["image"], placed["fov"])
 
-    figures, _ = map_over_split(batches, mesh, step)
+    scores, _ = map_over_split(batches, mesh, step)
     return {
         "codec": "bicubic",
         "setting": f"reduced {factor} times",
         "latents": latents,
         "bytes": None,
-        "ssim": float(figures["bicubic.ssim"].mean()),
-        "psnr": float(figures["bicubic.psnr"].mean()),
+        "ssim": float(scores["bicubic.ssim"].mean()),
+        "psnr": float(scores["bicubic.psnr"].mean()),
     }
 
 
 def _jpeg_point(batches: list[Batch], mesh: Mesh, quality: int) -> dict[str, Any]:
-    figures = jpeg_figures(batches, mesh, quality)
+    scores = jpeg_scores(batches, mesh, quality)
     return {
         "codec": "jpeg",
         "setting": f"quality {quality}",
         "latents": None,
-        "bytes": float(figures["jpeg.bytes"].mean()),
-        "ssim": float(figures["jpeg.ssim"].mean()),
-        "psnr": float(figures["jpeg.psnr"].mean()),
+        "bytes": float(scores["jpeg.bytes"].mean()),
+        "ssim": float(scores["jpeg.ssim"].mean()),
+        "psnr": float(scores["jpeg.psnr"].mean()),
     }

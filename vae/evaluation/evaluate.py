@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from vae.data.errors import DataError
 from vae.evaluation.aggregate import by_label, patient_intervals
 from vae.evaluation.baselines import BICUBIC_FACTOR
-from vae.evaluation.jpeg import SAMPLE_TILES, TileSample, jpeg_figures, match_quality
+from vae.evaluation.jpeg import SAMPLE_TILES, TileSample, jpeg_scores, match_quality
 from vae.evaluation.scoring import baseline_step, latent_size, model_step
 from vae.evaluation.split import Split, map_over_split
 from vae.models.pca import PCA
@@ -31,7 +31,7 @@ PATIENTS_NOTE = (
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The figures of one split. Tiles without an SSIM window inside the field of view are left out.
+    """The metrics of one split. Tiles without an SSIM window inside the field of view are left out.
 
     Attributes:
       rows: The table, one dict a codec: name, ssim, psnr (dB), latents (values a tile, None for
@@ -100,20 +100,20 @@ def evaluate(
     Raises:
       DataError: The split is empty, or no tile has an SSIM window inside its field of view.
     """
-    figures, names, sample, size = _model_pass(
+    scores, names, sample, size = _model_pass(
         module, variables, split, mesh=mesh, pca=pca, seed=seed, baselines=baselines, sample=jpeg
     )
-    counted = figures["windows"] > 0
+    counted = scores["windows"] > 0
     if not counted.any():
         raise DataError(
             f"none of {len(counted)} tiles holds an 11 x 11 window inside its field of view, so "
             "there is nothing to measure; look at the tiles' FOV"
         )
     notes = [RATE_NOTE]
-    model_bytes = _kl_bytes(figures["model.kl"])
+    model_bytes = _kl_bytes(scores["model.kl"])
     if jpeg:
         quality = match_quality(sample, np.where(counted, model_bytes, np.nan))
-        figures |= jpeg_figures(split(), mesh, quality)
+        scores |= jpeg_scores(split(), mesh, quality)
         notes.append(f"jpeg: quality {quality} (Pillow, 4:2:0, optimised tables)")
     counts = {
         "tiles": int(counted.sum()),
@@ -127,16 +127,16 @@ def evaluate(
         notes.append("one patient: no interval can be given")
     if not patients_known:
         notes.append(PATIENTS_NOTE)
-    kept = {key: values[counted] for key, values in figures.items()}
+    kept = {key: values[counted] for key, values in scores.items()}
     patients = names["patient"][counted]
     latents = latent_size(module, variables, (*size, 3))
     pca_latents = math.prod(size) // pca.downsample**2 * pca.sd.size if pca is not None else 0
     return Evaluation(
         rows=_rows(kept, patients, size, latents, pca_latents, seed),
-        labels=by_label(names["label"][counted], patients, _label_figures(kept)),
+        labels=by_label(names["label"][counted], patients, _label_scores(kept)),
         counts=counts,
         means=_means(kept),
-        tiles=_tile_columns(names, figures, counted),
+        tiles=_tile_columns(names, scores, counted),
         size=size,
         scale=scale,
         patients_known=patients_known,
@@ -145,7 +145,7 @@ def evaluate(
 
 
 def _model_pass(module, variables, split: Split, *, mesh, pca, seed, baselines, sample):
-    """-> (figures [N] by name, names, sample of tiles, (H, W))."""
+    """-> (metrics [N] by name, names, sample of tiles, (H, W))."""
     seed_on_mesh, pca_on_mesh = put((np.uint32(seed), pca), replicated(mesh))
     drawn = TileSample(max(SAMPLE_TILES // jax.process_count(), 1) if sample else 0, seed)
     size = None
@@ -159,15 +159,15 @@ def _model_pass(module, variables, split: Split, *, mesh, pca, seed, baselines, 
             rows = first_row + local_rows(mesh, len(images))
             drawn.add(batch["image"][valid], batch["tile_id"][valid], rows[valid])
         row = put(np.int32(first_row), replicated(mesh))
-        figures = model_step(module, mesh)(variables, images, fov, row, seed_on_mesh)
+        scores = model_step(module, mesh)(variables, images, fov, row, seed_on_mesh)
         if baselines:
-            figures |= baseline_step(mesh)(pca_on_mesh, images, fov, row, seed_on_mesh)
-        return figures
+            scores |= baseline_step(mesh)(pca_on_mesh, images, fov, row, seed_on_mesh)
+        return scores
 
-    figures, names = map_over_split(split(), mesh, step)
+    scores, names = map_over_split(split(), mesh, step)
     if not names or not len(names["tile_id"]):
         raise DataError("the split holds no tiles; evaluate another one, or build it with more")
-    return figures, names, drawn, size
+    return scores, names, drawn, size
 
 
 def _kl_bytes(nats: np.ndarray) -> np.ndarray:
@@ -175,7 +175,7 @@ def _kl_bytes(nats: np.ndarray) -> np.ndarray:
 
 
 def _rows(
-    figures: dict[str, np.ndarray],
+    scores: dict[str, np.ndarray],
     patients: np.ndarray,
     size: tuple[int, int],
     latents: int,
@@ -188,14 +188,14 @@ def _rows(
     # name: (latents, mean bytes, bytes as float16)
     codecs = {"mean_colour": (3, 3.0, None), "bicubic_x4": (reduced, float(reduced), None)}
     for name, count in (("pca", pca_latents), ("model", latents)):
-        if name == "model" and "jpeg.bytes" in figures:
-            codecs["jpeg"] = (None, float(figures["jpeg.bytes"].mean()), None)
-        if f"{name}.kl" in figures:
-            rate = float(_kl_bytes(figures[f"{name}.kl"]).mean())
+        if name == "model" and "jpeg.bytes" in scores:
+            codecs["jpeg"] = (None, float(scores["jpeg.bytes"].mean()), None)
+        if f"{name}.kl" in scores:
+            rate = float(_kl_bytes(scores[f"{name}.kl"]).mean())
             codecs |= {row: (count, rate, 2 * count) for row in (name, f"{name}_sampled")}
-    codecs = {name: sizes for name, sizes in codecs.items() if f"{name}.ssim" in figures}
+    codecs = {name: sizes for name, sizes in codecs.items() if f"{name}.ssim" in scores}
 
-    columns = [figures[f"{name}.{kind}"] for name in codecs for kind in ("ssim", "psnr")]
+    columns = [scores[f"{name}.{kind}"] for name in codecs for kind in ("ssim", "psnr")]
     intervals = patient_intervals(np.stack(columns, axis=1), patients, seed=seed)
     rows = []
     for i, (name, (count, mean_bytes, bytes_fp16)) in enumerate(codecs.items()):
@@ -218,39 +218,39 @@ def _rows(
     return rows
 
 
-def _label_figures(figures: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _label_scores(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     columns = {}
     for prefix, name in (("", "model"), ("pca_", "pca")):
-        if f"{name}.ssim" in figures:
+        if f"{name}.ssim" in scores:
             columns |= {
-                f"{prefix}{kind}": figures[f"{name}.{kind}"]
+                f"{prefix}{kind}": scores[f"{name}.{kind}"]
                 for kind in ("ssim", "psnr", "psnr_unrounded")
             }
     return columns
 
 
-def _tile_figures(figures: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _tile_scores(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {
-        "ssim": figures["model.ssim"],
-        "psnr": figures["model.psnr"],
-        "ssim_sample": figures["model_sampled.ssim"],
-        "psnr_sample": figures["model_sampled.psnr"],
-        "kl_bits": figures["model.kl"] / math.log(2),
+        "ssim": scores["model.ssim"],
+        "psnr": scores["model.psnr"],
+        "ssim_sample": scores["model_sampled.ssim"],
+        "psnr_sample": scores["model_sampled.psnr"],
+        "kl_bits": scores["model.kl"] / math.log(2),
     }
 
 
-def _means(figures: dict[str, np.ndarray]) -> dict[str, float]:
-    columns = _tile_figures(figures) | {
-        "psnr_unrounded": figures["model.psnr_unrounded"],
-        "kl": figures["model.kl"],
+def _means(scores: dict[str, np.ndarray]) -> dict[str, float]:
+    columns = _tile_scores(scores) | {
+        "psnr_unrounded": scores["model.psnr_unrounded"],
+        "kl": scores["model.kl"],
     }
     return {name: float(values.mean()) for name, values in columns.items()}
 
 
 def _tile_columns(
-    names: dict[str, np.ndarray], figures: dict[str, np.ndarray], counted: np.ndarray
+    names: dict[str, np.ndarray], scores: dict[str, np.ndarray], counted: np.ndarray
 ) -> dict[str, np.ndarray]:
     left_out = {
-        name: np.where(counted, values, np.nan) for name, values in _tile_figures(figures).items()
+        name: np.where(counted, values, np.nan) for name, values in _tile_scores(scores).items()
     }
-    return {**names, **left_out, "windows": figures["windows"].astype(np.int64)}
+    return {**names, **left_out, "windows": scores["windows"].astype(np.int64)}

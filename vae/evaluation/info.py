@@ -1,4 +1,4 @@
-"""The description of a model and its figures, as `fundus-vae info` prints them."""
+"""The description of a model and its metrics, as `fundus-vae info` prints them."""
 
 import json
 import textwrap
@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vae.checkpoints.config import PRIOR
-from vae.checkpoints.exported import SavedModel
-from vae.checkpoints.reading import CHECKPOINTS
+from vae.checkpoints.loading import CHECKPOINTS
+from vae.checkpoints.safetensors_io import SavedModel
 from vae.evaluation.run import RESULTS
 from vae.inference.describe import describe, describe_prior
 
@@ -19,21 +19,21 @@ def model_info(saved: SavedModel) -> dict[str, Any]:
     """The description of a model (`vae.inference.describe`) and its figures.
 
     Returns:
-      Plain values; `figures` holds split, tiles, patients, ssim, psnr, bytes and pca (ssim, psnr)
+      Plain values; `metrics` holds split, tiles, patients, ssim, psnr, bytes and pca (ssim, psnr)
       of the results.json beside the model, or NAME.json beside NAME.safetensors; None where there
       is none or it is of another model. A prior's description has none (`describe_prior`).
     """
     if saved.config.model.architecture == PRIOR:
         return describe_prior(saved)
     info = describe(saved)
-    return info | {"figures": _figures(saved, info["hash"])}
+    return info | {"metrics": _metrics(saved, info["hash"])}
 
 
 def format_info(info: dict[str, Any]) -> str:
     """A description as lines of text."""
     if info["architecture"] == PRIOR:
         return _format_prior(info)
-    trained, latent, figures = info["trained"], info["latent"], info["figures"]
+    trained, latent, scores = info["trained"], info["latent"], info["metrics"]
     shape = " x ".join(map(str, info["latents"]))
     reach = info["reach"]
     lines = [
@@ -58,8 +58,8 @@ def format_info(info: dict[str, Any]) -> str:
         ("", f"crops of {trained['crop']} pixels, batch {trained['batch_size']}, learning rate "
          f"{trained['learning_rate']:g}, EMA {trained['ema_decay']:g}"),
         ("by", _command(info)),
-        ("figures", "none measured: `fundus-vae evaluate --model M --data DIR`"
-         if figures is None else _figure_words(figures)),
+        ("metrics", "none measured: `fundus-vae evaluate --model M --data DIR`"
+         if scores is None else _metric_words(scores)),
     ]  # fmt: skip
     return "\n".join(_line(name, text) for name, text in lines)
 
@@ -76,7 +76,7 @@ def _format_prior(info: dict[str, Any]) -> str:
         ("labels", ", ".join(info["labels"]) or "none"),
         ("trained on", _data(trained)),
         ("by", _command(info)),
-        ("figures", "`fundus-vae evaluate-samples --model M --data DIR`"),
+        ("metrics", "`fundus-vae evaluate-samples --model M --data DIR`"),
     ]  # fmt: skip
     return "\n".join(_line(name, text) for name, text in lines)
 
@@ -97,18 +97,18 @@ def _line(name: str, text: str) -> str:
     )  # fmt: skip
 
 
-def _figure_words(figures: dict[str, Any]) -> str:
+def _metric_words(scores: dict[str, Any]) -> str:
     words = (
-        f"split {figures['split']}, {figures['tiles']:,d} tiles of {figures['patients']:,d} "
-        f"patients: SSIM {figures['ssim']:.4f}, {figures['psnr']:.2f} dB, "
-        f"{figures['bytes'] / 1000:.2f} kB a tile"
+        f"split {scores['split']}, {scores['tiles']:,d} tiles of {scores['patients']:,d} "
+        f"patients: SSIM {scores['ssim']:.4f}, {scores['psnr']:.2f} dB, "
+        f"{scores['bytes'] / 1000:.2f} kB a tile"
     )
-    if figures["pca"]:
-        words += f" (PCA {figures['pca']['ssim']:.4f}, {figures['pca']['psnr']:.2f} dB)"
+    if scores["pca"]:
+        words += f" (PCA {scores['pca']['ssim']:.4f}, {scores['pca']['psnr']:.2f} dB)"
     return words
 
 
-def _figures(saved: SavedModel, model_hash: str) -> dict[str, Any] | None:
+def _metrics(saved: SavedModel, model_hash: str) -> dict[str, Any] | None:
     path = Path(saved.path)
     folder = path.parent.parent if path.parent.name == CHECKPOINTS else path.parent
     beside = path.with_suffix(".json")  # where several models share a folder

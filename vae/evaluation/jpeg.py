@@ -108,7 +108,7 @@ def match_quality(sample: TileSample, target_bytes: np.ndarray) -> int:
         return nearest_quality(total_bytes, float(sum_over_processes(target)[0]))
 
 
-def jpeg_figures(batches: Iterable[Batch], mesh: Mesh, quality: int) -> dict[str, np.ndarray]:
+def jpeg_scores(batches: Iterable[Batch], mesh: Mesh, quality: int) -> dict[str, np.ndarray]:
     """A pass over the split at one quality: `jpeg.ssim`, `jpeg.psnr`, `jpeg.bytes`, each [N].
 
     Bytes are those of the files, headers and tables (about 600) included.
@@ -122,5 +122,5 @@ def jpeg_figures(batches: Iterable[Batch], mesh: Mesh, quality: int) -> dict[str
             sent = put_batch(mesh, {"decoded": decoded, "sizes": sizes})
             return jpeg_step(mesh)(placed["image"], sent["decoded"], placed["fov"], sent["sizes"])
 
-        figures, _ = map_over_split(batches, mesh, step)
-    return figures
+        scores, _ = map_over_split(batches, mesh, step)
+    return scores

@@ -30,7 +30,7 @@ PICTURE_SIDE = 900
 
 @dataclasses.dataclass(frozen=True)
 class PhotographEvaluation:
-    """The figures of whole photographs.
+    """The metrics of whole photographs.
 
     Attributes:
       rows: One dict a photograph: photograph, patient, label, height, width (pixels, as tiled),
@@ -83,7 +83,7 @@ def whole_photographs(
       pictures: Whether to keep reduced pictures of them.
 
     Returns:
-      The figures; files that cannot be read are named in the notes.
+      The metrics; files that cannot be read are named in the notes.
     """
     encode, decode = compiled(module, variables, mesh)
     of_tiles = _tile_means(evaluation)

@@ -1,4 +1,4 @@
-"""The evaluation of a model: from its config and dataset to results, a table, figures, a report."""
+"""The evaluation of a model: from its config and dataset to results, a table, metrics, a report."""
 
 import functools
 import math
@@ -12,17 +12,17 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vae.checkpoints.exported import SavedModel
+from vae.checkpoints.loading import variables_hash
 from vae.checkpoints.modules import make_model
 from vae.checkpoints.provenance import dated_provenance
-from vae.checkpoints.reading import variables_hash
+from vae.checkpoints.safetensors_io import SavedModel
 from vae.data.errors import DataError, UsageError
 from vae.data.files import require_writable
 from vae.data.pipeline import Dataset, eval_batches, open_dataset
-from vae.evaluation import figures, table
+from vae.evaluation import table, tile_pictures
 from vae.evaluation.curves import rate_curves
 from vae.evaluation.evaluate import Evaluation, evaluate
-from vae.evaluation.linear import pca_beside, wider_pca
+from vae.evaluation.pca_baseline import pca_beside, wider_pca
 from vae.evaluation.photographs import PhotographEvaluation, whole_photographs
 from vae.evaluation.scoring import latent_size
 from vae.evaluation.split import Split
@@ -55,7 +55,7 @@ def evaluate_and_draw(
       baselines: Whether to compute the rows beside the model's.
 
     Returns:
-      The figures, and a picture uint8 [H, W, 3] of originals, reconstructions and differences.
+      The metrics, and a picture uint8 [H, W, 3] of originals, reconstructions and differences.
     """
     module = make_model(config)
     split = _split(config, dataset, mesh, limit)
@@ -71,12 +71,12 @@ def evaluate_and_draw(
         scale=_scale(dataset, config.eval.split),
         patients_known=dataset.patients_known,
     )
-    examples = figures.pick_examples(evaluation, EXAMPLES)
-    originals, reconstructions = figures.reconstruct_examples(
+    examples = tile_pictures.pick_examples(evaluation, EXAMPLES)
+    originals, reconstructions = tile_pictures.reconstruct_examples(
         module, variables, split, examples, mesh=mesh
     )
     captions = [example.caption for example in examples]
-    return evaluation, figures.reconstruction_figure(originals, reconstructions, captions)
+    return evaluation, tile_pictures.reconstruction_figure(originals, reconstructions, captions)
 
 
 def evaluate_and_write(
@@ -231,7 +231,7 @@ def _write_report(
         seed=config.seed,
     )
     examples = pick(evaluation)
-    pairs = figures.reconstruct_examples(module, variables, split, examples, mesh=mesh)
+    pairs = tile_pictures.reconstruct_examples(module, variables, split, examples, mesh=mesh)
     content = content | {"curves": curves.as_dict(), "data": str(dataset.path)}
     page = write_report(folder, content, evaluation, photographs, examples, *pairs)
     table.write_results(folder / RESULTS, content)

@@ -1,4 +1,4 @@
-"""Device steps of the evaluation: a batch of tiles in, figures per tile out.
+"""Device steps of the evaluation: a batch of tiles in, metrics per tile out.
 
 Every step takes a batch split over the mesh and returns [B] arrays whole on every device, so every
 process sees all tiles. Steps are cached by what they are made of: an evaluation on a schedule
@@ -30,10 +30,10 @@ _cached = functools.lru_cache(maxsize=16)
 
 @_cached
 def model_step(module: nn.Module, mesh: Mesh) -> Callable[..., Figures]:
-    """Step (variables, images, fov, first_row, seed) -> figures of a model.
+    """Step (variables, images, fov, first_row, seed) -> metrics of a model.
 
     `images` uint8 [B, H, W, 3], `fov` bool [B, H, W], `first_row` int [] (place of the batch in
-    the split), `seed` uint32 [] (of the posterior samples). The figures are float32 [B]: `model.`
+    the split), `seed` uint32 [] (of the posterior samples). The metrics are float32 [B]: `model.`
     and `model_sampled.` `ssim` and `psnr` (dB) from the posterior's mean and from a sample of it;
     `model.kl` (nats); `model.psnr_unrounded`; `windows`, SSIM positions inside the field of view.
     """
@@ -60,18 +60,18 @@ def baseline_step(mesh: Mesh) -> Callable[..., Figures]:
     """
 
     def step(pca: PCA | None, images, fov, first_row, seed):
-        figures = _score("mean_colour", images, baselines.mean_colour(images, fov), fov)
-        figures |= _score("bicubic_x4", images, baselines.bicubic(images), fov)
+        scores = _score("mean_colour", images, baselines.mean_colour(images, fov), fov)
+        scores |= _score("bicubic_x4", images, baselines.bicubic(images), fov)
         if pca is not None:
-            figures |= _codec("pca", pca.encode, pca.decode, images, fov, first_row, seed)
-        return figures
+            scores |= _codec("pca", pca.encode, pca.decode, images, fov, first_row, seed)
+        return scores
 
     return _jit(step, mesh)
 
 
 @_cached
 def pca_step(mesh: Mesh) -> Callable[..., Figures]:
-    """Step (pca, images, fov, first_row, seed) -> `pca.` and `pca_sampled.` figures, `pca.kl`."""
+    """Step (pca, images, fov, first_row, seed) -> `pca.` and `pca_sampled.` metrics, `pca.kl`."""
 
     def step(pca: PCA, images, fov, first_row, seed):
         return _codec("pca", pca.encode, pca.decode, images, fov, first_row, seed)
@@ -132,12 +132,12 @@ def _codec(
     rows = first_row + jnp.arange(images.shape[0])
     output = decode(posterior.mean)
     sampled = decode(posterior.sample_rows(jax.random.key(seed), rows))
-    figures = _score(name, images, metrics.to_uint8(output), fov)
-    figures |= _score(f"{name}_sampled", images, metrics.to_uint8(sampled), fov)
-    figures[f"{name}.kl"] = posterior.kl()
+    scores = _score(name, images, metrics.to_uint8(output), fov)
+    scores |= _score(f"{name}_sampled", images, metrics.to_uint8(sampled), fov)
+    scores[f"{name}.kl"] = posterior.kl()
     levels = (jnp.clip(output, -1.0, 1.0) + 1.0) * 127.5
-    figures[f"{name}.psnr_unrounded"] = metrics.masked_psnr(images, levels, fov)
-    return figures
+    scores[f"{name}.psnr_unrounded"] = metrics.masked_psnr(images, levels, fov)
+    return scores
 
 
 def _score(name: str, images: jax.Array, outputs: jax.Array, fov: jax.Array) -> Figures:

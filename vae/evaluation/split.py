@@ -32,10 +32,10 @@ def map_over_split(
         first row in the split) -> arrays [B], whole on every device.
 
     Returns:
-      Columns of figures, float64 [N], and of names, str [N], of the split's N tiles in its order;
+      Columns of metrics, float64 [N], and of names, str [N], of the split's N tiles in its order;
       the same on every process. Rows that fill up the last batch are dropped.
     """
-    figures, names, positions = [], [], []
+    scores, names, positions = [], [], []
     pending: Mapping[str, jax.Array] = {}
     first_row = 0
     for batch in batches:
@@ -43,15 +43,15 @@ def map_over_split(
         current = {**step(batch, placed, first_row), "valid": whole(mesh, placed["valid"])}
         # Read a batch late: the next one is decoded and sent while the devices compute.
         if pending:
-            figures.append(jax.device_get(pending))
+            scores.append(jax.device_get(pending))
         pending = current
         names.append({key: batch[key] for key in NAMES})
         positions.append(first_row + local_rows(mesh, len(placed["valid"])))
         first_row += placed["valid"].shape[0]
     if not pending:
         return {}, {}
-    figures.append(jax.device_get(pending))
-    columns = _concatenate(figures)
+    scores.append(jax.device_get(pending))
+    columns = _concatenate(scores)
     named = gather_names(_concatenate(names), np.concatenate(positions))
     valid = columns.pop("valid")
     return (

@@ -69,7 +69,7 @@ def write_results(path: str | os.PathLike, content: dict[str, Any]) -> None:
 def write_tiles(
     path: str | os.PathLike, evaluation: Evaluation, origin: Mapping[str, str] | None = None
 ) -> None:
-    """Writes the CSV of all tiles; figures of tiles that were left out are empty.
+    """Writes the CSV of all tiles; metrics of tiles that were left out are empty.
 
     Args:
       path: Of the file.

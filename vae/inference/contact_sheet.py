@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vae.data.errors import DataError
 from vae.data.fov import find_fov, fov_mask
-from vae.models.degradations import DEGRADATIONS, WHOLE, Place, degrade
+from vae.models.degradations import DEGRADATIONS, WHOLE, FovGeometry, degrade
 
 SEVERITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 PANEL = 240
@@ -69,5 +69,7 @@ def contact_sheet(photograph: np.ndarray, seed: int = 0) -> np.ndarray:
     return np.asarray(sheet)
 
 
-def _place(y: int, x: int, fov_y: float, fov_x: float, radius: float, step: float = 1.0) -> Place:
-    return Place(jnp.int32(y), jnp.int32(x), *map(jnp.float32, (fov_y, fov_x, radius, step)))
+def _place(
+    y: int, x: int, fov_y: float, fov_x: float, radius: float, step: float = 1.0
+) -> FovGeometry:
+    return FovGeometry(jnp.int32(y), jnp.int32(x), *map(jnp.float32, (fov_y, fov_x, radius, step)))

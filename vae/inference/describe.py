@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from vae.checkpoints.exported import SavedModel
+from vae.checkpoints.loading import CHECKPOINTS, variables_hash
 from vae.checkpoints.modules import make_model
-from vae.checkpoints.reading import CHECKPOINTS, variables_hash
+from vae.checkpoints.safetensors_io import SavedModel
 from vae.inference.codec import latent_shape
 from vae.models.posterior import ACTIVE_VARIANCE
 

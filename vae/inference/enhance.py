@@ -1,6 +1,6 @@
 """Degraded photographs made clear: a model from a path, for photographs and tiles as uint8 arrays.
 
-The tone stage is a function of each pixel, its place and the photograph's view; sharpening is one
+The tone stage is a function of each pixel, its place and the photograph's thumbnail; sharpening is one
 filter for the photograph; the detail stage has a bounded reach. So photographs of any size go
 through in strips and windows, with no seam.
 """
@@ -18,11 +18,11 @@ import numpy as np
 
 from vae import weights
 from vae.checkpoints.config import ENHANCER, PRIOR
+from vae.checkpoints.loading import SavedModel, load_saved, variables_hash
 from vae.checkpoints.modules import make_model
-from vae.checkpoints.reading import SavedModel, read_model, variables_hash
 from vae.data.errors import DataError
 from vae.data.fov import FieldOfView
-from vae.data.views import photograph_view, place_of
+from vae.data.thumbnails import circle_of, make_thumbnail
 from vae.inference.batches import batch_size, in_batches
 from vae.inference.one_colour import NOTE, is_one_colour
 from vae.inference.windows import filter_windows
@@ -115,14 +115,14 @@ class EnhancementModel:
         if not samples:
             return Enhanced(image, None, "")
         deviation = self._deviation(sharp, samples, seed)
-        tone = np.asarray(self._stages.tone_error(photograph_view(photograph, fov)[None]))[0]
+        tone = np.asarray(self._stages.tone_error(make_thumbnail(photograph, fov)[None]))[0]
         return Enhanced(image, np.where(inside, np.hypot(deviation, tone), np.float32(0)), "")
 
     def enhance_tiles(
         self,
         images: np.ndarray,
-        views: np.ndarray,
-        places: np.ndarray,
+        thumbnails: np.ndarray,
+        circles: np.ndarray,
         strength: float = 1.0,
     ) -> np.ndarray:
         """Tiles made clear, each by itself: of blur, and near its border, it knows less than its
@@ -130,8 +130,8 @@ class EnhancementModel:
 
         Args:
           images: uint8 [N, S, S, 3], sides divisible by 8.
-          views: uint8 [N, VIEW, VIEW, 3], of their photographs (`vae.data.views.photograph_view`).
-          places: float32 [N, 3], where they lie (`vae.data.views.place_of`).
+          thumbnails: uint8 [N, THUMBNAIL, THUMBNAIL, 3], of their photographs (`vae.data.thumbnails.make_thumbnail`).
+          circles: float32 [N, 3], where they lie (`vae.data.thumbnails.circle_of`).
           strength: Between 0 and 1.
 
         Returns:
@@ -139,14 +139,14 @@ class EnhancementModel:
         """
         _check_strength(strength)
         size = min(batch_size(images.shape[1] * images.shape[2]), len(images))
-        made = in_batches(self._stages.all, images, views, places, size=size, fixed=True)
+        made = in_batches(self._stages.all, images, thumbnails, circles, size=size, fixed=True)
         return _mixed(images, made, np.ones(images.shape[:-1], bool), strength)
 
     def tile_uncertainty(
         self,
         images: np.ndarray,
-        views: np.ndarray,
-        places: np.ndarray,
+        thumbnails: np.ndarray,
+        circles: np.ndarray,
         *,
         samples: int = 8,
         seed: int = 0,
@@ -159,9 +159,9 @@ class EnhancementModel:
         f, channels = self._module.downsample, self._module.latent_channels
         rng = np.random.default_rng(seed)
         found = []
-        for image, view, place in zip(images, views, places, strict=True):
-            toned = self._stages.tone(image[None], view[None], place[None])
-            sharp = self._stages.sharpen(toned, place[None])
+        for image, thumbnail, circle in zip(images, thumbnails, circles, strict=True):
+            toned = self._stages.tone(image[None], thumbnail[None], circle[None])
+            sharp = self._stages.sharpen(toned, circle[None])
             made = []
             for _ in range(samples):
                 noise = _noise_plane(rng, image.shape, f, channels)[None]
@@ -169,21 +169,21 @@ class EnhancementModel:
                 made.append(self._stages.detail(planes)[0] * 127.5)
             square = np.square(np.std(made, axis=0, ddof=1)).mean(axis=-1)
             found.append(np.sqrt(square).astype(np.float32))
-        tones = [np.asarray(self._stages.tone_error(view[None])) for view in views]
+        tones = [np.asarray(self._stages.tone_error(thumbnail[None])) for thumbnail in thumbnails]
         return np.hypot(np.stack(found), np.stack(tones)[:, :, None])
 
     def _toned(self, photograph: np.ndarray, fov: FieldOfView) -> np.ndarray:
         """After the tone stage, float32 [H, W, 3] in about [-1, 1]; black outside."""
         height, width = photograph.shape[:2]
         inside = np.where(_inside(photograph, fov)[..., None], photograph, np.uint8(0))
-        view = photograph_view(photograph, fov)[None]
+        thumbnail = make_thumbnail(photograph, fov)[None]
         toned = np.empty(photograph.shape, np.float32)
         for top in range(0, height, STRIP):
             strip = inside[top : top + STRIP]
             # One shape for all strips.
             strip = np.pad(strip, ((0, STRIP - len(strip)), (0, 0), (0, 0)))
-            place = place_of(fov, height, width, y=top)[None]
-            made = np.asarray(self._stages.tone(strip[None], view, place))[0]
+            circle = circle_of(fov, height, width, y=top)[None]
+            made = np.asarray(self._stages.tone(strip[None], thumbnail, circle))[0]
             toned[top : top + STRIP] = made[: height - top]
         return toned
 
@@ -240,7 +240,7 @@ def load_enhancer(path: str | os.PathLike = weights.ENHANCE) -> EnhancementModel
     Raises:
       vae.data.errors.DataError: It is no model, damaged, or an autoencoder.
     """
-    saved = read_model(path)
+    saved = load_saved(path)
     if saved.config.model.architecture != ENHANCER:
         what = "a prior" if saved.config.model.architecture == PRIOR else "an autoencoder"
         command = "sample" if what == "a prior" else "reconstruct"
@@ -254,32 +254,34 @@ def load_enhancer(path: str | os.PathLike = weights.ENHANCE) -> EnhancementModel
 class _Stages(NamedTuple):
     """The compiled functions, given the variables."""
 
-    tone: Callable  # (images, views, places)
-    tone_error: Callable  # (views)
+    tone: Callable  # (images, thumbnails, circles)
+    tone_error: Callable  # (thumbnails)
     kernels: Callable  # (powers, count)
-    sharpen: Callable  # (toned, places)
+    sharpen: Callable  # (toned, circles)
     detail: Callable  # (planes), of what is sharpened and of noise
-    all: Callable  # (images, views, places)
+    all: Callable  # (images, thumbnails, circles)
 
 
 def _compiled(module: nn.Module) -> _Stages:
     """Likewise, with the variables as their first argument."""
 
     @jax.jit
-    def tone(variables, images, views, places):
-        return module.apply(variables, to_float(images), to_float(views), places, method="tone")
+    def tone(variables, images, thumbnails, circles):
+        return module.apply(
+            variables, to_float(images), to_float(thumbnails), circles, method="tone"
+        )
 
     @jax.jit
-    def tone_error(variables, views):
-        return module.apply(variables, to_float(views), method="tone_error")
+    def tone_error(variables, thumbnails):
+        return module.apply(variables, to_float(thumbnails), method="tone_error")
 
     @jax.jit
     def kernels(variables, powers, count):
         return module.apply(variables, powers, count, method="kernels")
 
     @jax.jit
-    def sharpen(variables, toned, places):
-        return module.apply(variables, toned, places, method="sharpen")
+    def sharpen(variables, toned, circles):
+        return module.apply(variables, toned, circles, method="sharpen")
 
     @jax.jit
     def detail(variables, planes):
@@ -290,8 +292,8 @@ def _compiled(module: nn.Module) -> _Stages:
         return module.apply(variables, sharp, noise, method="detail")
 
     @jax.jit
-    def everything(variables, images, views, places):
-        return module.apply(variables, to_float(images), to_float(views), places)
+    def everything(variables, images, thumbnails, circles):
+        return module.apply(variables, to_float(images), to_float(thumbnails), circles)
 
     return _Stages(tone, tone_error, kernels, sharpen, detail, everything)
 

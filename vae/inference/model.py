@@ -10,8 +10,8 @@ import numpy as np
 
 from vae import weights
 from vae.checkpoints.config import ENHANCER, PRIOR
+from vae.checkpoints.loading import SavedModel, load_saved, variables_hash
 from vae.checkpoints.modules import make_model
-from vae.checkpoints.reading import SavedModel, read_model, variables_hash
 from vae.data.errors import DataError
 from vae.inference.batches import batch_size, in_batches
 from vae.inference.blending import reconstruct_blended
@@ -175,7 +175,7 @@ def load_model(path: str | os.PathLike = weights.DEFAULT) -> Model:
     Raises:
       vae.data.errors.DataError: It is none of them, it is damaged, or it is an enhancer or a prior.
     """
-    saved = read_model(path)
+    saved = load_saved(path)
     if saved.config.model.architecture == PRIOR:
         raise DataError(
             f"{path} is a prior over the latents of {saved.config.prior.autoencoder}, no "

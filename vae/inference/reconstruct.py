@@ -227,7 +227,7 @@ def _write(
     height, width = image.shape[:2]
     if with_pictures:
         caption = (
-            f"{item.item_id}  {width} x {height}  {figures(result.ssim, result.psnr)}"
+            f"{item.item_id}  {width} x {height}  {format_metrics(result.ssim, result.psnr)}"
             f"  model {origin['model']}"
         )
         page = pictures.comparison(image, output, item.mask(), caption=caption, levels=levels)
@@ -251,8 +251,8 @@ def _write(
     }
 
 
-def figures(ssim: float, psnr: float) -> str:
-    """The two figures as text."""
+def format_metrics(ssim: float, psnr: float) -> str:
+    """The two metrics as text."""
     return "no pixels to measure" if math.isnan(psnr) else f"SSIM {ssim:.4f}  PSNR {psnr:.2f} dB"
 
 

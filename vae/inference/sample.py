@@ -10,9 +10,9 @@ import numpy as np
 
 from vae import weights
 from vae.checkpoints.config import AUTOENCODER_KL, FUNDUS_VAE, PRIOR
-from vae.checkpoints.exported import SavedModel
+from vae.checkpoints.loading import load_saved, variables_hash
 from vae.checkpoints.modules import make_model
-from vae.checkpoints.reading import read_model, variables_hash
+from vae.checkpoints.safetensors_io import SavedModel
 from vae.data.errors import DataError, UsageError
 from vae.data.names import composed
 from vae.inference.batches import in_batches
@@ -185,7 +185,7 @@ def load_sampler(
       DataError: One of them is none or damaged, they do not belong together, or there is no prior
         for the model.
     """
-    saved = None if model is None else read_model(model)
+    saved = None if model is None else load_saved(model)
     if saved is not None and saved.config.model.architecture == PRIOR:
         if prior is not None:
             raise DataError(f"{model} and {prior} are two priors; name an autoencoder as the model")
@@ -199,14 +199,14 @@ def load_sampler(
             )
         return Sampler(Model(saved), None)
     if prior is not None and os.fspath(prior) == NORMAL:
-        return Sampler(Model(saved or read_model(weights.DEFAULT)), None)
+        return Sampler(Model(saved or load_saved(weights.DEFAULT)), None)
     ships = prior is None
     if ships and not weights.SAMPLE.exists():
         raise DataError(
             "no prior comes with this installation; train one with "
             "--config=configs/prior256.py, or take N(0, I) by the name normal"
         )
-    flow = read_model(weights.SAMPLE if prior is None else prior)
+    flow = load_saved(weights.SAMPLE if prior is None else prior)
     if flow.config.model.architecture != PRIOR:
         raise DataError(
             f"{prior} is no prior but of the architecture {flow.config.model.architecture}; train "
@@ -218,7 +218,7 @@ def load_sampler(
 def _named_autoencoder(flow: SavedModel) -> SavedModel:
     name = flow.config.prior.autoencoder
     try:
-        found = read_model(name)
+        found = load_saved(name)
     except DataError as error:
         raise DataError(
             f"{flow.path} is a prior over the latents of {name} "

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from vae.checkpoints.exported import SavedModel
 from vae.checkpoints.modules import make_model
 from vae.checkpoints.provenance import provenance
+from vae.checkpoints.safetensors_io import SavedModel
 from vae.data.errors import DataError, UsageError
 from vae.data.files import unfinished_name
 from vae.inference import codec

@@ -1,8 +1,8 @@
 """Models: arrays in, arrays out, no input or output of files."""
 
-from vae.models.autoencoder import AutoencoderKL, with_start
+from vae.models.autoencoder import AutoencoderKL, with_linear_codec
 from vae.models.enhancer import Enhancer
-from vae.models.lapped import Lapped, fit_lapped
+from vae.models.overlapping_ppca import OverlappingPPCA, fit_overlapping_ppca
 from vae.models.pca import PCA, fit_pca
 from vae.models.posterior import Posterior
 from vae.models.prior import LatentFlow, with_spectrum
@@ -14,13 +14,13 @@ __all__ = [
     "AutoencoderKL",
     "Enhancer",
     "FundusVAE",
-    "Lapped",
     "LatentFlow",
+    "OverlappingPPCA",
     "Posterior",
     "Spectrum",
-    "fit_lapped",
+    "fit_overlapping_ppca",
     "fit_pca",
     "fit_spectrum",
+    "with_linear_codec",
     "with_spectrum",
-    "with_start",
 ]

@@ -30,7 +30,7 @@ def shrink(images, scale: int):
 
 
 @flax.struct.dataclass
-class Cut:
+class CropAndTurn:
     """How an image became a training example.
 
     Attributes:
@@ -98,8 +98,8 @@ def augment_placed(
     crop: int,
     turn: bool,
     scales: tuple[int, ...] = (1,),
-) -> tuple[jax.Array, Cut]:
-    """As `augment`, with how each example was cut: a `Cut` of leaves [B]."""
+) -> tuple[jax.Array, CropAndTurn]:
+    """As `augment`, with how each example was cut: a `CropAndTurn` of leaves [B]."""
     distinct = sorted(set(scales))
     choices = jnp.array([distinct.index(scale) for scale in scales])
 
@@ -121,7 +121,7 @@ def augment_placed(
         turns = jnp.zeros(3, bool)
         if turn:
             turns = jax.random.bernoulli(symmetry, shape=(3,))
-        cut = Cut(*origin, scale, *turns)
+        cut = CropAndTurn(*origin, scale, *turns)
         return (cut.turn(image) if turn else image), cut
 
     return jax.vmap(one)(images, rows)

@@ -3,7 +3,7 @@
     encoder   mean = A * (patch_f(x) - m) / sd + conv path(x)      log-variance = b + conv path(x)
     decoder   x_hat = unpatch_f(D * (sd z) + m) + conv path(z)
 
-A and D are convolutions over K x K patches, probabilistic PCA with overlap (`vae.models.lapped`);
+A and D are convolutions over K x K patches, probabilistic PCA with overlap (`vae.models.overlapping_ppca`);
 K = 1 is PCA itself. The conv paths end in zero-initialised layers, so step 0 *is* the linear codec.
 They compute at a quarter of the resolution and below, and their reach is bounded (see
 `vae.models.layers`).
@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae.models.conv_paths import STEM, ConvDecoder, ConvEncoder
-from vae.models.lapped import Lapped, from_pca
 from vae.models.layers import ResidualBlock, convolve, depth_to_space, space_to_depth
+from vae.models.overlapping_ppca import OverlappingPPCA, from_pca
 from vae.models.pca import PCA, QUANTISATION_STD
 from vae.models.posterior import Posterior
 
@@ -27,7 +27,7 @@ class AutoencoderKL(nn.Module):
     """Encoder q(z | x) and decoder p(x | z) for images [B, H, W, 3] in [-1, 1], any H, W.
 
     Variables: `params` (learned) and `pca` (a fixed fit whose `sd` and `scale` set the units of the
-    latent and of the conv paths). `with_start` fills both.
+    latent and of the conv paths). `with_linear_codec` fills both.
 
     Attributes:
       latent_channels: C, values per latent position.
@@ -176,28 +176,30 @@ def _blank_pca(patch: int, latent_channels: int) -> PCA:
     )
 
 
-def with_start(variables: dict, pca: PCA, lapped: Lapped | None = None) -> dict:
+def with_linear_codec(
+    variables: dict, pca: PCA, overlapping: OverlappingPPCA | None = None
+) -> dict:
     """Fresh variables of an `AutoencoderKL`, moved to its linear start.
 
     Args:
       variables: What `AutoencoderKL.init` returned, or its abstract shapes' values.
       pca: The fit, of the model's latent size and patch side.
-      lapped: The fit with overlap, of the model's kernel or a smaller one; None for PCA itself.
+      overlapping: The fit with overlap, of the model's kernel or a smaller one; None for PCA itself.
 
     Returns:
       New variables: mean reconstruction, posterior and likelihood are the fit's.
     """
-    lapped = from_pca(pca) if lapped is None else lapped
+    overlapping = from_pca(pca) if overlapping is None else overlapping
     params = dict(variables["params"])
-    border = (params[LINEAR]["analysis"].shape[0] - lapped.analysis.shape[0]) // 2
+    border = (params[LINEAR]["analysis"].shape[0] - overlapping.analysis.shape[0]) // 2
     inside = ((border, border), (border, border), (0, 0), (0, 0))
     # log sigma = log s through the smooth floor of `log_scale`; e^-12 stands for minus infinity.
-    excess = jnp.maximum(jnp.square(lapped.scale) - QUANTISATION_STD**2, np.exp(-24.0))
+    excess = jnp.maximum(jnp.square(overlapping.scale) - QUANTISATION_STD**2, np.exp(-24.0))
     params[LINEAR] = {
-        "analysis": jnp.pad(lapped.analysis, inside),
-        "synthesis": jnp.pad(lapped.synthesis, inside),
+        "analysis": jnp.pad(overlapping.analysis, inside),
+        "synthesis": jnp.pad(overlapping.synthesis, inside),
         "mean": jnp.asarray(pca.mean),
-        "log_var": jnp.asarray(lapped.log_var),
+        "log_var": jnp.asarray(overlapping.log_var),
     }
     params["log_scale"] = (0.5 * jnp.log(excess)).astype(jnp.float32)
     fit = jax.tree.map(jnp.asarray, pca)

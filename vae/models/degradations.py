@@ -1,6 +1,6 @@
 """What makes fundus photographs bad, as functions of clean ones.
 
-Every degradation is a pure function of (image, place, severity, key): severity 0 is the identity,
+Every degradation is a pure function of (image, geometry, severity, key): severity 0 is the identity,
 1 a photograph that a clinic would take again. What belongs to the photograph (light, haze, spots,
 colour) is drawn from the key in coordinates of its field of view, and grain and block grids lie in
 its pixels, so two tiles of one photograph with one key agree where they overlap; blurs and blocks
@@ -23,7 +23,7 @@ from jax.extend.random import threefry_2x32
 
 from vae.models.filters import REACH, along_axes, convolve, disc, gaussian, line
 
-__all__ = ["BLURS", "DEGRADATIONS", "GAMMA", "REACH", "WHOLE", "Place", "degrade"]
+__all__ = ["BLURS", "DEGRADATIONS", "GAMMA", "REACH", "WHOLE", "FovGeometry", "degrade"]
 
 GAMMA = 2.2
 SPOTS = 6
@@ -52,7 +52,7 @@ DCT = scipy.fft.dct(np.eye(8), axis=0, norm="ortho").astype(np.float32)
 
 
 @flax.struct.dataclass
-class Place:
+class FovGeometry:
     """Where a tile lies in its photograph.
 
     Attributes:
@@ -80,20 +80,22 @@ class Place:
         return jnp.broadcast_to(rows[:, None], shape), jnp.broadcast_to(columns, shape)
 
 
-# (image [3, H, W], place, severity [], key) -> the same shape: with channels last, fields that all
+# (image [3, H, W], geometry, severity [], key) -> the same shape: with channels last, fields that all
 # channels share would keep loops over pixels from being vectors' on CPUs. Those of `LIGHT` take and
 # give linear light, the others sRGB's values; both lie in [0, 1].
-Degradation = Callable[[jax.Array, Place, jax.Array, jax.Array], jax.Array]
+Degradation = Callable[[jax.Array, FovGeometry, jax.Array, jax.Array], jax.Array]
 
 
-def illumination(light: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
+def illumination(
+    light: jax.Array, geometry: FovGeometry, severity: jax.Array, key: jax.Array
+) -> jax.Array:
     """A flash off its centre: a slope of light, and falloff towards the rim.
 
     Falloff is the cosine-fourth law (Reiss, 1945) at up to 50 degrees off axis; the slope takes up
     to 85% of the light from one side; the whole is dimmed by up to 60%.
     """
     slope_key, angle_key, dim_key = jax.random.split(key, 3)
-    v, u = place.grid(light.shape[1:])
+    v, u = geometry.grid(light.shape[1:])
     angle = jax.random.uniform(angle_key, maxval=2 * np.pi)
     slope = 0.85 * jax.random.uniform(slope_key, minval=0.5)
     across = 0.5 + 0.5 * (v * jnp.sin(angle) + u * jnp.cos(angle))
@@ -102,36 +104,42 @@ def illumination(light: jax.Array, place: Place, severity: jax.Array, key: jax.A
     return light * (dim * falloff * (1 - severity * slope * jnp.clip(across, 0, 1)))
 
 
-def haze(light: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
+def haze(light: jax.Array, geometry: FovGeometry, severity: jax.Array, key: jax.Array) -> jax.Array:
     """A cloudy lens: light is scattered, and a veil lies over what is left.
 
     I' = t I_s + (1 - t) A, the model of Peli and Peli (1989) for cataracts: transmission t varies
     over the photograph, down to 0.3; I_s is scattered by a wide kernel; A is the veil's colour.
     """
     field_key, veil_key, level_key = jax.random.split(key, 3)
-    density = 0.6 + 0.4 * _smooth_field(field_key, place, light.shape[1:])
+    density = 0.6 + 0.4 * _smooth_field(field_key, geometry, light.shape[1:])
     transmission = 1 - 0.7 * severity * density
     veil = jax.random.uniform(veil_key, (3,), minval=0.8, maxval=1.2) * VEIL
     veil *= jax.random.uniform(level_key, minval=0.7, maxval=1.1)
-    wide = convolve(light, gaussian(jnp.maximum(5.0 * severity / place.step, 0.1)))
+    wide = convolve(light, gaussian(jnp.maximum(5.0 * severity / geometry.step, 0.1)))
     scattered = light + 0.5 * severity * (wide - light)
     return transmission * scattered + (1 - transmission) * veil[:, None, None]
 
 
-def defocus(light: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
+def defocus(
+    light: jax.Array, geometry: FovGeometry, severity: jax.Array, key: jax.Array
+) -> jax.Array:
     """Out of focus: a uniform disc of up to 6 pixels' radius (geometrical optics)."""
-    del place, key
+    del geometry, key
     return convolve(light, disc(6.0 * severity))
 
 
-def motion(light: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
+def motion(
+    light: jax.Array, geometry: FovGeometry, severity: jax.Array, key: jax.Array
+) -> jax.Array:
     """The eye moves during the exposure: a line of up to 20 pixels in one direction."""
-    del place
+    del geometry
     angle = jax.random.uniform(key, maxval=np.pi)
     return convolve(light, line(20.0 * severity, angle))
 
 
-def noise(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
+def noise(
+    image: jax.Array, geometry: FovGeometry, severity: jax.Array, key: jax.Array
+) -> jax.Array:
     """Photons and electronics: variance a I + b in linear light (Foi et al., 2008).
 
     a is up to 0.004 (250 photons at white), b up to 0.01 squared. The grain lies in the
@@ -139,13 +147,15 @@ def noise(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -
     """
     light = _linear(image)
     variance = severity**2 * (0.004 * light + 0.01**2)
-    return _coded(light + jnp.sqrt(variance) * _grain(key, place, image.shape))
+    return _coded(light + jnp.sqrt(variance) * _grain(key, geometry, image.shape))
 
 
-def spots(light: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
+def spots(
+    light: jax.Array, geometry: FovGeometry, severity: jax.Array, key: jax.Array
+) -> jax.Array:
     """Dust and reflections: up to six soft discs, dark or bright, of 2 to 12% of the radius."""
     keys = jax.random.split(key, 5)
-    v, u = place.grid(light.shape[1:])
+    v, u = geometry.grid(light.shape[1:])
     distance = jnp.sqrt(jax.random.uniform(keys[0], (SPOTS,)))
     angle = jax.random.uniform(keys[1], (SPOTS,), maxval=2 * np.pi)
     radius = jax.random.uniform(keys[2], (SPOTS,), minval=0.02, maxval=0.12)
@@ -158,21 +168,27 @@ def spots(light: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -
     return light
 
 
-def colour_cast(light: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
+def colour_cast(
+    light: jax.Array, geometry: FovGeometry, severity: jax.Array, key: jax.Array
+) -> jax.Array:
     """Another white: each channel's light times up to 1.6, or divided by it (von Kries, 1902)."""
-    del place
+    del geometry
     gains = jax.random.uniform(key, (3,), minval=-1, maxval=1)
     return light * (1.6 ** (severity * (gains - gains.mean())))[:, None, None]
 
 
-def low_contrast(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
+def low_contrast(
+    image: jax.Array, geometry: FovGeometry, severity: jax.Array, key: jax.Array
+) -> jax.Array:
     """Values drawn towards a grey level between 0.25 and 0.55, by up to 70%."""
-    del place
+    del geometry
     level = jax.random.uniform(key, minval=0.25, maxval=0.55)
     return image + 0.7 * severity * (level - image)
 
 
-def downsampling(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
+def downsampling(
+    image: jax.Array, geometry: FovGeometry, severity: jax.Array, key: jax.Array
+) -> jax.Array:
     """A sensor of half as many pixels a side, above severity 0.5 of a quarter, shown enlarged."""
     del key
 
@@ -183,7 +199,7 @@ def downsampling(image: jax.Array, place: Place, severity: jax.Array, key: jax.A
         )
         return along_axes(rows, columns, blocks)
 
-    return _on_grid(image, place, reduced)
+    return _on_grid(image, geometry, reduced)
 
 
 @functools.cache
@@ -197,7 +213,7 @@ def _enlarged(side: int, factor: int) -> np.ndarray:
         return np.asarray(jax.image.resize(small, (side, side), "cubic"))
 
 
-def jpeg(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) -> jax.Array:
+def jpeg(image: jax.Array, geometry: FovGeometry, severity: jax.Array, key: jax.Array) -> jax.Array:
     """JPEG's 8 x 8 blocks (ITU-T T.81) without subsampling, quality 90 down to 25."""
     del key
     quality = 90 - 65 * severity
@@ -216,7 +232,7 @@ def jpeg(image: jax.Array, place: Place, severity: jax.Array, key: jax.Array) ->
         values = jnp.einsum("ky,cakx->cayx", DCT, values).reshape(3, height, width)
         return jnp.einsum("dc,cyx->dyx", FROM_YCC, values + MIDDLE) / 255
 
-    return _on_grid(image, place, coded)
+    return _on_grid(image, geometry, coded)
 
 
 # In the order in which light meets them: eye, optics, sensor, file.
@@ -243,7 +259,7 @@ WHOLE = ("haze", "illumination", "colour_cast", "spots", "low_contrast")
 def degrade(
     image: jax.Array,
     fov: jax.Array,
-    place: Place,
+    geometry: FovGeometry,
     severities: dict[str, jax.Array | float],
     key: jax.Array,
 ) -> jax.Array:
@@ -252,7 +268,7 @@ def degrade(
     Args:
       image: float32 [H, W, 3], sRGB in [0, 1].
       fov: bool [H, W], inside the field of view; outside nothing changes.
-      place: Of the tile.
+      geometry: Of the tile.
       severities: By name of `DEGRADATIONS`, [] in [0, 1]; the others are left out.
       key: Of the photograph: the same for all its tiles.
 
@@ -271,7 +287,7 @@ def degrade(
         for number, (name, apply) in enumerate(DEGRADATIONS.items()):
             if name in names and name in severities:
                 severity = severities[name]
-                changed = apply(made, place, severity, jax.random.fold_in(key, number))
+                changed = apply(made, geometry, severity, jax.random.fold_in(key, number))
                 made = jnp.where((severity > 0) & fov, jnp.clip(changed, 0, 1), made)
         return made
 
@@ -297,19 +313,19 @@ def _power(base: jax.Array, exponent: float) -> jax.Array:
     return jnp.exp(exponent * jnp.log(base))
 
 
-def _smooth_field(key: jax.Array, place: Place, shape: tuple[int, ...]) -> jax.Array:
+def _smooth_field(key: jax.Array, geometry: FovGeometry, shape: tuple[int, ...]) -> jax.Array:
     """A field over the photograph in [-1, 1], float32 [H, W]: a few long waves."""
-    v, u = place.grid(shape)
+    v, u = geometry.grid(shape)
     wave_key, phase_key = jax.random.split(key)
     waves = jax.random.uniform(wave_key, (4, 2), minval=-2.5, maxval=2.5)
     phases = jax.random.uniform(phase_key, (4,), maxval=2 * np.pi)
     return sum(jnp.sin(w[0] * v + w[1] * u + p) for w, p in zip(waves, phases, strict=True)) / 4
 
 
-def _grain(key: jax.Array, place: Place, shape: tuple[int, ...]) -> jax.Array:
+def _grain(key: jax.Array, geometry: FovGeometry, shape: tuple[int, ...]) -> jax.Array:
     """Standard normal noise [C, H, W], a function of the key and the pixel of the photograph."""
-    rows = (place.y + jnp.arange(shape[1])).astype(jnp.uint32)
-    columns = (place.x + jnp.arange(shape[2])).astype(jnp.uint32)
+    rows = (geometry.y + jnp.arange(shape[1])).astype(jnp.uint32)
+    columns = (geometry.x + jnp.arange(shape[2])).astype(jnp.uint32)
     channels = jnp.arange(shape[0], dtype=jnp.uint32)[:, None, None]
     rows = jnp.broadcast_to(rows[:, None], shape).ravel()
     columns = jnp.broadcast_to(columns * shape[0] + channels, shape).ravel()
@@ -320,13 +336,13 @@ def _grain(key: jax.Array, place: Place, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _on_grid(
-    image: jax.Array, place: Place, function: Callable[[jax.Array], jax.Array]
+    image: jax.Array, geometry: FovGeometry, function: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
     """Applies what works on blocks of 8 pixels, where they lie in the photograph.
 
     Args:
       image: [C, H, W].
-      place: Of the tile.
+      geometry: Of the tile.
       function: [C, h, w] -> the same shape; h and w divisible by 8, the first block whole.
     """
     side = BLOCK
@@ -334,7 +350,7 @@ def _on_grid(
     border = ((0, 0), (side, 2 * side - height % side), (side, 2 * side - width % side))
     padded = jnp.pad(image, border, mode="edge")
     # The tile begins `inside` pixels after a block's first.
-    inside = [place.y % side, place.x % side]
+    inside = [geometry.y % side, geometry.x % side]
     begin = [0, side - inside[0], side - inside[1]]
     cut = (channels, height + 2 * side - height % side, width + 2 * side - width % side)
     made = function(jax.lax.dynamic_slice(padded, begin, cut))

@@ -1,11 +1,11 @@
 """Enhancer: a degraded photograph made clear, in three stages.
 
-    toned    = x, with its light, haze, colour and contrast undone     from the photograph's view
+    toned    = x, with its light, haze, colour and contrast undone     from the photograph's thumbnail
     sharp    = toned, with its blur undone                             from its periodogram
     enhanced = sharp + gate * (D * (sd z - A * sharp) + gain * conv path(z, sharp))
 
 Light, haze and colour cannot be judged from a tile: the tone stage (`vae.models.tone`) sees the
-photograph reduced to `VIEW` pixels. Nor can its blur: sharpening (`vae.models.sharpening`) sees its
+photograph reduced to `THUMBNAIL` pixels. Nor can its blur: sharpening (`vae.models.sharpening`) sees its
 averaged spectrum. What is left, grain and blocks, is the detail stage's, of bounded reach: an
 `AutoencoderKL` whose decoder sees the image too, so that the latent need not carry what is good. D
 and A are its linear path (`vae.models.autoencoder`): only a *change* of the linear code changes the
@@ -33,7 +33,7 @@ LOG_SCALE = -3.0
 
 
 class Enhancer(AutoencoderKL):
-    """p(clean image | degraded image, view) for images [B, H, W, 3] in [-1, 1].
+    """p(clean image | degraded image, thumbnail) for images [B, H, W, 3] in [-1, 1].
 
     Variables as for `AutoencoderKL`, with `tone` and the decoder's skips among the parameters.
 
@@ -53,32 +53,32 @@ class Enhancer(AutoencoderKL):
         self.sharpening_kernels = Sharpening(name=SHARPENING)
         self.tone_field = ToneField(self.tone_width, self.dtype, name=TONE)
 
-    def tone(self, x: jax.Array, view: jax.Array, place: jax.Array) -> jax.Array:
-        """The tone stage: pixel by pixel, given the view.
+    def tone(self, x: jax.Array, thumbnail: jax.Array, circle: jax.Array) -> jax.Array:
+        """The tone stage: pixel by pixel, given the thumbnail.
 
         Args:
           x: float32 [B, H, W, 3] in [-1, 1].
-          view: float32 [B, VIEW, VIEW, 3] in [-1, 1], the square of `MARGIN` radii around the
+          thumbnail: float32 [B, THUMBNAIL, THUMBNAIL, 3] in [-1, 1], the square of `MARGIN` radii around the
             centre of the photograph's field of view.
-          place: float32 [B, 3]: row and column of that centre in pixels of x, and the radius.
+          circle: float32 [B, 3]: row and column of that centre in pixels of x, and the radius.
 
         Returns:
           float32 [B, H, W, 3], not clipped.
         """
-        view = view.astype(jnp.float32)
-        coefficients = self.tone_field(view)
-        share = evidence(change_size(view, coefficients), *self.tone_evidence)
-        return x + share[:, None, None, None] * (apply_tone(x, coefficients, place) - x)
+        thumbnail = thumbnail.astype(jnp.float32)
+        coefficients = self.tone_field(thumbnail)
+        share = evidence(change_size(thumbnail, coefficients), *self.tone_evidence)
+        return x + share[:, None, None, None] * (apply_tone(x, coefficients, circle) - x)
 
-    def tone_error(self, view: jax.Array) -> jax.Array:
+    def tone_error(self, thumbnail: jax.Array) -> jax.Array:
         """Returns the error to be expected of `tone`, grey levels: float32 [B]."""
-        view = view.astype(jnp.float32)
-        size = change_size(view, self.tone_field(view))
+        thumbnail = thumbnail.astype(jnp.float32)
+        size = change_size(thumbnail, self.tone_field(thumbnail))
         return expected_error(size, evidence(size, *self.tone_evidence), self.tone_rms_error)
 
-    def tone_in_training(self, x: jax.Array, view: jax.Array, place: jax.Array) -> jax.Array:
+    def tone_in_training(self, x: jax.Array, thumbnail: jax.Array, circle: jax.Array) -> jax.Array:
         """As `tone`, with changes of any size: what is not made learns nothing."""
-        return apply_tone(x, self.tone_field(view.astype(jnp.float32)), place)
+        return apply_tone(x, self.tone_field(thumbnail.astype(jnp.float32)), circle)
 
     def kernels(self, powers: jax.Array, count: jax.Array) -> jax.Array:
         """The filters that sharpen photographs: float32 [B, 3, K, K], to be added to the identity.
@@ -89,16 +89,16 @@ class Enhancer(AutoencoderKL):
         """
         return self.sharpening_kernels(powers, count)
 
-    def sharpen(self, toned: jax.Array, place: jax.Array) -> jax.Array:
+    def sharpen(self, toned: jax.Array, circle: jax.Array) -> jax.Array:
         """Tiles sharpened by what their own periodograms tell: [B, H, W, 3] -> the same.
 
         A photograph's is of more windows: its tiles are to be sharpened by that.
 
         Args:
           toned: Of `tone`.
-          place: float32 [B, 3], see `tone`.
+          circle: float32 [B, 3], see `tone`.
         """
-        y, x, radius = place.T[:, :, None]
+        y, x, radius = circle.T[:, :, None]
         rows, columns = (jnp.arange(side) for side in toned.shape[1:3])
         away = jnp.square(rows - y)[:, :, None] + jnp.square(columns - x)[:, None]
         inside = away <= jnp.square(radius)[..., None]
@@ -122,12 +122,14 @@ class Enhancer(AutoencoderKL):
     def restore(
         self,
         x: jax.Array,
-        view: jax.Array,
-        place: jax.Array,
+        thumbnail: jax.Array,
+        circle: jax.Array,
         draw: Callable[[Posterior], jax.Array],
     ) -> tuple[jax.Array, Posterior]:
         """All stages in training, with the latent that `draw` takes from the posterior, and it."""
-        return self._restore(self.sharpen(self.tone_in_training(x, view, place), place), draw)
+        return self._restore(
+            self.sharpen(self.tone_in_training(x, thumbnail, circle), circle), draw
+        )
 
     def _restore(self, toned, draw):
         pca = self.pca.value
@@ -141,11 +143,11 @@ class Enhancer(AutoencoderKL):
         return toned + gate * change, posterior
 
     def __call__(
-        self, x: jax.Array, view: jax.Array, place: jax.Array, noise: jax.Array | None = None
+        self, x: jax.Array, thumbnail: jax.Array, circle: jax.Array, noise: jax.Array | None = None
     ) -> jax.Array:
         """The enhanced image [B, H, W, 3], not clipped; uses every parameter."""
         self.log_scale()
-        return self.detail(self.sharpen(self.tone(x, view, place), place), noise)
+        return self.detail(self.sharpen(self.tone(x, thumbnail, circle), circle), noise)
 
     @property
     def detail_halo(self) -> int:

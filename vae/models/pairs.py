@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vae.metrics import to_float
-from vae.models.augment import Cut, augment_placed
-from vae.models.degradations import BLURS, DEGRADATIONS, REACH, WHOLE, Place, degrade
-from vae.models.tone import VIEW_PLACE, WITHIN
+from vae.models.augment import CropAndTurn, augment_placed
+from vae.models.degradations import BLURS, DEGRADATIONS, REACH, WHOLE, FovGeometry, degrade
+from vae.models.tone import THUMBNAIL_CIRCLE, WITHIN
 from vae.precision import HIGHEST
 
 
@@ -21,15 +21,15 @@ class Pairs:
     Attributes:
       clean: float32 [B, S, S, 3], the target.
       seen: float32 [B, S, S, 3], the same degraded.
-      view: float32 [B, VIEW, VIEW, 3], the photograph's view degraded likewise.
-      place: float32 [B, 3]: row and column of the centre of the field of view in pixels of the
+      thumbnail: float32 [B, THUMBNAIL, THUMBNAIL, 3], the photograph's thumbnail degraded likewise.
+      circle: float32 [B, 3]: row and column of the centre of the field of view in pixels of the
         example, and its radius.
     """
 
     clean: jax.Array
     seen: jax.Array
-    view: jax.Array
-    place: jax.Array
+    thumbnail: jax.Array
+    circle: jax.Array
 
 
 def draw_severities(key: jax.Array, settings: ConfigDict) -> dict[str, jax.Array]:
@@ -53,18 +53,18 @@ def draw_severities(key: jax.Array, settings: ConfigDict) -> dict[str, jax.Array
 
 def degrade_tile(
     tile: jax.Array,
-    view: jax.Array,
-    place: jax.Array,
+    thumbnail: jax.Array,
+    circle: jax.Array,
     severities: dict[str, jax.Array | float],
     key: jax.Array,
     origin: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """A tile and its photograph's view as one bad camera would have seen both.
+    """A tile and its photograph's thumbnail as one bad camera would have seen both.
 
     Args:
       tile: [H, W, 3], grey levels 0 to 255.
-      view: [VIEW, VIEW, 3], likewise.
-      place: float32 [3]: row and column of the centre of the field of view in pixels of the tile,
+      thumbnail: [THUMBNAIL, THUMBNAIL, 3], likewise.
+      circle: float32 [3]: row and column of the centre of the field of view in pixels of the tile,
         and its radius.
       severities: By name of degradation, [] in [0, 1].
       key: Of the photograph.
@@ -72,65 +72,65 @@ def degrade_tile(
         lie.
 
     Returns:
-      (tile, view), float32 in [0, 1], in steps of 1/255 as files are.
+      (tile, thumbnail), float32 in [0, 1], in steps of 1/255 as files are.
     """
-    y, x, radius = place
-    there = Place(origin[0], origin[1], y + origin[0], x + origin[1], radius)
+    y, x, radius = circle
+    there = FovGeometry(origin[0], origin[1], y + origin[0], x + origin[1], radius)
     v, u = there.grid(tile.shape[:2])
     seen = degrade(tile / jnp.float32(255), v**2 + u**2 <= 1, there, severities, key)
-    view = _degrade_view(view, radius, severities, key)
-    return jnp.round(seen * 255) / 255, view
+    thumbnail = _degrade_thumbnail(thumbnail, radius, severities, key)
+    return jnp.round(seen * 255) / 255, thumbnail
 
 
-def _degrade_view(view, radius, severities, key):
-    """The same camera's view, radius in pixels of the photograph: float32 in [0, 1]."""
+def _degrade_thumbnail(thumbnail, radius, severities, key):
+    """The same camera's thumbnail, radius in pixels of the photograph: float32 in [0, 1]."""
     zero = jnp.zeros((), jnp.int32)
-    whole = Place(zero, zero, *VIEW_PLACE, step=radius / VIEW_PLACE[2])
-    v, u = whole.grid(view.shape[:2])
+    whole = FovGeometry(zero, zero, *THUMBNAIL_CIRCLE, step=radius / THUMBNAIL_CIRCLE[2])
+    v, u = whole.grid(thumbnail.shape[:2])
     shown = {name: severity for name, severity in severities.items() if name in WHOLE}
-    view = degrade(view / jnp.float32(255), v**2 + u**2 <= 1, whole, shown, key)
-    return jnp.round(view * 255) / 255
+    thumbnail = degrade(thumbnail / jnp.float32(255), v**2 + u**2 <= 1, whole, shown, key)
+    return jnp.round(thumbnail * 255) / 255
 
 
-def make_view_pairs(
-    views: jax.Array, places: jax.Array, key: jax.Array, rows: jax.Array, config: ConfigDict
+def make_thumbnail_pairs(
+    thumbnails: jax.Array, circles: jax.Array, key: jax.Array, rows: jax.Array, config: ConfigDict
 ) -> Pairs:
     """Makes pairs of thumbnails alone, `config.train.thumbnail_draws` of each, for the tone stage.
 
     Args:
-      views: uint8 [B, VIEW, VIEW, 3].
-      places: float32 [B, 3], of tiles of their photographs.
+      thumbnails: uint8 [B, THUMBNAIL, THUMBNAIL, 3].
+      circles: float32 [B, 3], of tiles of their photographs.
       key: The step's key for this duty.
       rows: int32 [B], the place of each in the global batch.
       config: A run's: `data.augment` and `degrade`.
 
     Returns:
-      `config.train.thumbnail_draws` times B pairs of VIEW pixels a side. What is not `WITHIN` the
+      `config.train.thumbnail_draws` times B pairs of THUMBNAIL pixels a side. What is not `WITHIN` the
       field of view is in both alike.
     """
     draws = config.train.thumbnail_draws
 
-    def one(view, place, key):
+    def one(thumbnail, circle, key):
         turn_key, draw_key, photograph_key = jax.random.split(key, 3)
         if config.data.augment:
-            view = _turn(_drawn(Cut(*jnp.zeros(6, jnp.int32)), turn_key), view)
+            thumbnail = _turn(_drawn(CropAndTurn(*jnp.zeros(6, jnp.int32)), turn_key), thumbnail)
         severities = draw_severities(draw_key, config.degrade)
-        seen = 2 * _degrade_view(view, place[2], severities, photograph_key) - 1
-        clean = jnp.where(WITHIN, to_float(view), seen)
-        return Pairs(clean, seen, seen, jnp.array(VIEW_PLACE, jnp.float32))
+        seen = 2 * _degrade_thumbnail(thumbnail, circle[2], severities, photograph_key) - 1
+        clean = jnp.where(WITHIN, to_float(thumbnail), seen)
+        return Pairs(clean, seen, seen, jnp.array(THUMBNAIL_CIRCLE, jnp.float32))
 
-    def several(view, place, row):
+    def several(thumbnail, circle, row):
         keys = jax.random.split(jax.random.fold_in(key, row), draws)
-        return jax.vmap(one, in_axes=(None, None, 0))(view, place, keys)
+        return jax.vmap(one, in_axes=(None, None, 0))(thumbnail, circle, keys)
 
-    pairs = jax.vmap(several)(views, places, rows)
+    pairs = jax.vmap(several)(thumbnails, circles, rows)
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), pairs)
 
 
 def make_pairs(
     images: jax.Array,
-    views: jax.Array,
-    places: jax.Array,
+    thumbnails: jax.Array,
+    circles: jax.Array,
     key: jax.Array,
     rows: jax.Array,
     config: ConfigDict,
@@ -139,8 +139,8 @@ def make_pairs(
 
     Args:
       images: uint8 [B, S, S, 3], clean tiles.
-      views: uint8 [B, VIEW, VIEW, 3], of their photographs.
-      places: float32 [B, 3], see `Pairs`, in pixels of the tiles.
+      thumbnails: uint8 [B, THUMBNAIL, THUMBNAIL, 3], of their photographs.
+      circles: float32 [B, 3], see `Pairs`, in pixels of the tiles.
       key: The step's key for this duty.
       rows: int32 [B], the place of each tile in the global batch.
       config: A run's: `data.crop`, `data.augment`, `data.scales`, `degrade`, and
@@ -155,7 +155,7 @@ def make_pairs(
     inside = slice(border, side - border)
     images, cuts = augment_placed(images, cut_key, rows, side, False, data.scales)
 
-    def one(image, cut, view, place, row):
+    def one(image, cut, thumbnail, circle, row):
         draw_key, origin_key, photograph_key, turn_key = jax.random.split(
             jax.random.fold_in(degrade_key, row), 4
         )
@@ -163,30 +163,30 @@ def make_pairs(
         severities = draw_severities(draw_key, config.degrade)
         if data.augment:
             cut = _drawn(cut, turn_key)
-        place = cut.place(place, side)
-        image, view = _turn(cut, image), _turn(cut, view)
-        bad = functools.partial(degrade_tile, image, view, place)
-        seen, view = bad(severities, photograph_key, origin)
+        circle = cut.circle(circle, side)
+        image, thumbnail = _turn(cut, image), _turn(cut, thumbnail)
+        bad = functools.partial(degrade_tile, image, thumbnail, circle)
+        seen, thumbnail = bad(severities, photograph_key, origin)
         clean = to_float(image)
         if config.train.stage == "sharpening":
             # With all that is wrong with it but its blur: as grainy, as blocky.
             blurs = {name: severities[name] for name in BLURS if name in severities}
             clean += 2 * (seen - bad(blurs, photograph_key, origin)[0])
         clean = clean[inside, inside]
-        place -= border * jnp.array([1.0, 1.0, 0.0])
-        return Pairs(clean, 2 * seen[inside, inside] - 1, 2 * view - 1, place)
+        circle -= border * jnp.array([1.0, 1.0, 0.0])
+        return Pairs(clean, 2 * seen[inside, inside] - 1, 2 * thumbnail - 1, circle)
 
-    return jax.vmap(one)(images, cuts, views, places, rows)
+    return jax.vmap(one)(images, cuts, thumbnails, circles, rows)
 
 
-def _drawn(cut: Cut, key: jax.Array) -> Cut:
+def _drawn(cut: CropAndTurn, key: jax.Array) -> CropAndTurn:
     """With one of the eight symmetries of the square."""
     transpose, flip_y, flip_x = jax.random.bernoulli(key, shape=(3,))
     return cut.replace(transpose=transpose, flip_y=flip_y, flip_x=flip_x)
 
 
-def _turn(cut: Cut, image: jax.Array) -> jax.Array:
-    """As `Cut.turn`, of [S, S, 3] as float32 with the same values, by two products of matrices.
+def _turn(cut: CropAndTurn, image: jax.Array) -> jax.Array:
+    """As `CropAndTurn.turn`, of [S, S, 3] as float32 with the same values, by two products of matrices.
 
     XLA on CPUs makes selections between turned pictures a part of whatever reads them; the eight of
     them, pixel by pixel, in the middle of powers cost ten times the powers.

@@ -1,7 +1,7 @@
 """Probabilistic PCA of image patches: the units that every model computes in, and a row to beat.
 
 Tipping and Bishop (1999). A linear VAE of single patches has it as its optimum (Lucas, Tucker,
-Grosse and Norouzi, 2019); with overlap there is a better one, `vae.models.lapped`.
+Grosse and Norouzi, 2019); with overlap there is a better one, `vae.models.overlapping_ppca`.
 """
 
 from collections.abc import Iterable

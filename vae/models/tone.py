@@ -1,4 +1,4 @@
-"""The tone stage: light, haze, colour and contrast of a photograph undone, judged by its view.
+"""The tone stage: light, haze, colour and contrast of a photograph undone, judged by its thumbnail.
 
 What a bad camera does to a pixel's value is undone in the order in which it was done last:
 
@@ -7,7 +7,7 @@ What a bad camera does to a pixel's value is undone in the order in which it was
     toned = J ** (1 / GAMMA)
 
 with eight numbers at each place: offset, stretch, and a gain and a veil for each channel. They are
-those of the whole photograph plus a smooth field, both read off the view, so tiles agree. All of
+those of the whole photograph plus a smooth field, both read off the thumbnail, so tiles agree. All of
 them are zero at the start: the identity.
 """
 
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae.data.views import MARGIN, VIEW
+from vae.data.thumbnails import MARGIN, THUMBNAIL
 from vae.models.layers import RMSNorm, Stage, space_to_depth
 
 # Side of the field of coefficients; a cell is a quarter of the radius or so.
@@ -26,23 +26,25 @@ COEFFICIENTS = 8
 GAMMA = 2.2
 # Below it, eight grey levels, the power is continued by its tangent: no slope is infinite.
 KNEE = 8 / 255
-# Where the field of view lies in a view: row and column of its centre and its radius, pixels.
-VIEW_PLACE = ((VIEW - 1) / 2, (VIEW - 1) / 2, VIEW / 2 / MARGIN)
-_ACROSS = (np.arange(VIEW) - VIEW_PLACE[0]) / VIEW_PLACE[2]
-# bool [VIEW, VIEW, 1]: the field of view without its rim, whose pixels are half outside.
+# Where the field of view lies in a thumbnail: row and column of its centre and its radius, pixels.
+THUMBNAIL_CIRCLE = ((THUMBNAIL - 1) / 2, (THUMBNAIL - 1) / 2, THUMBNAIL / 2 / MARGIN)
+_ACROSS = (np.arange(THUMBNAIL) - THUMBNAIL_CIRCLE[0]) / THUMBNAIL_CIRCLE[2]
+# bool [THUMBNAIL, THUMBNAIL, 1]: the field of view without its rim, whose pixels are half outside.
 WITHIN = np.hypot(_ACROSS[:, None], _ACROSS)[..., None] < 0.97
 
 
 class ToneField(nn.Module):
-    """View [B, VIEW, VIEW, 3] -> coefficients [B, GRID, GRID, COEFFICIENTS], zero at the start."""
+    """View [B, THUMBNAIL, THUMBNAIL, 3] -> coefficients [B, GRID, GRID, COEFFICIENTS], zero at the start."""
 
     width: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, view: jax.Array) -> jax.Array:
+    def __call__(self, thumbnail: jax.Array) -> jax.Array:
         zeros = nn.initializers.zeros
-        h = nn.Dense(self.width, dtype=self.dtype)(space_to_depth(view, VIEW // GRID // 2))
+        h = nn.Dense(self.width, dtype=self.dtype)(
+            space_to_depth(thumbnail, THUMBNAIL // GRID // 2)
+        )
         h = Stage(1, self.dtype, name="near")(h)
         h = nn.Dense(2 * self.width, dtype=self.dtype)(space_to_depth(h, 2))
         h = Stage(2, self.dtype, name="far")(h)
@@ -59,19 +61,19 @@ class ToneField(nn.Module):
         return field.astype(jnp.float32)
 
 
-def apply_tone(x: jax.Array, coefficients: jax.Array, place: jax.Array) -> jax.Array:
+def apply_tone(x: jax.Array, coefficients: jax.Array, circle: jax.Array) -> jax.Array:
     """The curves at every pixel.
 
     Args:
       x: float32 [B, H, W, 3] in [-1, 1].
       coefficients: float32 [B, GRID, GRID, COEFFICIENTS].
-      place: float32 [B, 3], centre and radius of the field of view in pixels of x.
+      circle: float32 [B, 3], centre and radius of the field of view in pixels of x.
 
     Returns:
       float32 [B, H, W, 3], not clipped; x itself where all coefficients are zero.
     """
-    rows = _weights(x.shape[1], place[:, 0], place[:, 2])
-    columns = _weights(x.shape[2], place[:, 1], place[:, 2])
+    rows = _weights(x.shape[1], circle[:, 0], circle[:, 2])
+    columns = _weights(x.shape[2], circle[:, 1], circle[:, 2])
     field = jnp.einsum("bhi,bijk->bhjk", rows, coefficients)
     field = jnp.einsum("bwj,bhjk->bhwk", columns, field)
     offset, stretch, gain, veil = jnp.split(field, [1, 2, 5], axis=-1)
@@ -82,15 +84,15 @@ def apply_tone(x: jax.Array, coefficients: jax.Array, place: jax.Array) -> jax.A
     return x + 2 * (from_light(light) - from_light(to_light(values)))
 
 
-def change_size(view: jax.Array, coefficients: jax.Array) -> jax.Array:
+def change_size(thumbnail: jax.Array, coefficients: jax.Array) -> jax.Array:
     """Root mean square of a photograph's whole change of tone, grey levels: float32 [B].
 
     Args:
-      view: float32 [B, VIEW, VIEW, 3] in [-1, 1].
-      coefficients: Of `ToneField`, for this view.
+      thumbnail: float32 [B, THUMBNAIL, THUMBNAIL, 3] in [-1, 1].
+      coefficients: Of `ToneField`, for this thumbnail.
     """
-    place = jnp.broadcast_to(jnp.array(VIEW_PLACE), (len(view), 3))
-    change = jnp.where(WITHIN, 127.5 * (apply_tone(view, coefficients, place) - view), 0)
+    circle = jnp.broadcast_to(jnp.array(THUMBNAIL_CIRCLE), (len(thumbnail), 3))
+    change = jnp.where(WITHIN, 127.5 * (apply_tone(thumbnail, coefficients, circle) - thumbnail), 0)
     return jnp.sqrt(jnp.square(change).sum(axis=(1, 2, 3)) / (3 * WITHIN.sum()))
 
 

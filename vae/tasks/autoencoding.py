@@ -2,17 +2,17 @@
 
 from typing import Any
 
-from vae.checkpoints.modules import abstract_fit, starts_linear
+from vae.checkpoints.modules import abstract_fit, has_linear_path
 from vae.data.pipeline import open_dataset, paired
 from vae.metrics import SSIM_WINDOW, to_float
 from vae.models.augment import augment, mask_squares
 from vae.models.autoencoder import LINEAR
 from vae.multihost import say
 from vae.sharding import local_rows, put_batch
+from vae.tasks.device_dataset import DeviceDataset
 from vae.tasks.elbo import ElboTask, check_loss
-from vae.tasks.linear_start import check_linear_model, fit_linear, training_tiles
+from vae.tasks.linear_initialization import check_linear_model, fit_linear, training_tiles
 from vae.tasks.randomness import step_key
-from vae.tasks.resident import ResidentTiles
 from vae.tasks.task import Feed, read_batches
 
 MASKS = ("", "squares", "tiles")
@@ -51,7 +51,7 @@ class Autoencoding(ElboTask):
         problems.divisible_by_devices("eval.batch_size", config.eval.batch_size)
         if problems:
             return
-        if starts_linear(config):
+        if has_linear_path(config):
             check_linear_model(config, problems)
         else:
             side = config.model.image_size
@@ -83,13 +83,13 @@ class Autoencoding(ElboTask):
         """The masked tiles that the encoder sees."""
         return {"masked_fingerprint": self._masked.fingerprint if self._masked else None}
 
-    def abstract_start(self):
+    def abstract_initialization(self):
         """Shapes of the linear fit."""
-        return abstract_fit(self.config) if starts_linear(self.config) else None
+        return abstract_fit(self.config) if has_linear_path(self.config) else None
 
-    def find_start(self, dataset):
+    def fit_initialization(self, dataset):
         """Fits the linear codec; the published architecture starts from chance."""
-        if not starts_linear(self.config):
+        if not has_linear_path(self.config):
             return None
         return fit_linear(self.config, training_tiles(self.config, dataset))
 
@@ -98,20 +98,20 @@ class Autoencoding(ElboTask):
     def feed(self, dataset, mesh, start):
         """Tiles uint8 [B, S, S, 3]; with masked tiles behind them, [B, S, S, 6]."""
         if self.config.data.on_device:
-            resident = ResidentTiles(self.config, dataset, mesh)
-            size = resident.images.nbytes / 1e9
-            say(f"{len(resident.images)} tiles, {size:.1f} GB, on each device")
+            on_device = DeviceDataset(self.config, dataset, mesh)
+            size = on_device.images.nbytes / 1e9
+            say(f"{len(on_device.images)} tiles, {size:.1f} GB, on each device")
             rows = local_rows(mesh, self.config.batch_size)
-            batches = resident.batches(rows, start)
-            return Feed(batches, lambda batch, step: resident.take(batch["number"]))
+            batches = on_device.batches(rows, start)
+            return Feed(batches, lambda batch, step: on_device.take(batch["number"]))
         batches = read_batches(self.config, dataset, mesh, start)
         if self._masked is not None:
             batches = paired(batches, read_batches(self.config, self._masked, mesh, start))
 
-        def place(batch, step):
+        def to_device(batch, step):
             return put_batch(mesh, {"image": batch["image"]})["image"]
 
-        return Feed(batches, place)
+        return Feed(batches, to_device)
 
     def example(self, batch, rows, step):
         """Crops of tiles: what the encoder sees, and the target; float32 in [-1, 1]."""

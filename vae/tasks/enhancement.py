@@ -6,17 +6,17 @@ import jax
 import jax.numpy as jnp
 
 from vae.checkpoints.config import AUTOENCODER_KL
+from vae.checkpoints.loading import load_saved
 from vae.checkpoints.modules import abstract_fit
-from vae.checkpoints.reading import read_model
 from vae.models.autoencoder import LINEAR
 from vae.models.enhancer import SHARPENING, TONE
-from vae.models.pairs import make_pairs, make_view_pairs
+from vae.models.pairs import make_pairs, make_thumbnail_pairs
 from vae.models.posterior import Posterior
 from vae.models.tone import WITHIN
 from vae.multihost import say
 from vae.sharding import put_batch
 from vae.tasks.elbo import ElboTask, check_loss
-from vae.tasks.linear_start import check_linear_model, fit_linear, training_tiles
+from vae.tasks.linear_initialization import check_linear_model, fit_linear, training_tiles
 from vae.tasks.randomness import step_key
 from vae.tasks.task import Feed, read_batches
 
@@ -54,11 +54,11 @@ class Enhancement(ElboTask):
 
     # ---- The start of a run ---------------------------------------------------------------------
 
-    def abstract_start(self):
+    def abstract_initialization(self):
         """Shapes of the linear fit."""
         return abstract_fit(self.config)
 
-    def find_start(self, dataset):
+    def fit_initialization(self, dataset):
         """Fits the linear codec."""
         return fit_linear(self.config, training_tiles(self.config, dataset))
 
@@ -74,23 +74,25 @@ class Enhancement(ElboTask):
     # ---- Steps ----------------------------------------------------------------------------------
 
     def feed(self, dataset, mesh, start):
-        """Tiles, the thumbnails of their photographs (`view`), and where they lie (`place`)."""
+        """Tiles, the thumbnails of their photographs (`thumbnail`), and where they lie (`fov_circle`)."""
         batches = read_batches(self.config, dataset, mesh, start, context=True)
 
-        def place(batch, step):
-            return put_batch(mesh, {name: batch[name] for name in ("image", "view", "place")})
+        def to_device(batch, step):
+            return put_batch(
+                mesh, {name: batch[name] for name in ("image", "thumbnail", "fov_circle")}
+            )
 
-        return Feed(batches, place)
+        return Feed(batches, to_device)
 
     def example(self, batch, rows, step):
         """Degraded tiles with their thumbnails and places, and clean tiles as targets."""
         key = step_key(self.config.seed, "augment", step)
-        around = batch["view"], batch["place"], key, rows, self.config
+        around = batch["thumbnail"], batch["fov_circle"], key, rows, self.config
         if self.config.train.stage == TONE:
-            pairs = make_view_pairs(*around)
+            pairs = make_thumbnail_pairs(*around)
         else:
             pairs = make_pairs(batch["image"], *around)
-        return (pairs.seen, pairs.view, pairs.place), pairs.clean
+        return (pairs.seen, pairs.thumbnail, pairs.circle), pairs.clean
 
     def forward(self, variables, seen, draw):
         """Runs the stages that are trained."""
@@ -127,22 +129,22 @@ class Enhancement(ElboTask):
 
     def evaluate(self, variables, step, dataset, mesh, workdir, log):
         """Restores degraded tiles of `eval.split`."""
-        from vae.evaluation.enhancement import quick_figures
+        from vae.evaluation.enhancement import quick_scores
 
         settings = self.config.eval
-        figures = quick_figures(read_model(workdir), dataset, settings.split, settings.limit)
-        log.write(step, {f"eval_{name}": value for name, value in figures.items()})
+        scores = quick_scores(load_saved(workdir), dataset, settings.split, settings.limit)
+        log.write(step, {f"eval_{name}": value for name, value in scores.items()})
         say(
-            f"step {step}  {settings.split}, degraded: {figures['psnr_before']:.2f} -> "
-            f"{figures['psnr']:.2f} dB, SSIM {figures['ssim_before']:.4f} -> "
-            f"{figures['ssim']:.4f}, clean {figures['ssim_clean']:.4f}  ({figures['tiles']} tiles)"
+            f"step {step}  {settings.split}, degraded: {scores['psnr_before']:.2f} -> "
+            f"{scores['psnr']:.2f} dB, SSIM {scores['ssim_before']:.4f} -> "
+            f"{scores['ssim']:.4f}, clean {scores['ssim_clean']:.4f}  ({scores['tiles']} tiles)"
         )
 
     def report(self, variables, step, dataset, mesh, workdir):
         """The table of degradations: on one process, of the newest checkpoint."""
         from vae.evaluation.enhancement import evaluate_enhancer
 
-        saved = read_model(workdir)  # by all processes: its arrays may lie on several
+        saved = load_saved(workdir)  # by all processes: its arrays may lie on several
         if jax.process_index() == 0:
             evaluate_enhancer(saved, dataset, split=self.config.eval.split, out=workdir)
 

@@ -8,8 +8,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vae.checkpoints.exported import SavedModel
 from vae.checkpoints.modules import join_variables, make_model
+from vae.checkpoints.safetensors_io import SavedModel
 from vae.data.names import composed
 from vae.inference.codec import compiled, encode
 from vae.models.augment import augment

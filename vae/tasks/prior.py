@@ -4,14 +4,14 @@ import dataclasses
 
 import jax
 
-from vae.checkpoints.exported import SavedModel
+from vae.checkpoints.loading import load_saved, variables_hash
 from vae.checkpoints.modules import initial_variables
-from vae.checkpoints.reading import read_model, variables_hash
+from vae.checkpoints.safetensors_io import SavedModel
 from vae.models import with_spectrum
 from vae.sharding import put_batch
 from vae.tasks.flow import flow_loss, label_numbers, make_encoder
-from vae.tasks.linear_start import training_tiles
-from vae.tasks.prior_start import fit_prior, for_latents, read_autoencoder
+from vae.tasks.linear_initialization import training_tiles
+from vae.tasks.prior_initialization import fit_prior, for_latents, load_autoencoder
 from vae.tasks.task import Feed, Task, read_batches
 
 
@@ -54,7 +54,7 @@ class Prior(Task):
 
     def open(self, dataset):
         """Reads the autoencoder, and fills in the sizes of its latents and the labels."""
-        self.autoencoder = read_autoencoder(self.config)
+        self.autoencoder = load_autoencoder(self.config)
         self.config = for_latents(self.config, self.autoencoder, dataset)
         self.__dict__.pop("model", None)
 
@@ -68,7 +68,7 @@ class Prior(Task):
         variables = initial_variables(self.config)
         return variables if start is None else with_spectrum(variables, start)
 
-    def find_start(self, dataset):
+    def fit_initialization(self, dataset):
         """Fits the best Gaussian of the latents."""
         return fit_prior(self.config, self.autoencoder, training_tiles(self.config, dataset))
 
@@ -87,12 +87,12 @@ class Prior(Task):
         batches = read_batches(self.config, dataset, mesh, start, labels=True)
         encode = make_encoder(self.config, mesh, self.autoencoder)
 
-        def place(batch, step):
+        def to_device(batch, step):
             names = label_numbers(batch["label"], self.config.model.labels)
             placed = put_batch(mesh, {"image": batch["image"], "label": names})
             return encode(placed["image"], step) | {"label": placed["label"]}
 
-        return Feed(batches, place)
+        return Feed(batches, to_device)
 
     def example(self, batch, rows, step):
         """The batch itself: it was cropped before it was encoded."""
@@ -109,13 +109,13 @@ class Prior(Task):
         """Draws a sheet of samples."""
         from vae.evaluation.samples import sheet
 
-        log.picture(step, "samples", sheet(read_model(workdir), self.autoencoder))
+        log.picture(step, "samples", sheet(load_saved(workdir), self.autoencoder))
 
     def report(self, variables, step, dataset, mesh, workdir):
         """The table of distances: on one process, of the newest checkpoint."""
         from vae.evaluation.samples import evaluate_prior
 
-        saved = read_model(workdir)
+        saved = load_saved(workdir)
         if jax.process_index() == 0:
             count = self.config.eval.limit
             evaluate_prior(saved, self.autoencoder, dataset, count=count, out=workdir)

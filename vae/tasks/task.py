@@ -13,10 +13,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vae.checkpoints.config import reference_config
-from vae.checkpoints.exported import SavedModel
 from vae.checkpoints.leaves import by_path
+from vae.checkpoints.loading import load_saved
 from vae.checkpoints.modules import blank_statistics, initial_variables, make_model
-from vae.checkpoints.reading import read_model
+from vae.checkpoints.safetensors_io import SavedModel
 from vae.data.errors import DataError
 from vae.data.pipeline import Dataset, train_batches
 from vae.multihost import say
@@ -31,11 +31,11 @@ class Feed(NamedTuple):
 
     Attributes:
       batches: This process's rows of each batch, from the first step on; with `tile_id` str [rows].
-      place: (host batch, step) -> the global device batch that `Task.example` takes.
+      to_device: (host batch, step) -> the global device batch that `Task.example` takes.
     """
 
     batches: Iterator[HostBatch]
-    place: Callable[[HostBatch, int], Any]
+    to_device: Callable[[HostBatch, int], Any]
 
 
 class Task(abc.ABC):
@@ -103,15 +103,15 @@ class Task(abc.ABC):
         """Variables of step 0. Traceable by `jax.eval_shape`.
 
         Args:
-          start: Of `find_start`, or its shapes; None for none.
+          start: Of `fit_initialization`, or its shapes; None for none.
         """
         return initial_variables(self.config, start)
 
-    def abstract_start(self) -> Any:
-        """Shapes and dtypes of what `find_start` gives."""
+    def abstract_initialization(self) -> Any:
+        """Shapes and dtypes of what `fit_initialization` gives."""
         return None
 
-    def find_start(self, dataset: Dataset) -> Any:
+    def fit_initialization(self, dataset: Dataset) -> Any:
         """Fits what training starts from to the training tiles; the same on every process."""
         del dataset
         return None
@@ -151,8 +151,8 @@ class Task(abc.ABC):
           where: The sharding of every leaf.
         """
         if self.config.init_from:
-            return jax.device_put(self.from_saved(read_model(self.config.init_from)), where)
-        start = self.find_start(dataset)
+            return jax.device_put(self.from_saved(load_saved(self.config.init_from)), where)
+        start = self.fit_initialization(dataset)
         return jax.jit(self.fresh_variables, out_shardings=where)(start)
 
     def statistics(self, variables: dict) -> dict[str, jax.Array]:
@@ -170,7 +170,7 @@ class Task(abc.ABC):
         """Makes training examples of a device batch: crops, degradations. Traced.
 
         Args:
-          batch: Of `Feed.place`, or some of its rows.
+          batch: Of `Feed.to_device`, or some of its rows.
           rows: int32 [b], the numbers of these rows in the batch; randomness depends on them.
           step: int32 [].
         """
@@ -213,13 +213,13 @@ class Task(abc.ABC):
         workdir: epath.Path,
         log: Any,
     ) -> None:
-        """The scheduled evaluation: figures and pictures to the log, a line to the console."""
+        """The scheduled evaluation: metrics and pictures to the log, a line to the console."""
 
     @abc.abstractmethod
     def report(
         self, variables: dict, step: int, dataset: Dataset, mesh: Mesh, workdir: epath.Path
     ) -> None:
-        """The closing evaluation: tables and figures in the workdir, a table on the console."""
+        """The closing evaluation: tables and metrics in the workdir, a table on the console."""
 
 
 def read_batches(

@@ -4,12 +4,19 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from vae.checkpoints.steps import MODEL, PROVENANCE, TRAINING, ModelSteps, model_item, one_line
+from vae.checkpoints.orbax_io import (
+    MODEL,
+    PROVENANCE,
+    TRAINING,
+    OrbaxCheckpoints,
+    model_item,
+    one_line,
+)
 from vae.data.errors import DataError
-from vae.training.state import TrainState
+from vae.training.train_state import TrainState
 
 
-class Checkpoints(ModelSteps):
+class Checkpoints(OrbaxCheckpoints):
     """The checkpoints of one directory.
 
     A checkpoint is written beside and renamed when complete, so a killed process leaves no half

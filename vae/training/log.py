@@ -18,7 +18,7 @@ _CONSOLE = ("loss", "bits_per_dim", "ssim", "psnr", "grad_norm")
 
 
 class RunLog:
-    """Writes the figures of a run; on processes other than the first it does nothing.
+    """Writes the metrics of a run; on processes other than the first it does nothing.
 
     A line is a training step's or an evaluation's of the state before that step. A continued run
     drops what was logged at or after the step it continues from, so nothing stands there twice.
@@ -36,11 +36,11 @@ class RunLog:
         if tensorboard:
             self._events = _event_writer(workdir / TENSORBOARD)
 
-    def write(self, step: int, figures: Mapping[str, Any]) -> None:
+    def write(self, step: int, scores: Mapping[str, Any]) -> None:
         """Appends scalars and vectors (numpy or Python numbers) of a step."""
         if not self._active:
             return
-        line = {"step": step} | {name: _plain(value) for name, value in figures.items()}
+        line = {"step": step} | {name: _plain(value) for name, value in scores.items()}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         if self._events is not None:
@@ -85,12 +85,12 @@ class Clock:
         """tiles_per_s and input_wait (share of the time) of the interval, which ends here."""
         seconds = max(time.perf_counter() - self._start, 1e-9)
         self._rate = self._steps / seconds
-        figures = {
+        scores = {
             "tiles_per_s": self._rate * self._batch_size,
             "input_wait": self._waited / seconds,
         }
         self.restart()
-        return figures
+        return scores
 
     def eta(self, step: int) -> str:
         """The time left after a step at the last interval's pace."""
@@ -101,12 +101,12 @@ class Clock:
         return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds % 60:02}s"
 
 
-def console_line(step: int, steps: int, figures: Mapping[str, Any], eta: str) -> str:
+def console_line(step: int, steps: int, scores: Mapping[str, Any], eta: str) -> str:
     """One line of progress."""
     parts = [f"step {step:{len(str(steps))}}/{steps}"]
-    parts += [f"{name} {figures[name]:.4g}" for name in _CONSOLE if name in figures]
-    parts.append(f"{figures['tiles_per_s']:.1f} tiles/s")
-    parts.append(f"input wait {figures['input_wait']:.1%}")
+    parts += [f"{name} {scores[name]:.4g}" for name in _CONSOLE if name in scores]
+    parts.append(f"{scores['tiles_per_s']:.1f} tiles/s")
+    parts.append(f"input wait {scores['input_wait']:.1%}")
     parts.append(f"eta {eta}")
     return "  ".join(parts)
 

@@ -13,7 +13,7 @@ from vae.sharding import batch_sharding, replicated
 from vae.tasks import task_of
 from vae.tasks.randomness import step_key
 from vae.training.optimizer import learning_rate_schedule, make_optimizer
-from vae.training.state import TrainState
+from vae.training.train_state import TrainState
 
 
 def make_train_step(

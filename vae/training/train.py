@@ -12,20 +12,20 @@ from clu import parameter_overview
 from etils import epath
 from ml_collections import ConfigDict
 
+from vae.checkpoints.loading import CHECKPOINTS, load_saved, write_config
 from vae.checkpoints.provenance import provenance
-from vae.checkpoints.reading import CHECKPOINTS, read_model, write_config
 from vae.data.errors import DataError, FundusError
 from vae.multihost import agreed, say
 from vae.sharding import largest_leaves, make_mesh, tree_sharding
 from vae.tasks import task_of
 from vae.tasks.task import check_same_model, plain
 from vae.training.checkpoint import Checkpoints
+from vae.training.initialization import check_same_run, check_splits, initial_train_state, open_data
 from vae.training.log import Clock, RunLog, console_line
 from vae.training.profile import Profile
 from vae.training.signals import StopSignals
-from vae.training.start import check_same_run, check_splits, open_data, start_state
-from vae.training.state import TrainState, abstract_state
 from vae.training.steps import make_train_step
+from vae.training.train_state import TrainState, abstract_state
 from vae.training.validation import validate
 
 # Steps in flight: enough to keep a device busy, few enough to bound the batches held there.
@@ -77,7 +77,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
     checkpoints = Checkpoints(workdir / CHECKPOINTS, config.train.keep_checkpoints)
     start = checkpoints.latest_step()
     if start is None:
-        state, start = start_state(task, dataset, sharding), 0
+        state, start = initial_train_state(task, dataset, sharding), 0
         say(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     else:
         check_same_run(checkpoints.provenance(start), made, workdir)
@@ -110,9 +110,9 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
                     f"optimizer.learning_rate={config.optimizer.learning_rate} and continue"
                 )
             if (step + 1) % config.train.log_every == 0 or step + 1 == config.train.steps:
-                figures = jax.device_get(metrics) | {"tiles_crc32": tiles} | clock.read()
-                log.write(step, figures)
-                say(console_line(step + 1, config.train.steps, figures, clock.eta(step + 1)))
+                scores = jax.device_get(metrics) | {"tiles_crc32": tiles} | clock.read()
+                log.write(step, scores)
+                say(console_line(step + 1, config.train.steps, scores, clock.eta(step + 1)))
 
     def save(step: int) -> None:
         read_pending(keep=0)
@@ -139,7 +139,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
             waiting = time.perf_counter()
             batch = next(feed.batches)
             clock.waited(time.perf_counter() - waiting)
-            state, metrics = step_fn(state, feed.place(batch, step))
+            state, metrics = step_fn(state, feed.to_device(batch, step))
             pending.append((step, metrics, zlib.crc32("\n".join(batch["tile_id"]).encode())))
             read_pending(keep=IN_FLIGHT)
             step += 1
@@ -167,7 +167,7 @@ def evaluate_workdir(config: ConfigDict, workdir: epath.PathLike) -> None:
     """Repeats the closing evaluation for the newest checkpoint of a run."""
     validate(config, jax.device_count())
     workdir = epath.Path(workdir).absolute()
-    saved = read_model(workdir)
+    saved = load_saved(workdir)
     dataset = open_data(config, workdir)
     task = task_of(config)
     task.open(dataset)

@@ -1,7 +1,7 @@
 """How well degraded photographs are made clear, beside doing nothing and classical methods."""
 
 from vae.evaluation.enhancement.cases import CASES, Case, Tile, degrade_case, pick_tiles
-from vae.evaluation.enhancement.run import evaluate_enhancement, evaluate_enhancer, quick_figures
+from vae.evaluation.enhancement.run import evaluate_enhancement, evaluate_enhancer, quick_scores
 from vae.evaluation.enhancement.table import format_table
 
 __all__ = [
@@ -13,5 +13,5 @@ __all__ = [
     "evaluate_enhancer",
     "format_table",
     "pick_tiles",
-    "quick_figures",
+    "quick_scores",
 ]

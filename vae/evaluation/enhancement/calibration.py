@@ -45,7 +45,7 @@ def calibration(
 
 
 def format_calibration(found: dict[str, Any]) -> str:
-    """The figures as a line."""
+    """The metrics as a line."""
     if found["ratio"] is None:
         return "uncertainty: 0 everywhere"
     ends = found["bins"][0], found["bins"][-1]

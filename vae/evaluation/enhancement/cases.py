@@ -46,8 +46,8 @@ class Tile:
 
     image: np.ndarray
     fov: np.ndarray
-    view: np.ndarray
-    place: np.ndarray
+    thumbnail: np.ndarray
+    circle: np.ndarray
     tile_id: str
     photograph: str
     patient: str
@@ -75,14 +75,14 @@ def pick_tiles(dataset: Dataset, split: str, *, size: int, count: int, seed: int
     """Tiles of every patient alike, the same for the same seed.
 
     Args:
-      dataset: With views.
+      dataset: With thumbnails.
       split: Which split.
       size: Side of the tiles, pixels.
       count: About how many: a multiple of the number of patients, at least one of each.
       seed: Of the choice.
 
     Raises:
-      DataError: The dataset has no views, or the split no tiles.
+      DataError: The dataset has no thumbnails, or the split no tiles.
     """
     found: dict[str, list] = {}
     quota = count
@@ -104,21 +104,21 @@ def pick_tiles(dataset: Dataset, split: str, *, size: int, count: int, seed: int
 
 
 def degrade_case(tile: Tile, case: Case, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A tile and its view as a bad camera saw them, the same for the same seed.
+    """A tile and its thumbnail as a bad camera saw them, the same for the same seed.
 
     Tiles of one photograph are degraded alike; what is mixed is drawn for each photograph as in
     training by the defaults of `config.degrade`, of which the shares that are clean and that have
     one degradation alone are 0.
 
     Returns:
-      uint8 [S, S, 3] and uint8 [VIEW, VIEW, 3].
+      uint8 [S, S, 3] and uint8 [THUMBNAIL, THUMBNAIL, 3].
     """
     key = jax.random.key(_number(f"{seed}:{tile.photograph}") % 2**32)
     mixed = case.name == MIXED
     severities = np.array([case.severity * (case.name == name) for name in DEGRADATIONS])
     origin = np.array([_number(f"{tile.tile_id}:{axis}") % 4096 for axis in "yx"], np.int32)
     severities = np.nan_to_num(severities).astype(np.float32)
-    made = _degrade(tile.image, tile.view, tile.place, severities, mixed, key, origin)
+    made = _degrade(tile.image, tile.thumbnail, tile.circle, severities, mixed, key, origin)
     return tuple(np.rint(np.asarray(picture) * 255).astype(np.uint8) for picture in made)
 
 
@@ -130,13 +130,13 @@ def _settings():
 
 
 @jax.jit
-def _degrade(image, view, place, severities, mixed, key, origin):
+def _degrade(image, thumbnail, circle, severities, mixed, key, origin):
     which, how = jax.random.split(key)
     drawn = draw_severities(which, _settings())
     severities = {
         name: jnp.where(mixed, drawn[name], severities[i]) for i, name in enumerate(DEGRADATIONS)
     }
-    return degrade_tile(image, view, place, severities, how, origin)
+    return degrade_tile(image, thumbnail, circle, severities, how, origin)
 
 
 def _number(text: str) -> int:

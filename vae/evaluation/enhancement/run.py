@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from vae.checkpoints.exported import SavedModel
 from vae.checkpoints.provenance import dated_provenance
+from vae.checkpoints.safetensors_io import SavedModel
 from vae.data.cores import available_cores
 from vae.data.errors import DataError, UsageError
 from vae.data.files import write_beside
@@ -82,12 +82,12 @@ def evaluate_enhancement(
         known = list(pool.map(lambda t: find_structure(t.image, t.fov), tiles)) if structure else []
         for case in cases:
             pairs = [degrade_case(tile, case, seed) for tile in tiles]
-            seen, views = (np.stack(pictures) for pictures in zip(*pairs, strict=True))
-            places = np.stack([tile.place for tile in tiles])
+            seen, thumbnails = (np.stack(pictures) for pictures in zip(*pairs, strict=True))
+            circles = np.stack([tile.circle for tile in tiles])
             made = {NOTHING: seen}
             for name, method in methods.items():
                 made[name] = np.stack(list(pool.map(method, seen)))
-            made[OURS] = model.enhance_tiles(seen, views, places)
+            made[OURS] = model.enhance_tiles(seen, thumbnails, circles)
             for name, images in made.items():
                 found += _scored(tiles, case, name, images, known, pool)
     return found
@@ -107,7 +107,7 @@ def evaluate_enhancer(
 
     Args:
       saved: The model.
-      dataset: With views of its photographs, or its folder.
+      dataset: With thumbnails of its photographs, or its folder.
       split: Which split.
       limit: About how many tiles, of every patient alike; 0 for 22.
       out: Folder for `enhancement.json`, `enhancement.csv` and `enhancement.png`; None for none.
@@ -119,7 +119,7 @@ def evaluate_enhancer(
 
     Raises:
       UsageError: There is no such split.
-      DataError: The dataset has no views, or `out` cannot be written.
+      DataError: The dataset has no thumbnails, or `out` cannot be written.
     """
     dataset = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
     if split not in dataset.shards:
@@ -131,9 +131,9 @@ def evaluate_enhancer(
             raise DataError(f"{folder}: cannot be made: {error.strerror or error}") from error
     config, model = saved.config, EnhancementModel(saved)
     tiles = pick_tiles(dataset, split, size=config.data.size, count=limit or TILES, seed=SEED)
-    figures = evaluate_enhancement(model, tiles, cases=cases, seed=SEED)
+    scores = evaluate_enhancement(model, tiles, cases=cases, seed=SEED)
     sure = calibrate(model, tiles, SEED)
-    rows = rows_of(figures)
+    rows = rows_of(scores)
     print(f"{config.name} after {saved.step} steps, split {split}, {len(tiles)} tiles degraded:")
     print(format_table(rows))
     print(closing_line(rows))
@@ -142,7 +142,7 @@ def evaluate_enhancer(
         return rows
     content = {
         "rows": rows,
-        "labels": lesions_by_label(figures),
+        "labels": lesions_by_label(scores),
         "uncertainty": sure,
         "tiles": len(tiles),
         "split": split,
@@ -184,12 +184,12 @@ def closing_line(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def quick_figures(saved: SavedModel, dataset: Dataset, split: str, limit: int) -> dict[str, float]:
+def quick_scores(saved: SavedModel, dataset: Dataset, split: str, limit: int) -> dict[str, float]:
     """Mixed and clean tiles alone, without classical methods and structure: for logs.
 
     Args:
       saved: The model.
-      dataset: With views.
+      dataset: With thumbnails.
       split: Which split.
       limit: About how many tiles, of every patient alike; 0 for 22.
     """
@@ -213,20 +213,20 @@ def quick_figures(saved: SavedModel, dataset: Dataset, split: str, limit: int) -
 def calibrate(model: EnhancementModel, tiles: Sequence[Tile], seed: int = 0) -> dict[str, Any]:
     """The uncertainty beside the error, on tiles under several degradations at once."""
     pairs = [degrade_case(tile, Case(MIXED, math.nan), seed) for tile in tiles]
-    seen, views = (np.stack(pictures) for pictures in zip(*pairs, strict=True))
-    clean, fov, places = (
-        np.stack([getattr(tile, name) for tile in tiles]) for name in ("image", "fov", "place")
+    seen, thumbnails = (np.stack(pictures) for pictures in zip(*pairs, strict=True))
+    clean, fov, circles = (
+        np.stack([getattr(tile, name) for tile in tiles]) for name in ("image", "fov", "fov_circle")
     )
-    made = model.enhance_tiles(seen, views, places)
-    return calibration(clean, made, model.tile_uncertainty(seen, views, places), fov)
+    made = model.enhance_tiles(seen, thumbnails, circles)
+    return calibration(clean, made, model.tile_uncertainty(seen, thumbnails, circles), fov)
 
 
 def examples_of(model: EnhancementModel, tiles: Sequence[Tile], seed: int = 0) -> list[Shown]:
     """Some tiles under several degradations at once, and what the model makes of them."""
     shown = []
     for tile in tiles[:: max(1, len(tiles) // EXAMPLES)][:EXAMPLES]:
-        seen, view = degrade_case(tile, Case(MIXED, math.nan), seed)
-        made = model.enhance_tiles(seen[None], view[None], tile.place[None])[0]
+        seen, thumbnail = degrade_case(tile, Case(MIXED, math.nan), seed)
+        made = model.enhance_tiles(seen[None], thumbnail[None], tile.circle[None])[0]
         images = [image / np.float32(255) for image in (tile.image, seen, made)]
         clean, before, after = (image[None] for image in images)
         fov = tile.fov[None]
@@ -260,7 +260,7 @@ def _scored(
     kept = pool.map(compare_structure, known, images) if known else [{}] * len(tiles)
     blank = dict.fromkeys(FIGURES, math.nan)
     severity = None if math.isnan(case.severity) else case.severity
-    for tile, one_ssim, one_psnr, figures in zip(tiles, similarity, ratio, kept, strict=True):
+    for tile, one_ssim, one_psnr, scores in zip(tiles, similarity, ratio, kept, strict=True):
         yield {
             "degradation": case.name,
             "severity": severity,
@@ -270,5 +270,5 @@ def _scored(
             "label": str(tile.label),
             "psnr": float(one_psnr),
             "ssim": float(one_ssim),
-            **(blank | figures),
+            **(blank | scores),
         }

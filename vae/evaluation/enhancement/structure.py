@@ -117,8 +117,10 @@ def _top_hat(image: np.ndarray, bright: bool) -> np.ndarray:
 
 def _long(mask: np.ndarray) -> np.ndarray:
     """The connected parts of a mask that are too large for a lesion."""
-    _, parts, figures, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    large = figures[:, cv2.CC_STAT_AREA] > LARGEST**2
+    _, parts, statistics, _ = cv2.connectedComponentsWithStats(
+        mask.astype(np.uint8), connectivity=8
+    )
+    large = statistics[:, cv2.CC_STAT_AREA] > LARGEST**2
     return mask & large[parts]
 
 

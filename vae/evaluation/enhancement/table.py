@@ -14,11 +14,11 @@ NOTHING, OURS = "do_nothing", "ours"
 COLUMNS = ("psnr", "ssim", *FIGURES)
 
 
-def rows_of(figures: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def rows_of(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Means over tiles of each degradation, severity and method.
 
     Args:
-      figures: Of each tile: degradation, severity, method, patient, and `COLUMNS`.
+      metrics: Of each tile: degradation, severity, method, patient, and `COLUMNS`.
 
     Returns:
       Rows in the order in which they appear: degradation, severity (None where several are drawn),
@@ -26,7 +26,7 @@ def rows_of(figures: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
       95% over patients of psnr, ssim and vesselness; None with one patient.
     """
     groups: dict[tuple, list[dict]] = {}
-    for entry in figures:
+    for entry in scores:
         key = (entry["degradation"], entry["severity"], entry["method"])
         groups.setdefault(key, []).append(entry)
     rows = []
@@ -55,7 +55,7 @@ def rows_of(figures: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def averaged(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """degradation -> method -> figures, means over severities."""
+    """degradation -> method -> metrics, means over severities."""
     found: dict[str, dict[str, list[dict]]] = {}
     for row in rows:
         found.setdefault(row["degradation"], {}).setdefault(row["method"], []).append(row)
@@ -73,23 +73,23 @@ def averaged(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, fl
     }
 
 
-def lesions_by_label(figures: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def lesions_by_label(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """What is left of small spots, for each label, of clean and of mixed tiles.
 
     Args:
-      figures: Of each tile; see `rows_of`.
+      metrics: Of each tile; see `rows_of`.
 
     Returns:
       Dicts of label, degradation, tiles (with any spots), lesions (spots a tile), lesions_kept (as
       ours leaves them) and lesions_kept_before (where nothing is done); means over tiles.
     """
     rows = []
-    for label in sorted({entry["label"] for entry in figures}):
+    for label in sorted({entry["label"] for entry in scores}):
         for degradation in ("clean", "mixed"):
             of = {
                 method: [
                     entry
-                    for entry in figures
+                    for entry in scores
                     if (entry["label"], entry["degradation"], entry["method"])
                     == (label, degradation, method)
                     and entry["lesions"] > 0

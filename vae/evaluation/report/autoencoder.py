@@ -46,7 +46,7 @@ def write_report(
 
     Args:
       folder: Where to.
-      content: What results.json holds: the figures, and config, split, step, dataset, data, model,
+      content: What results.json holds: the metrics, and config, split, step, dataset, data, model,
         version, command, date, parameters and curves.
       evaluation: The tiles' figures.
       photographs: Whole ones, with pictures where there are any.

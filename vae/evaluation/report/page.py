@@ -26,7 +26,7 @@ def write_page(
     Args:
       folder: Where to.
       template: A template beside this module.
-      content: The figures, which the page also holds as JSON.
+      content: The metrics, which the page also holds as JSON.
       **parts: What else the template shows.
 
     Returns:

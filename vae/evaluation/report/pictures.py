@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from vae.evaluation.evaluate import Evaluation
-from vae.evaluation.figures import Example
 from vae.evaluation.photographs import PhotographEvaluation
+from vae.evaluation.tile_pictures import Example
 
 # Factors of the difference maps: the largest that leaves the errors shown below white.
 GAINS = (1, 2, 5, 10, 20, 50)

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from vae.checkpoints.exported import SavedModel
 from vae.checkpoints.provenance import dated_provenance
+from vae.checkpoints.safetensors_io import SavedModel
 from vae.data.errors import DataError, UsageError
 from vae.data.files import write_beside
 from vae.data.pipeline import Dataset, eval_batches, open_dataset
 from vae.evaluation.samples.measures import NEIGHBOURS
-from vae.evaluation.samples.rows import baselines
+from vae.evaluation.samples.simple_priors import baselines
 from vae.evaluation.samples.summary import SMALL, Summary, batched, shrunk, summarise
 from vae.evaluation.samples.table import Real, compare, floor, format_table
 from vae.inference.model import Model
@@ -53,7 +53,7 @@ def evaluate_samples(
       count: Of tiles of each set, fewer where the dataset has no more.
       split: Of tiles that nothing was trained on.
       seed: Of samples and of all draws.
-      out: Folder for the figures and contact sheets; None for none.
+      out: Folder for the metrics and contact sheets; None for none.
       tiles: uint8 [b, S, S, 3] at a time: somebody else's tiles, instead of all that is drawn.
       how: See `Sampler.latents`.
 

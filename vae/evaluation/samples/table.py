@@ -97,12 +97,12 @@ def compare(name: str, made: Summary, real: Real) -> dict[str, Any]:
 
 
 def floor(real: Real) -> dict[str, Any]:
-    """The same figures between two halves of the training's patients: what no prior can beat by
+    """The same metrics between two halves of the training's patients: what no prior can beat by
     much, for it does not know the eyes that it will be compared with.
 
     Means over ten draws of halves; None where there is a single patient.
     """
-    pool, figures = real.pool, []
+    pool, scores = real.pool, []
     patients = np.unique(pool.patients)
     for rng in _draws(real.seed) if len(patients) > 1 else ():
         first = rng.permutation(patients)[: len(patients) // 2]
@@ -111,7 +111,7 @@ def floor(real: Real) -> dict[str, Any]:
         size = min(real.count, *map(len, halves))
         a, b = (half[:size] for half in halves)
         precision, recall = precision_recall(real.features(pool, a), real.features(pool, b))
-        figures.append(
+        scores.append(
             {
                 "swd": sliced_wasserstein(pool.patches[a], pool.patches[b], rng),
                 "tiles": size,
@@ -121,20 +121,20 @@ def floor(real: Real) -> dict[str, Any]:
             }
         )
     blank = dict.fromkeys(("vessels", "nearest", "nearest_share", "copies"))
-    if not figures:
+    if not scores:
         lacking = ("tiles", "swd", "swd_levels", "swd_interval", "precision", "recall", "colour")
         return {"name": FLOOR, **dict.fromkeys(lacking), **blank}
     means = {
-        key: float(np.mean([f[key] for f in figures])) for key in ("precision", "recall", "colour")
+        key: float(np.mean([f[key] for f in scores])) for key in ("precision", "recall", "colour")
     }
-    tiles = int(np.mean([f["tiles"] for f in figures]))
+    tiles = int(np.mean([f["tiles"] for f in scores]))
     return {
-        "name": FLOOR, "tiles": tiles, **_distance([f["swd"] for f in figures]), **means, **blank,
+        "name": FLOOR, "tiles": tiles, **_distance([f["swd"] for f in scores]), **means, **blank,
     }  # fmt: skip
 
 
 def format_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as text, and what the figures are."""
+    """The rows as text, and what the metrics are."""
     header = ("", "SWD", "95%", "finest", "coarsest", "precision", "recall", "colour", "vessels",
               "nearest", "copies")  # fmt: skip
     cells = [header]

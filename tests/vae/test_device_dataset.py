@@ -8,7 +8,7 @@ from vae.data.errors import DataError, UsageError
 from vae.data.in_memory import whole_split
 from vae.data.pipeline import open_dataset, train_batches
 from vae.sharding import local_rows, make_mesh
-from vae.tasks.resident import ResidentTiles
+from vae.tasks.device_dataset import DeviceDataset
 from vae.training.validation import validate
 
 pytestmark = pytest.mark.usefixtures("eight_devices")
@@ -23,7 +23,7 @@ def test_batches_are_those_that_are_read(dataset):
     config = fundus256.get_config("smoke")
     config.seed, config.batch_size = 5, 16
     mesh = make_mesh()
-    tiles = ResidentTiles(config, dataset, mesh)
+    tiles = DeviceDataset(config, dataset, mesh)
     assert tiles.images.shape == (dataset.counts["train"], 64, 64, 3)
     assert tiles.images.sharding.is_fully_replicated
     rows = local_rows(mesh, 16)
@@ -43,7 +43,7 @@ def test_batches_are_those_that_are_read(dataset):
 def test_some_rows_are_of_the_same_batch(dataset):
     images, tile_ids = whole_split(dataset, size=64)
     config = fundus256.get_config("smoke")
-    tiles = ResidentTiles(config, dataset, make_mesh())
+    tiles = DeviceDataset(config, dataset, make_mesh())
     whole, part = (next(tiles.batches(rows, 3)) for rows in (range(8), [2, 5]))
     np.testing.assert_array_equal(part["number"], whole["number"][[2, 5]])
     assert tile_ids[part["number"]].tolist() == part["tile_id"].tolist()

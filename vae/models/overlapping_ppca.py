@@ -26,7 +26,7 @@ ITERATIONS = 60
 
 
 @flax.struct.dataclass
-class Lapped:
+class OverlappingPPCA:
     """A linear codec whose kernels reach over K x K patches; K = 1 is PCA.
 
     Attributes:
@@ -42,9 +42,9 @@ class Lapped:
     scale: jax.Array
 
 
-def from_pca(pca: PCA) -> Lapped:
+def from_pca(pca: PCA) -> OverlappingPPCA:
     """PCA as a codec without overlap."""
-    return Lapped(
+    return OverlappingPPCA(
         analysis=pca.components[None, None],
         synthesis=pca.components.T[None, None],
         log_var=pca.log_var(),
@@ -52,7 +52,9 @@ def from_pca(pca: PCA) -> Lapped:
     )
 
 
-def fit_lapped(batches: Iterable[np.ndarray], pca: PCA, kernel: int, beta: float = 1.0) -> Lapped:
+def fit_overlapping_ppca(
+    batches: Iterable[np.ndarray], pca: PCA, kernel: int, beta: float = 1.0
+) -> OverlappingPPCA:
     """Fits the linear VAE with kernels over `kernel` x `kernel` patches, starting from PCA.
 
     Args:
@@ -104,7 +106,7 @@ def patch_spectra(batches: Iterable[np.ndarray], pca: PCA, kernel: int) -> Spect
     """Sums up the spectra of images' patches over tapered windows of `WINDOW` patches a side.
 
     Args:
-      batches: As for `fit_lapped`.
+      batches: As for `fit_overlapping_ppca`.
       pca: Gives the patch side and the mean patch.
       kernel: K, patches a side that shifts are wanted for.
 
@@ -259,13 +261,13 @@ class _Problem:
         )
         return loss / size, gradient / size
 
-    def codec(self, unknowns: np.ndarray) -> Lapped:
+    def codec(self, unknowns: np.ndarray) -> OverlappingPPCA:
         """The kernels as convolutions take them."""
         analysis, synthesis, log_s = self.kernels(unknowns)
         signal = self.signal(synthesis, log_s)
         grid = (self.kernel, self.kernel)
         analysis, synthesis = analysis.transpose(1, 2, 0), synthesis.transpose(1, 2, 0)
-        return Lapped(
+        return OverlappingPPCA(
             analysis=analysis.reshape(*grid, *analysis.shape[1:]).astype(np.float32),
             synthesis=synthesis.reshape(*grid, *synthesis.shape[1:]).astype(np.float32),
             log_var=-np.log1p(signal).astype(np.float32),

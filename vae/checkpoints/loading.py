@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from vae import weights
 from vae.checkpoints.config import from_dict
-from vae.checkpoints.exported import EXPORTED, SavedModel, read_exported
 from vae.checkpoints.modules import abstract_model, join_variables, split_variables
+from vae.checkpoints.safetensors_io import MODEL_FILE, SavedModel, read_safetensors
 from vae.data.errors import DataError
 from vae.data.files import require_regular, write_beside
 from vae.data.images import IMAGE_SUFFIXES
@@ -58,7 +58,7 @@ def read_config(workdir: epath.PathLike) -> ConfigDict:
         raise DataError(f"{path}: of another version ({' '.join(str(error).split())})") from error
 
 
-def read_model(path: str | os.PathLike) -> SavedModel:
+def load_saved(path: str | os.PathLike) -> SavedModel:
     """Reads a model.
 
     Args:
@@ -78,17 +78,17 @@ def read_model(path: str | os.PathLike) -> SavedModel:
                 f"{name} is the name of weights that ship, and of {path}; write ./{name} for the "
                 f"latter, {ships} for the former"
             )
-        return read_exported(ships)
+        return read_safetensors(ships)
     if not path.exists():
         raise DataError(f"{path}: no such model; expected {KINDS}")
     if "://" not in os.fspath(path) and not path.is_dir():
         require_regular(path, f"a model: {KINDS}")
     if path.is_file():
         if path.suffix == ".safetensors":
-            return read_exported(path)
+            return read_safetensors(path)
         raise DataError(f"{path} is {_what(path)}, no model; expected {KINDS}")
-    if (path / EXPORTED).exists():
-        return read_exported(path / EXPORTED)
+    if (path / MODEL_FILE).exists():
+        return read_safetensors(path / MODEL_FILE)
     step = None
     workdir = path
     if path.parent.name == CHECKPOINTS and path.name.isdigit():
@@ -98,9 +98,11 @@ def read_model(path: str | os.PathLike) -> SavedModel:
     config = read_config(workdir)
     if not (workdir / CHECKPOINTS).exists():
         raise DataError(f"{workdir} has no checkpoint yet; train it first")
-    from vae.checkpoints.steps import ModelSteps  # Orbax takes a second that files need not wait.
+    from vae.checkpoints.orbax_io import (
+        OrbaxCheckpoints,  # Orbax takes a second that files need not wait.
+    )
 
-    checkpoints = ModelSteps(workdir / CHECKPOINTS)
+    checkpoints = OrbaxCheckpoints(workdir / CHECKPOINTS)
     try:
         step = checkpoints.latest_step() if step is None else step
         if step is None:
@@ -164,7 +166,7 @@ def variables_hash(variables: dict[str, Any]) -> str:
 
 def _abstract_item(config: ConfigDict) -> dict[str, Any]:
     """Shapes and dtypes of the model in a checkpoint."""
-    from vae.checkpoints.steps import model_item
+    from vae.checkpoints.orbax_io import model_item
 
     variables, statistics = abstract_model(config)
     params, fixed, batch_stats = split_variables(variables)

@@ -11,17 +11,17 @@ from vae.data.examples import read_examples
 from vae.data.fov import UNKNOWN, FieldOfView
 from vae.data.images import read_image
 from vae.data.pipeline import eval_batches, open_dataset, train_batches
-from vae.data.tiling import make_tiles
-from vae.data.views import (
+from vae.data.thumbnails import (
     MARGIN,
-    VIEW,
-    VIEWS,
-    open_views,
-    pack_views,
-    photograph_view,
-    place_of,
-    write_view,
+    THUMBNAIL,
+    THUMBNAILS,
+    circle_of,
+    make_thumbnail,
+    open_thumbnails,
+    pack_thumbnails,
+    write_thumbnail,
 )
+from vae.data.tiling import make_tiles
 
 
 def painted(height, width):
@@ -37,24 +37,24 @@ def painted(height, width):
 )
 def test_a_view_has_the_colours_of_its_places(fov):
     photograph = painted(200, 300).astype(np.uint8)
-    view = photograph_view(photograph, fov)
-    assert view.shape == (VIEW, VIEW, 3) and view.dtype == np.uint8
-    centre_y, centre_x, radius = place_of(fov, 200, 300)
+    thumbnail = make_thumbnail(photograph, fov)
+    assert thumbnail.shape == (THUMBNAIL, THUMBNAIL, 3) and thumbnail.dtype == np.uint8
+    centre_y, centre_x, radius = circle_of(fov, 200, 300)
     checked = 0
-    for row in range(2, VIEW, 5):
-        for column in range(2, VIEW, 5):
-            y = centre_y + ((row + 0.5) / VIEW * 2 - 1) * MARGIN * radius
-            x = centre_x + ((column + 0.5) / VIEW * 2 - 1) * MARGIN * radius
+    for row in range(2, THUMBNAIL, 5):
+        for column in range(2, THUMBNAIL, 5):
+            y = centre_y + ((row + 0.5) / THUMBNAIL * 2 - 1) * MARGIN * radius
+            x = centre_x + ((column + 0.5) / THUMBNAIL * 2 - 1) * MARGIN * radius
             there = 3 < y < 196 and 3 < x < 296
             if fov.known:
                 gap = np.hypot(y - fov.y, x - fov.x)
                 there &= gap < fov.radius - 5 and fov.top + 4 < y < fov.bottom - 4
                 if gap > fov.radius + 5 or y < fov.top - 5 or y > fov.bottom + 5:
-                    assert not view[row, column].any()
+                    assert not thumbnail[row, column].any()
             if there:
                 checked += 1
                 expected = photograph[round(y), round(x)].astype(int)
-                assert np.abs(view[row, column] - expected).max() <= 2
+                assert np.abs(thumbnail[row, column] - expected).max() <= 2
     assert checked > 40
 
 
@@ -71,16 +71,16 @@ def test_batches_say_where_their_tiles_lie(dataset, read):
     source = dataset.source("train")
     examples = {e.text("tile_id"): e for e in read_examples(source, range(len(source)))}
     paths = {row.photograph: row for row in dataset.photographs()}
-    for image, view, place, tile in zip(
-        batch["image"], batch["view"], batch["place"], batch["tile_id"], strict=True
+    for image, thumbnail, circle, tile in zip(
+        batch["image"], batch["thumbnail"], batch["fov_circle"], batch["tile_id"], strict=True
     ):
         row = paths[examples[tile].text("photograph")]
         photograph = read_image(row.path)
         photograph[~row.fov.mask(*photograph.shape[:2])] = 0
-        y, x = round(row.fov_y - place[0]), round(row.fov_x - place[1])
+        y, x = round(row.fov_y - circle[0]), round(row.fov_x - circle[1])
         np.testing.assert_array_equal(photograph[y : y + 48, x : x + 48], image)
-        assert place[2] == row.fov_radius
-        np.testing.assert_array_equal(view, photograph_view(photograph, row.fov))
+        assert circle[2] == row.fov_radius
+        np.testing.assert_array_equal(thumbnail, make_thumbnail(photograph, row.fov))
 
 
 def test_batches_without_context_are_what_they_were(dataset):
@@ -95,8 +95,11 @@ def test_batches_without_context_are_what_they_were(dataset):
 def test_padding_of_the_last_batch_has_a_place(dataset):
     count = dataset.counts["val"]
     batch = next(eval_batches(dataset, "val", size=64, seed=0, batch_size=count + 3, context=True))
-    assert batch["view"].shape == (count + 3, VIEW, VIEW, 3) and not batch["view"][count:].any()
-    np.testing.assert_array_equal(batch["place"][count:], [[0, 0, 1]] * 3)
+    assert (
+        batch["thumbnail"].shape == (count + 3, THUMBNAIL, THUMBNAIL, 3)
+        and not batch["thumbnail"][count:].any()
+    )
+    np.testing.assert_array_equal(batch["fov_circle"][count:], [[0, 0, 1]] * 3)
 
 
 def test_what_an_earlier_version_cut_gets_its_views(dataset, tmp_path):
@@ -107,28 +110,28 @@ def test_what_an_earlier_version_cut_gets_its_views(dataset, tmp_path):
     arguments = {"tile": 64, "stride": 64, "patients_unknown": True, "val": 0.3, "test": 0.3}
     out = tmp_path / "tiles"
     make_tiles(tmp_path / "photographs", out, **arguments, workers=1, progress=False)
-    views = (out / VIEWS).read_bytes()
-    (out / VIEWS).unlink()
+    thumbnails = (out / THUMBNAILS).read_bytes()
+    (out / THUMBNAILS).unlink()
     for path in (out / ".finished").rglob("*.npy"):
         path.unlink()
     tile = next(out.rglob("*_y*.png"))
     modified = tile.stat().st_mtime_ns
     make_tiles(tmp_path / "photographs", out, **arguments, workers=1, progress=False)
-    assert (out / VIEWS).read_bytes() == views and tile.stat().st_mtime_ns == modified
+    assert (out / THUMBNAILS).read_bytes() == thumbnails and tile.stat().st_mtime_ns == modified
 
 
 def test_damaged_views_are_refused(tmp_path):
-    write_view(tmp_path / "a.npy", np.zeros((VIEW, VIEW, 3), np.uint8))
-    pack_views(tmp_path / VIEWS, [tmp_path / "a.npy"] * 2, 2)
-    assert open_views(tmp_path / VIEWS, 2).shape == (2, VIEW, VIEW, 3)
-    with pytest.raises(DataError, match="expected views of 3 photographs"):
-        open_views(tmp_path / VIEWS, 3)
-    write_view(tmp_path / "a.npy", np.zeros((9, 9, 3), np.uint8))
-    with pytest.raises(DataError, match="no view of 64 pixels"):
-        pack_views(tmp_path / VIEWS, [tmp_path / "a.npy"], 1)
+    write_thumbnail(tmp_path / "a.npy", np.zeros((THUMBNAIL, THUMBNAIL, 3), np.uint8))
+    pack_thumbnails(tmp_path / THUMBNAILS, [tmp_path / "a.npy"] * 2, 2)
+    assert open_thumbnails(tmp_path / THUMBNAILS, 2).shape == (2, THUMBNAIL, THUMBNAIL, 3)
+    with pytest.raises(DataError, match="expected thumbnails of 3 photographs"):
+        open_thumbnails(tmp_path / THUMBNAILS, 3)
+    write_thumbnail(tmp_path / "a.npy", np.zeros((9, 9, 3), np.uint8))
+    with pytest.raises(DataError, match="no thumbnail of 64 pixels"):
+        pack_thumbnails(tmp_path / THUMBNAILS, [tmp_path / "a.npy"], 1)
     (tmp_path / "a.npy").write_bytes(b"")
     with pytest.raises(DataError, match="damaged"):
-        pack_views(tmp_path / VIEWS, [tmp_path / "a.npy"], 1)
-    (tmp_path / VIEWS).write_bytes(b"nonsense")
+        pack_thumbnails(tmp_path / THUMBNAILS, [tmp_path / "a.npy"], 1)
+    (tmp_path / THUMBNAILS).write_bytes(b"nonsense")
     with pytest.raises(DataError, match="damaged"):
-        open_views(tmp_path / VIEWS, 2)
+        open_thumbnails(tmp_path / THUMBNAILS, 2)

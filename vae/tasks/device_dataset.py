@@ -15,7 +15,7 @@ from vae.data.pipeline import Dataset
 from vae.sharding import batch_sharding, put_batch, replicated
 
 
-class ResidentTiles:
+class DeviceDataset:
     """All training tiles of a dataset, on every device of a mesh.
 
     Attributes:

@@ -6,9 +6,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vae.checkpoints.config import AUTOENCODER_KL
-from vae.checkpoints.exported import SavedModel
+from vae.checkpoints.loading import load_saved
 from vae.checkpoints.modules import abstract_model
-from vae.checkpoints.reading import read_model
+from vae.checkpoints.safetensors_io import SavedModel
 from vae.data.errors import DataError, UsageError
 from vae.data.pipeline import Dataset
 from vae.models import Spectrum
@@ -19,14 +19,14 @@ from vae.tasks.flow import spectrum_of
 MOST_LABELS = 1000
 
 
-def read_autoencoder(config: ConfigDict) -> SavedModel:
+def load_autoencoder(config: ConfigDict) -> SavedModel:
     """The model that `prior.autoencoder` names.
 
     Raises:
       DataError: There is none, or it is of another kind.
     """
     name = config.prior.autoencoder
-    saved = read_model(name)
+    saved = load_saved(name)
     if saved.config.model.architecture != AUTOENCODER_KL:
         raise DataError(
             f"prior.autoencoder={name} is of the architecture {saved.config.model.architecture}; a "
@@ -41,7 +41,7 @@ def for_latents(config: ConfigDict, autoencoder: SavedModel, dataset: Dataset) -
 
     Args:
       config: As it was given.
-      autoencoder: Of `read_autoencoder`.
+      autoencoder: Of `load_autoencoder`.
       dataset: To train on.
 
     Returns:

@@ -18,7 +18,7 @@ from vae.data.errors import DataError
 from vae.data.files import replacing, require_regular
 from vae.models.autoencoder import LINEAR
 
-EXPORTED = "model.safetensors"
+MODEL_FILE = "model.safetensors"
 FORMAT = "fundus-vae 1"
 # What stands beside the variables.
 STATISTICS = ("latent_mean", "latent_var")
@@ -47,7 +47,7 @@ class SavedModel:
     provenance: dict[str, Any]
 
 
-def write_exported(path: epath.PathLike, saved: SavedModel, *, dtype: str = "float32") -> None:
+def write_safetensors(path: epath.PathLike, saved: SavedModel, *, dtype: str = "float32") -> None:
     """Writes a model as one file, beside and then renamed.
 
     Args:
@@ -88,8 +88,8 @@ def write_exported(path: epath.PathLike, saved: SavedModel, *, dtype: str = "flo
         raise DataError(f"{path}: cannot be written ({error}); free some disk space") from error
 
 
-def read_exported(path: epath.PathLike) -> SavedModel:
-    """Reads what `write_exported` wrote.
+def read_safetensors(path: epath.PathLike) -> SavedModel:
+    """Reads what `write_safetensors` wrote.
 
     Raises:
       DataError: Damaged, of another kind, or its tensors are not those of its config: all missing,

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from vae.data.errors import DataError, UsageError
 from vae.data.pipeline import Dataset, open_dataset
 from vae.tasks.task import Task
-from vae.training.state import TrainState, initial_state
+from vae.training.train_state import TrainState, initial_state
 
 
 def open_data(config: ConfigDict, workdir: epath.Path) -> Dataset:
@@ -58,7 +58,7 @@ def check_same_run(saved: dict, now: dict, workdir: epath.Path) -> None:
             )
 
 
-def start_state(task: Task, dataset: Dataset, sharding: TrainState) -> TrainState:
+def initial_train_state(task: Task, dataset: Dataset, sharding: TrainState) -> TrainState:
     """Step 0 of a task.
 
     Args:
@@ -66,10 +66,12 @@ def start_state(task: Task, dataset: Dataset, sharding: TrainState) -> TrainStat
       dataset: To train on.
       sharding: Of every leaf.
     """
-    return state_of(task.config, task.variables(dataset, sharding.variables), sharding)
+    return state_from_variables(task.config, task.variables(dataset, sharding.variables), sharding)
 
 
-def state_of(config: ConfigDict, variables: dict[str, Any], sharding: TrainState) -> TrainState:
+def state_from_variables(
+    config: ConfigDict, variables: dict[str, Any], sharding: TrainState
+) -> TrainState:
     """Step 0 from placed variables, whose buffers it takes: they are not twice in memory.
 
     Each goes on in the buffer that it came in. XLA gives what is donated to the first output of its

@@ -74,4 +74,4 @@ def abstract_state(config: ConfigDict) -> TrainState:
     def begin(start):
         return initial_state(config, task.fresh_variables(start))
 
-    return jax.eval_shape(begin, task.abstract_start())
+    return jax.eval_shape(begin, task.abstract_initialization())

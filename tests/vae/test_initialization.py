@@ -6,14 +6,14 @@ import jax
 import numpy as np
 import pytest
 
+from vae.checkpoints.loading import SavedModel
 from vae.checkpoints.modules import initial_variables
-from vae.checkpoints.reading import SavedModel
 from vae.configs import enhance256, fundus256, prior256
 from vae.data.errors import DataError
 from vae.sharding import make_mesh, tree_sharding
 from vae.tasks import task_of
-from vae.training.start import state_of
-from vae.training.state import abstract_state, initial_state
+from vae.training.initialization import state_from_variables
+from vae.training.train_state import abstract_state, initial_state
 
 pytestmark = pytest.mark.usefixtures("eight_devices")
 
@@ -44,7 +44,7 @@ def test_every_leaf_goes_on_in_its_own_buffer(name):
         functools.partial(jax.tree.map, jax.numpy.copy), out_shardings=sharding.variables
     )(drawn)
     before = places(variables)
-    state = state_of(config, variables, sharding)
+    state = state_from_variables(config, variables, sharding)
     whole = {"params": state.params, **state.fixed}
     assert places(whole) == before
     jax.tree.map(np.testing.assert_array_equal, whole, drawn)

@@ -7,8 +7,8 @@ import pytest
 
 from vae.data.synthetic import fundus_photograph
 from vae.metrics import to_float
-from vae.models import AutoencoderKL, fit_lapped, fit_pca, with_start
-from vae.models.lapped import _Problem, from_pca, patch_spectra
+from vae.models import AutoencoderKL, fit_overlapping_ppca, fit_pca, with_linear_codec
+from vae.models.overlapping_ppca import _Problem, from_pca, patch_spectra
 from vae.tasks.losses import objective_terms
 
 MODEL = AutoencoderKL(
@@ -26,7 +26,7 @@ def tiles(seed, count=48, size=64):
 def fitted():
     images = tiles(0)
     pca = fit_pca([images], 6, 8)
-    return images, pca, fit_lapped([images[:20], images[20:]], pca, 3)
+    return images, pca, fit_overlapping_ppca([images[:20], images[20:]], pca, 3)
 
 
 def test_gradient_is_that_of_the_loss(fitted):
@@ -55,12 +55,12 @@ def test_start_is_the_elbo_of_pca(fitted):
 
 def test_overlap_beats_pca_on_other_photographs(fitted):
     """A quarter of a decibel in the mean, and a better ELBO; on photographs three quarters."""
-    _, pca, lapped = fitted
+    _, pca, overlapping = fitted
     x = to_float(tiles(1))
     fresh = MODEL.init(jax.random.key(0), x[:1])
     error, elbo = {}, {}
-    for name, start in (("pca", None), ("lapped", lapped)):
-        variables = with_start(fresh, pca, start)
+    for name, start in (("pca", None), ("overlapping", overlapping)):
+        variables = with_linear_codec(fresh, pca, start)
         posterior = MODEL.apply(variables, x, method="encode")
         image, sample = (
             MODEL.apply(variables, z, method="decode")
@@ -70,44 +70,46 @@ def test_overlap_beats_pca_on_other_photographs(fitted):
         terms = objective_terms(x, sample, log_scale, posterior, "gaussian")
         error[name] = float(jnp.mean(jnp.square(image - x)))
         elbo[name] = -float(jnp.mean(terms.loss(beta=1.0, ssim_weight=0.0)))
-    assert 10 * np.log10(error["pca"] / error["lapped"]) > 0.25
-    assert elbo["lapped"] > elbo["pca"]
+    assert 10 * np.log10(error["pca"] / error["overlapping"]) > 0.25
+    assert elbo["overlapping"] > elbo["pca"]
 
 
 def test_step_zero_is_the_fit(fitted):
-    images, pca, lapped = fitted
+    images, pca, overlapping = fitted
     x = to_float(images)
-    variables = with_start(MODEL.init(jax.random.key(0), x), pca, lapped)
+    variables = with_linear_codec(MODEL.init(jax.random.key(0), x), pca, overlapping)
     posterior = MODEL.apply(variables, x, method="encode")
-    log_var = jnp.broadcast_to(lapped.log_var, posterior.mean.shape)
+    log_var = jnp.broadcast_to(overlapping.log_var, posterior.mean.shape)
     np.testing.assert_allclose(posterior.log_var, log_var)
     assert float(MODEL.apply(variables, method="log_scale")) == pytest.approx(
-        float(np.log(lapped.scale)), abs=1e-4
+        float(np.log(overlapping.scale)), abs=1e-4
     )
     # Whitened, as the prior wants them; the fit saw its images through tapered windows.
-    power = jnp.mean(jnp.square(posterior.mean), axis=(0, 1, 2)) + jnp.exp(lapped.log_var)
+    power = jnp.mean(jnp.square(posterior.mean), axis=(0, 1, 2)) + jnp.exp(overlapping.log_var)
     np.testing.assert_allclose(power, 1, atol=0.35)
 
 
 def test_even_brightness_stays_even_at_the_border(fitted):
-    _, pca, lapped = fitted
+    _, pca, overlapping = fitted
     x = jnp.broadcast_to(jnp.array([0.3, -0.2, -0.6]), (1, 64, 64, 3))
-    image = MODEL.apply(with_start(MODEL.init(jax.random.key(0), x), pca, lapped), x)
+    image = MODEL.apply(with_linear_codec(MODEL.init(jax.random.key(0), x), pca, overlapping), x)
     np.testing.assert_allclose(image[0, :8, :8], image[0, 24:32, 24:32], atol=1e-5)
 
 
 def test_a_kernel_of_one_patch_is_pca(fitted):
     images, pca, _ = fitted
     for a, b in zip(
-        jax.tree.leaves(fit_lapped([images], pca, 1)), jax.tree.leaves(from_pca(pca)), strict=True
+        jax.tree.leaves(fit_overlapping_ppca([images], pca, 1)),
+        jax.tree.leaves(from_pca(pca)),
+        strict=True,
     ):
         np.testing.assert_array_equal(a, b)
 
 
 def test_flat_images_stay_finite():
     images = np.full((2, 32, 32, 3), 128, np.uint8)
-    lapped = fit_lapped([images], fit_pca([images], 6, 8), 3)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(lapped))
+    overlapping = fit_overlapping_ppca([images], fit_pca([images], 6, 8), 3)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(overlapping))
 
 
 @pytest.mark.parametrize(
@@ -120,4 +122,4 @@ def test_flat_images_stay_finite():
 )
 def test_refuses(fitted, images, kernel, message):
     with pytest.raises(ValueError, match=message):
-        fit_lapped([] if images is None else [images], fitted[1], kernel)
+        fit_overlapping_ppca([] if images is None else [images], fitted[1], kernel)

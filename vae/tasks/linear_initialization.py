@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from vae.checkpoints.modules import LinearFit, abstract_fit
 from vae.data.pipeline import Dataset, first_tiles
 from vae.metrics import SSIM_WINDOW
-from vae.models import fit_lapped, fit_pca
+from vae.models import fit_overlapping_ppca, fit_pca
 from vae.models.augment import shrink
 from vae.multihost import by_first_process
 
@@ -32,7 +32,7 @@ def fit_linear(config: ConfigDict, read: Callable[[], Iterable[np.ndarray]]) -> 
         tiles = functools.partial(_at_scales, read, config.data.scales, downsample)
         pca = fit_pca(tiles(), config.model.latent_channels, downsample)
         beta = max(config.loss.beta, MIN_BETA)
-        return pca, fit_lapped(tiles(), pca, config.model.linear_kernel, beta)
+        return pca, fit_overlapping_ppca(tiles(), pca, config.model.linear_kernel, beta)
 
     return by_first_process(fit, abstract_fit(config))
 

@@ -31,7 +31,7 @@ class _Raised(python_logging.Filter):
 _RAISED = _Raised()  # one object: adding it again changes nothing
 
 
-class ModelSteps:
+class OrbaxCheckpoints:
     """The checkpoints of one directory, to be read; `vae.training.checkpoint` writes them."""
 
     def __init__(self, directory: epath.PathLike, keep: int = 3):
