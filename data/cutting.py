@@ -63,8 +63,10 @@ class Job:
 
     @property
     def thumbnail_path(self) -> Path:
-        """The photograph's thumbnail, kept until all of them are packed into one file; no image file,
-        so that nobody who looks for tiles takes it for one."""
+        """The photograph's thumbnail, kept until all of them are packed into one file.
+
+        It is no image file, so that nobody who looks for tiles takes it for one.
+        """
         return self.out / _RECORDS / f"{self.photograph}.npy"
 
     @property

@@ -53,7 +53,7 @@ class Dataset:
         return manifest.read_photographs(path) if path.name in storage.names(self.path) else []
 
     def thumbnails(self) -> tuple[np.ndarray, dict[str, int]]:
-        """The photographs' thumbnails, uint8 [N, THUMBNAIL, THUMBNAIL, 3], and the row of each photograph's.
+        """Returns the thumbnails, uint8 [N, THUMBNAIL, THUMBNAIL, 3], and each photograph's row.
 
         Raises:
           DataError: The dataset has none, or they are damaged.

@@ -57,12 +57,14 @@ def train_batches(
 
     Returns:
       Iterator of `image` uint8 [rows, size, size, 3] and `tile_id` str [rows]; with `context` of
-      `thumbnail` uint8 [rows, THUMBNAIL, THUMBNAIL, 3] and `fov_circle` float32 [rows, 3], too (see `vae.data.thumbnails`);
+      `thumbnail` uint8 [rows, THUMBNAIL, THUMBNAIL, 3] and `fov_circle` float32 [rows, 3] too
+      (see `vae.data.thumbnails`);
       with `labels` of `label` str [rows].
 
     Raises:
       UsageError: There is no such split, or are no such rows.
-      DataError: There are no thumbnails; from the iterator: a record is damaged or its tile too small.
+      DataError: There are no thumbnails; from the iterator: a record is damaged, or its tile is too
+        small.
     """
     source = dataset.source(split)
     _check_size(dataset, size)
@@ -139,9 +141,9 @@ def eval_batches(
         masks = np.zeros((len(rows), size, size), bool)
         names = {key: [""] * len(rows) for key in _NAMES}
         around = [_NOWHERE] * len(rows) if contexts else []
-        circles = batch * batch_size + np.asarray(rows)
-        valid = circles < len(numbers)
-        wanted = numbers[circles[valid]].tolist()
+        positions = batch * batch_size + np.asarray(rows)
+        valid = positions < len(numbers)
+        wanted = numbers[positions[valid]].tolist()
         for row, example in zip(np.flatnonzero(valid), read_examples(source, wanted), strict=True):
             y, x = _decode_into(example, images[row], example.text("tile_id"))
             geometry, origin_y, origin_x = example.geometry()

@@ -1,4 +1,4 @@
-"""The thumbnail of a photograph, its whole field of view in few pixels, and where a tile lies in it."""
+"""Thumbnails: the field of view of a photograph in few pixels, and where a tile lies in it."""
 
 import io
 import os
@@ -48,14 +48,15 @@ def circle_of(
 
 
 def make_thumbnail(photograph: np.ndarray, fov: FieldOfView) -> np.ndarray:
-    """The square of `MARGIN` radii around the centre of the field of view, in `THUMBNAIL` pixels a side.
+    """Reduces the square of `MARGIN` radii around the centre of the field of view.
 
     Args:
       photograph: uint8 [H, W, 3].
       fov: Its field of view.
 
     Returns:
-      uint8 [THUMBNAIL, THUMBNAIL, 3], means over areas; black outside the field of view and the photograph.
+      uint8 [THUMBNAIL, THUMBNAIL, 3], means over areas; black outside the field of view and the
+      photograph.
     """
     height, width = photograph.shape[:2]
     row, column, radius = centre_of(fov, height, width)
@@ -131,7 +132,7 @@ def open_thumbnails(path: storage.AnyPath, count: int) -> np.ndarray:
         raise DataError(f"{path}: damaged ({error}); build the dataset again") from error
     if thumbnails.shape != (count, THUMBNAIL, THUMBNAIL, 3) or thumbnails.dtype != np.uint8:
         raise DataError(
-            f"{path}: holds {thumbnails.dtype} {list(thumbnails.shape)}, expected thumbnails of {count} "
-            "photographs; cut the tiles again and build"
+            f"{path}: holds {thumbnails.dtype} {list(thumbnails.shape)}, expected thumbnails of "
+            f"{count} photographs; cut the tiles again and build"
         )
     return thumbnails

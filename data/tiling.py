@@ -106,9 +106,9 @@ def make_tiles(
     A photograph's id is its path below `photographs` without the suffix (directly in it,
     "<name of the folder>/<stem>"), and its tiles are `out/<id>/<stem>_y<y>_x<x>.png`. Its label is
     the name of its folder, or the word of `patients`. `manifest.csv`, `photographs.csv` and
-    `thumbnails.npy`, the photographs in 64 x 64 pixels, are written at the end. Interrupted, the same
-    call continues: finished photographs are not cut again. Photographs whose files have the same
-    content are reported and share a split.
+    `thumbnails.npy`, the photographs in 64 x 64 pixels, are written at the end. After an
+    interruption the same call continues: finished photographs are not cut again. Photographs whose
+    files have the same content are reported and share a split.
 
     Args:
       photographs: Folder searched for images, with its subfolders.

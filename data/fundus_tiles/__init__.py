@@ -4,4 +4,4 @@
 """
 
 NAME = "fundus_tiles"
-VERSION = "1.1.0"  # Of the examples; the reader refuses another one.
+VERSION = "1.2.0"  # Of the examples; the reader refuses another one.

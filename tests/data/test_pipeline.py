@@ -115,11 +115,11 @@ def test_hosts_rows_together_are_the_batch_of_one_host(dataset, hosts):
 
     whole = batches(None)
     # A host's devices need not stand together: its rows may be any.
-    for circles in (np.arange(8).reshape(hosts, -1), np.arange(8).reshape(-1, hosts).T):
-        parts = [batches(rows) for rows in circles]
+    for positions in (np.arange(8).reshape(hosts, -1), np.arange(8).reshape(-1, hosts).T):
+        parts = [batches(rows) for rows in positions]
         for k, batch in enumerate(whole):
             for key in batch:
-                for rows, part in zip(circles, parts, strict=True):
+                for rows, part in zip(positions, parts, strict=True):
                     assert np.array_equal(batch[key][rows], part[k][key])
 
 

@@ -194,7 +194,7 @@ def test_names_that_are_not_utf8(tmp_path, capsys):
         ("metadata.json", "{}"),
         ("metadata.json", "[]"),
         ("dataset_info.json", "{}"),
-        ("dataset_info.json", '{"version": "1.1.0", "splits": [{"name": "train"}]}'),
+        ("dataset_info.json", '{"version": "1.2.0", "splits": [{"name": "train"}]}'),
     ],
 )
 def test_damaged_dataset_is_named_and_can_be_replaced(tree, tmp_path, capsys, file, content):

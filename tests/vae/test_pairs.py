@@ -187,7 +187,7 @@ def test_pairs_of_views_alone(config):
 
 
 def test_view_and_tile_are_degraded_alike():
-    """An even photograph with a slope of light: the thumbnail's colour is the tile's at its place."""
+    """An even photograph with a slope of light: thumbnail and tile have the same colour there."""
     grey = np.full((64, 64, 3), 128, np.uint8)
     circle = np.float32([-60.0, 40.0, RADIUS])  # below and left of the centre
     tile, thumbnail = degrade_tile(

@@ -35,9 +35,9 @@ def even(*numbers):
 
 
 def degraded(image, **severities):
-    circle = FovGeometry(jnp.int32(0), jnp.int32(0), *map(jnp.float32, (31.5, 31.5, 40)))
+    geometry = FovGeometry(jnp.int32(0), jnp.int32(0), *map(jnp.float32, (31.5, 31.5, 40)))
     fov = jnp.ones(image.shape[1:3], bool)
-    made = degrade((image[0] + 1) / 2, fov, circle, severities, jax.random.key(3))
+    made = degrade((image[0] + 1) / 2, fov, geometry, severities, jax.random.key(3))
     return np.asarray(2 * made - 1)[None]
 
 

@@ -22,8 +22,8 @@ SIDE, COUNT = 128, 12
 def tiles():
     """Squares of scikit-image's retina, at origins of any phase, uint8 [N, S, S, 3]."""
     photograph, rng = bundled.retina(), np.random.default_rng(0)
-    circles = rng.integers(350, 1411 - 350 - SIDE, (COUNT, 2))
-    return np.stack([photograph[y : y + SIDE, x : x + SIDE] for y, x in circles])
+    corners = rng.integers(350, 1411 - 350 - SIDE, (COUNT, 2))
+    return np.stack([photograph[y : y + SIDE, x : x + SIDE] for y, x in corners])
 
 
 def figures(tiles, made):
@@ -78,11 +78,11 @@ def test_the_enhancer_that_ships_makes_a_bad_photograph_better():
     photograph = np.ascontiguousarray(bundled.retina())
     fov = find_fov(photograph)
     centre = map(jnp.float32, (fov.y, fov.x, fov.radius))
-    circle = FovGeometry(jnp.int32(0), jnp.int32(0), *centre)
+    geometry = FovGeometry(jnp.int32(0), jnp.int32(0), *centre)
     severities = {"illumination": 0.6, "haze": 0.5, "noise": 0.5}
     inside = fov.mask(*photograph.shape[:2])
     clean = np.where(inside[..., None], photograph, np.uint8(0))
-    bad = degrade(clean / np.float32(255), inside, circle, severities, jax.random.key(0))
+    bad = degrade(clean / np.float32(255), inside, geometry, severities, jax.random.key(0))
     bad = np.rint(np.asarray(bad) * 255).astype(np.uint8)
     model = vae.load_enhancer()
 

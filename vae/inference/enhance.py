@@ -1,7 +1,7 @@
 """Degraded photographs made clear: a model from a path, for photographs and tiles as uint8 arrays.
 
-The tone stage is a function of each pixel, its place and the photograph's thumbnail; sharpening is one
-filter for the photograph; the detail stage has a bounded reach. So photographs of any size go
+The tone stage is a function of each pixel, its place and the photograph's thumbnail; sharpening is
+one filter for the photograph; the detail stage has a bounded reach. So photographs of any size go
 through in strips and windows, with no seam.
 """
 
@@ -130,7 +130,8 @@ class EnhancementModel:
 
         Args:
           images: uint8 [N, S, S, 3], sides divisible by 8.
-          thumbnails: uint8 [N, THUMBNAIL, THUMBNAIL, 3], of their photographs (`vae.data.thumbnails.make_thumbnail`).
+          thumbnails: uint8 [N, THUMBNAIL, THUMBNAIL, 3], of their photographs
+            (`vae.data.thumbnails.make_thumbnail`).
           circles: float32 [N, 3], where they lie (`vae.data.thumbnails.circle_of`).
           strength: Between 0 and 1.
 

@@ -3,10 +3,10 @@
     encoder   mean = A * (patch_f(x) - m) / sd + conv path(x)      log-variance = b + conv path(x)
     decoder   x_hat = unpatch_f(D * (sd z) + m) + conv path(z)
 
-A and D are convolutions over K x K patches, probabilistic PCA with overlap (`vae.models.overlapping_ppca`);
-K = 1 is PCA itself. The conv paths end in zero-initialised layers, so step 0 *is* the linear codec.
-They compute at a quarter of the resolution and below, and their reach is bounded (see
-`vae.models.layers`).
+A and D are convolutions over K x K patches, overlapping probabilistic PCA
+(`vae.models.overlapping_ppca`); with K = 1 they are PCA itself. The conv paths end in
+zero-initialised layers, so step 0 *is* the linear codec. They compute at a quarter of the
+resolution and below, and their reach is bounded (see `vae.models.layers`).
 """
 
 import flax.linen as nn
@@ -184,7 +184,7 @@ def with_linear_codec(
     Args:
       variables: What `AutoencoderKL.init` returned, or its abstract shapes' values.
       pca: The fit, of the model's latent size and patch side.
-      overlapping: The fit with overlap, of the model's kernel or a smaller one; None for PCA itself.
+      overlapping: The fit with overlap, of the model's kernel or a smaller one; None for PCA.
 
     Returns:
       New variables: mean reconstruction, posterior and likelihood are the fit's.

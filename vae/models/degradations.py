@@ -1,10 +1,10 @@
-"""What makes fundus photographs bad, as functions of clean ones.
+"""Degradations of fundus photographs, as functions of clean ones.
 
-Every degradation is a pure function of (image, geometry, severity, key): severity 0 is the identity,
-1 a photograph that a clinic would take again. What belongs to the photograph (light, haze, spots,
-colour) is drawn from the key in coordinates of its field of view, and grain and block grids lie in
-its pixels, so two tiles of one photograph with one key agree where they overlap; blurs and blocks
-differ near a tile's border, where it does not know its neighbours' pixels.
+Every degradation is a pure function of (image, geometry, severity, key): severity 0 is the
+identity, 1 a photograph that a clinic would take again. Properties of the photograph (light, haze,
+spots, colour) are drawn from the key in coordinates of its field of view, and grain and block grids
+lie in its pixels, so two tiles of one photograph with one key agree where they overlap; blurs and
+blocks differ near a tile's border, where it does not know its neighbours' pixels.
 
 Light adds up in linear intensities, which are sRGB's values to the power of `GAMMA` here. The
 families are those of Shen et al., "Modeling and enhancing low-quality retinal fundus images"
@@ -80,9 +80,9 @@ class FovGeometry:
         return jnp.broadcast_to(rows[:, None], shape), jnp.broadcast_to(columns, shape)
 
 
-# (image [3, H, W], geometry, severity [], key) -> the same shape: with channels last, fields that all
-# channels share would keep loops over pixels from being vectors' on CPUs. Those of `LIGHT` take and
-# give linear light, the others sRGB's values; both lie in [0, 1].
+# (image [3, H, W], geometry, severity [], key) -> the same shape. Channels come first: with them
+# last, XLA on CPUs would not vectorise loops over fields that all channels share. The functions of
+# `LIGHT` take and return linear light, the others sRGB values; both lie in [0, 1].
 Degradation = Callable[[jax.Array, FovGeometry, jax.Array, jax.Array], jax.Array]
 
 

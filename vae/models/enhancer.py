@@ -1,16 +1,16 @@
 """Enhancer: a degraded photograph made clear, in three stages.
 
-    toned    = x, with its light, haze, colour and contrast undone     from the photograph's thumbnail
+    toned    = x, with its light, haze, colour and contrast undone     from a thumbnail
     sharp    = toned, with its blur undone                             from its periodogram
     enhanced = sharp + gate * (D * (sd z - A * sharp) + gain * conv path(z, sharp))
 
 Light, haze and colour cannot be judged from a tile: the tone stage (`vae.models.tone`) sees the
-photograph reduced to `THUMBNAIL` pixels. Nor can its blur: sharpening (`vae.models.sharpening`) sees its
-averaged spectrum. What is left, grain and blocks, is the detail stage's, of bounded reach: an
-`AutoencoderKL` whose decoder sees the image too, so that the latent need not carry what is good. D
-and A are its linear path (`vae.models.autoencoder`): only a *change* of the linear code changes the
-image, and a gate at each 4 x 4 patch can leave it as it is. All heads start at zero, so step 0 is
-the identity.
+photograph reduced to `THUMBNAIL` pixels. Nor can its blur: sharpening (`vae.models.sharpening`)
+sees its averaged spectrum. What is left, grain and blocks, is the detail stage's, of bounded reach:
+an `AutoencoderKL` whose decoder sees the image too, so that the latent need not carry what is good.
+D and A are its linear path (`vae.models.autoencoder`): only a *change* of the linear code changes
+the image, and a gate at each 4 x 4 patch can leave it as it is. All heads start at zero, so step 0
+is the identity.
 """
 
 from collections.abc import Callable
@@ -58,8 +58,8 @@ class Enhancer(AutoencoderKL):
 
         Args:
           x: float32 [B, H, W, 3] in [-1, 1].
-          thumbnail: float32 [B, THUMBNAIL, THUMBNAIL, 3] in [-1, 1], the square of `MARGIN` radii around the
-            centre of the photograph's field of view.
+          thumbnail: float32 [B, THUMBNAIL, THUMBNAIL, 3] in [-1, 1], the square of `MARGIN` radii
+            around the centre of the photograph's field of view.
           circle: float32 [B, 3]: row and column of that centre in pixels of x, and the radius.
 
         Returns:

@@ -105,8 +105,8 @@ def make_thumbnail_pairs(
       config: A run's: `data.augment` and `degrade`.
 
     Returns:
-      `config.train.thumbnail_draws` times B pairs of THUMBNAIL pixels a side. What is not `WITHIN` the
-      field of view is in both alike.
+      `config.train.thumbnail_draws` times B pairs of THUMBNAIL pixels a side. Pixels that are not
+      `WITHIN` the field of view are the same in both.
     """
     draws = config.train.thumbnail_draws
 
@@ -186,7 +186,7 @@ def _drawn(cut: CropAndTurn, key: jax.Array) -> CropAndTurn:
 
 
 def _turn(cut: CropAndTurn, image: jax.Array) -> jax.Array:
-    """As `CropAndTurn.turn`, of [S, S, 3] as float32 with the same values, by two products of matrices.
+    """As `CropAndTurn.turn`, of [S, S, 3], as float32 with the same values, by matrix products.
 
     XLA on CPUs makes selections between turned pictures a part of whatever reads them; the eight of
     them, pixel by pixel, in the middle of powers cost ten times the powers.

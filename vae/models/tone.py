@@ -7,8 +7,8 @@ What a bad camera does to a pixel's value is undone in the order in which it was
     toned = J ** (1 / GAMMA)
 
 with eight numbers at each place: offset, stretch, and a gain and a veil for each channel. They are
-those of the whole photograph plus a smooth field, both read off the thumbnail, so tiles agree. All of
-them are zero at the start: the identity.
+those of the whole photograph plus a smooth field, both read off the thumbnail, so tiles agree. All
+of them are zero at the start: the identity.
 """
 
 import flax.linen as nn
@@ -34,7 +34,10 @@ WITHIN = np.hypot(_ACROSS[:, None], _ACROSS)[..., None] < 0.97
 
 
 class ToneField(nn.Module):
-    """View [B, THUMBNAIL, THUMBNAIL, 3] -> coefficients [B, GRID, GRID, COEFFICIENTS], zero at the start."""
+    """Thumbnails [B, THUMBNAIL, THUMBNAIL, 3] -> coefficients [B, GRID, GRID, COEFFICIENTS].
+
+    The coefficients are zero at the start.
+    """
 
     width: int
     dtype: jnp.dtype

@@ -74,7 +74,7 @@ class Enhancement(ElboTask):
     # ---- Steps ----------------------------------------------------------------------------------
 
     def feed(self, dataset, mesh, start):
-        """Tiles, the thumbnails of their photographs (`thumbnail`), and where they lie (`fov_circle`)."""
+        """Tiles, the thumbnails of their photographs, and the circles of their fields of view."""
         batches = read_batches(self.config, dataset, mesh, start, context=True)
 
         def to_device(batch, step):

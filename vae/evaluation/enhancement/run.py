@@ -215,7 +215,7 @@ def calibrate(model: EnhancementModel, tiles: Sequence[Tile], seed: int = 0) -> 
     pairs = [degrade_case(tile, Case(MIXED, math.nan), seed) for tile in tiles]
     seen, thumbnails = (np.stack(pictures) for pictures in zip(*pairs, strict=True))
     clean, fov, circles = (
-        np.stack([getattr(tile, name) for tile in tiles]) for name in ("image", "fov", "fov_circle")
+        np.stack([getattr(tile, name) for tile in tiles]) for name in ("image", "fov", "circle")
     )
     made = model.enhance_tiles(seen, thumbnails, circles)
     return calibration(clean, made, model.tile_uncertainty(seen, thumbnails, circles), fov)
