@@ -15,8 +15,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 # Most of the time goes into compiling small programs that run a few times: LLVM leaves them as XLA
 # wrote them. An empty XLA_FLAGS has them optimised as users' are; CI does that where seams matter.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-# There is a worker a core. More threads of OpenBLAS spin while they wait for one another.
-os.environ["OPENBLAS_NUM_THREADS"] = "1"
+# There is a worker a core. More threads of BLAS or OpenMP spin while they wait for one another.
+os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 

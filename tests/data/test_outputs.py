@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from vae.cli import main
 from vae.data.errors import DataError, UsageError
 from vae.data.outputs import MARKER, claim_folder, claim_new
 
@@ -236,14 +237,20 @@ def _running(group: int) -> list[int]:
     return found
 
 
-@pytest.fixture
-def cutting(tmp_path):
-    """Begins `make-tiles` with two workers, in a session of its own; (process, its command)."""
+@pytest.fixture(scope="module")
+def many_eyes(tmp_path_factory):
     from vae.data.synthetic import write_photographs
 
-    write_photographs(tmp_path / "eyes", patients=12, eyes=2, size=700)
-    command = [sys.executable, "-m", "vae.cli", "make-tiles", "--photographs", tmp_path / "eyes"]
-    command += ["--out", tmp_path / "tiles", "--workers", "2", "--patients_unknown"]
+    folder = tmp_path_factory.mktemp("eyes")
+    write_photographs(folder, patients=6, eyes=2, size=700)
+    return folder
+
+
+@pytest.fixture
+def cutting(many_eyes, tmp_path):
+    """Begins `make-tiles` with two workers, in a session of its own; (process, its command)."""
+    command = [sys.executable, "-m", "vae.cli", "make-tiles", "--photographs", str(many_eyes)]
+    command += ["--out", str(tmp_path / "tiles"), "--workers", "2", "--patients_unknown"]
     command += ["--tile", "64", "--stride", "32"]
     process = subprocess.Popen(
         command,
@@ -266,12 +273,11 @@ def cutting(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
-def test_make_tiles_ends_with_its_workers(cutting, number, tmp_path):
+def test_make_tiles_ends_with_its_workers(cutting, number, capsys):
     process, command = cutting
     assert len(_running(process.pid)) >= 3
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert again.returncode == 2
-    assert f"tiles is in use by process {process.pid} on host" in again.stderr
+    assert main(command[3:]) == 2
+    assert f"tiles is in use by process {process.pid} on host" in capsys.readouterr().err
     os.kill(process.pid, number)
     # The pipe is closed only when nobody holds it.
     output, _ = process.communicate(timeout=60)
@@ -285,4 +291,4 @@ def test_make_tiles_ends_with_its_workers(cutting, number, tmp_path):
         assert "photographs are finished; the same command continues" in output
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    assert "tiles of 24 photographs" in again.stdout
+    assert "tiles of 12 photographs" in again.stdout

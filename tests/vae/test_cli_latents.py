@@ -59,8 +59,18 @@ def refused(command, capsys, message, code) -> None:
     assert len(lines) == 1 and re.search(f"^error: .*{message}", lines[0]), lines
 
 
+@pytest.fixture(scope="module")
+def reconstructions(mixed, model_path, tmp_path_factory):
+    """What `reconstruct` makes of them."""
+    out = tmp_path_factory.mktemp("reconstructed")
+    assert main(["reconstruct", str(mixed), "--model", model_path, "--out", str(out)]) == 1
+    return out / "reconstructions"
+
+
 @pytest.mark.parametrize("suffix", ["zarr", "npz"])
-def test_decoded_is_what_reconstruct_gives(mixed, model_path, tmp_path, capsys, suffix):
+def test_decoded_is_what_reconstruct_gives(
+    mixed, model_path, reconstructions, tmp_path, capsys, suffix
+):
     out = tmp_path / f"latents.{suffix}"
     assert encode(mixed, "--model", model_path, "--out", out, "--log_var") == 1
     said = capsys.readouterr().err
@@ -72,17 +82,14 @@ def test_decoded_is_what_reconstruct_gives(mixed, model_path, tmp_path, capsys, 
     }  # fmt: skip
     assert [failure["item_id"] for failure in store.progress["failures"]] == ["tile05b", "zero"]
     assert main(["decode", str(out), "--model", model_path, "--out", str(tmp_path / "d")]) == 0
-    command = ["reconstruct", mixed, "--model", model_path, "--out", tmp_path / "r"]
-    assert main([str(word) for word in command]) == 1
     decoded = sorted((tmp_path / "d").rglob("*.png"))
     assert len(decoded) == 62
     for path in decoded:
-        same = tmp_path / "r" / "reconstructions" / path.relative_to(tmp_path / "d")
+        same = reconstructions / path.relative_to(tmp_path / "d")
         np.testing.assert_array_equal(read_image(path), read_image(same))
 
 
-@pytest.mark.parametrize("suffix", ["zarr", "npz"])
-def test_masks_come_back_with_the_latents(tiny_data, model_path, tmp_path, suffix):
+def test_masks_come_back_with_the_latents(tiny_data, model_path, tmp_path):
     image = fundus_photograph(0, 421)
     masks = {"a": np.zeros((421, 421), bool), "b": np.ones((421, 421), bool)}
     masks["a"][30:301, 40:333] = True
@@ -93,18 +100,19 @@ def test_masks_come_back_with_the_latents(tiny_data, model_path, tmp_path, suffi
         write_image(tmp_path / f"masks/{name}.png", white)
     how = ["--model", model_path, "--fov_mask", str(tmp_path / "masks")]
     inputs = [str(tmp_path / "eyes"), str(tiny_data)]  # Tiles of a dataset keep their disc.
-    out = tmp_path / f"latents.{suffix}"
-    assert encode(*inputs, "--out", out, *how) == 0
-    assert main(["decode", str(out), "--model", model_path, "--out", str(tmp_path / "d")]) == 0
     assert main(["reconstruct", *inputs, "--out", str(tmp_path / "r"), "--no_pictures", *how]) == 0
-    decoded = sorted((tmp_path / "d").rglob("*.png"))
-    assert len(decoded) > 2
-    for path in decoded:
-        same = tmp_path / "r" / "reconstructions" / path.relative_to(tmp_path / "d")
-        np.testing.assert_array_equal(read_image(path), read_image(same))
-    for name, mask in masks.items():
-        found = read_image(tmp_path / f"d/{name}.png")
-        assert not found[~mask].any() and found[mask].any()
+    for suffix in ("zarr", "npz"):
+        out, folder = tmp_path / f"latents.{suffix}", tmp_path / f"decoded_{suffix}"
+        assert encode(*inputs, "--out", out, *how) == 0
+        assert main(["decode", str(out), "--model", model_path, "--out", str(folder)]) == 0
+        decoded = sorted(folder.rglob("*.png"))
+        assert len(decoded) > 2
+        for path in decoded:
+            same = tmp_path / "r" / "reconstructions" / path.relative_to(folder)
+            np.testing.assert_array_equal(read_image(path), read_image(same))
+        for name, mask in masks.items():
+            found = read_image(folder / f"{name}.png")
+            assert not found[~mask].any() and found[mask].any()
 
 
 def test_records_bring_what_is_known_of_them(tiny_data, model_path, tmp_path):

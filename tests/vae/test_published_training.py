@@ -26,6 +26,7 @@ from vae.training.validation import validate
 def config(tiny_data):
     config = get_config("tiny")
     config.data.update(dir=str(tiny_data), fit_tiles=64)
+    config.model.stages = (1, 1)  # compiles in half the time
     config.train.update(tensorboard=False, log_every=1, checkpoint_every=4, steps=4)
     config.eval.update(every=0, limit=16)
     return config
@@ -36,6 +37,7 @@ def run(tiny_data, tmp_path_factory):
     """Four steps -> (config, workdir)."""
     config = get_config("tiny")
     config.data.update(dir=str(tiny_data), fit_tiles=64)
+    config.model.stages = (1, 1)  # compiles in half the time
     config.train.update(tensorboard=False, log_every=1, checkpoint_every=2, steps=4)
     config.eval.update(every=0, limit=16)
     workdir = tmp_path_factory.mktemp("published")
