@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 
-from vae.configs import enhance256, fundus256
-from vae.data.errors import DataError, UsageError
+from vae.configs import fundus256
+from vae.data.errors import DataError
 from vae.data.in_memory import whole_split
 from vae.data.pipeline import open_dataset, train_batches
 from vae.sharding import local_rows, make_mesh
 from vae.tasks.device_dataset import DeviceDataset
-from vae.training.validation import validate
 
 pytestmark = pytest.mark.usefixtures("eight_devices")
 
@@ -53,10 +52,3 @@ def test_some_rows_are_of_the_same_batch(dataset):
 def test_tiles_of_another_size_are_refused(dataset):
     with pytest.raises(DataError, match="64x64, and tiles .* have to be 32x32; set --config"):
         whole_split(dataset, size=32)
-
-
-def test_who_cannot_use_them_is_told():
-    config = enhance256.get_config("smoke")
-    config.data.on_device = True
-    with pytest.raises(UsageError, match="on_device=True is for autoencoders"):
-        validate(config, 1)
