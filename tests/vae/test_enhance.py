@@ -104,7 +104,7 @@ def test_strength(model, photograph):
     ],
 )
 def test_wrong_photographs_are_named(model, photograph, got):
-    for method in (model.enhance, model.uncertainty):
+    for method in (model.enhance, model.enhanced):
         with pytest.raises(ValueError, match=rf"expected uint8 \[H, W, 3\] .* got {got}"):
             method(photograph, UNKNOWN)
 
