@@ -11,9 +11,9 @@ Circle = tuple[float, float, float]  # column and row of the centre, radius; pix
 
 
 def fit_circle(lit: np.ndarray) -> Circle | None:
-    """Fits a circle (x, y, radius), in pixels, to the longest contour of `lit`, bool [H, W].
+    """Fits (x, y, radius), in pixels, to the longest contour of `lit`, bool [H, W].
 
-    Returns None if fewer than 40% of the contour's points, or too short an arc, lie on a circle.
+    Returns None if under 40% of the contour's points, or an arc below `MIN_ARC`, lie on a circle.
     """
     contours, _ = cv2.findContours(lit.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     if not contours:

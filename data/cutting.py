@@ -47,13 +47,9 @@ class CutSettings:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Job:
-    """A photograph to cut.
+    """A photograph to cut: its file, its id "<folders>/<stem>", and the output settings.
 
-    Attributes:
-      photograph: The photograph's id, "<folders>/<stem>".
-      out: The output directory.
-      suffix: Suffix of the tiles' files.
-      overlay: Also draws the tiles on a small copy of the photograph.
+    `suffix` is that of the tiles' files; `overlay` also draws the tiles on a small copy.
     """
 
     path: Path
@@ -145,9 +141,9 @@ def tile_origins(
 ) -> list[tuple[int, int, float]]:
     """Places tiles over the field of view on a jittered grid.
 
-    A JPEG photograph has a grid of 8x8 blocks, and tiles aligned with that grid are easier to
-    compress. Each origin is therefore moved by up to 4 pixels to a random phase of the JPEG grid.
-    The phase depends only on the seed, the photograph's id and the tile's place in the tile grid.
+    Tiles aligned with the 8x8 blocks of a JPEG photograph are easier to compress. Each origin is
+    therefore moved by up to 4 pixels to a random phase of the block grid, determined by the seed,
+    the photograph's id and the tile's place in the tile grid.
 
     Args:
       inside: bool `[H, W]`, the part of the photograph that is used.

@@ -104,8 +104,7 @@ def open_dataset(
 
     Args:
       data_dir: The data directory given to `build`, or the directory of the shards.
-      cache_dir: Local directory to which the dataset is copied first, unless a copy exists; ""
-        reads without a copy.
+      cache_dir: Local directory to copy the dataset to, unless a copy exists; "" for no copy.
       report: Called with a line of text when a copy is made or waited for.
 
     Raises:
