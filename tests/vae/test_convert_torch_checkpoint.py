@@ -444,7 +444,7 @@ def test_full_disk_leaves_what_was_there(source, tmp_path, capsys):
         ([], "give either MODEL.pth"),
         (["a.pth", "--to_torch", "b", "--out", "c"], "give either MODEL.pth"),
         (["a.pth"], "--out is missing"),
-        (["--to_torch", "a", "--out", "b.pth", "--verify"], "for the way from PyTorch"),
+        (["--to_torch", "a", "--out", "b.pth", "--verify"], "do not apply to --to_torch"),
         (["a.pth", "--out", "b", "--latent_size", "350"], "unrecognized arguments"),
         (["--to_torch", ".", "--out", "."], "is a folder; expected the name of a file"),
     ],
