@@ -49,7 +49,7 @@ class PCA:
         return 2 * jnp.log(self.scale) - jnp.log(jnp.square(self.sd) + jnp.square(self.scale))
 
     def encode(self, x: jax.Array) -> Posterior:
-        """Encodes images [B, H, W, 3] in [-1, 1] to whitened latents, a posterior [B, H/f, W/f, C]."""
+        """Encodes images [B, H, W, 3] in [-1, 1] to a posterior of latents [B, H/f, W/f, C]."""
         patches = space_to_depth(x, self.downsample) - self.mean
         mean = jnp.matmul(patches, self.components, precision=HIGHEST) / self.sd
         return Posterior(mean, jnp.broadcast_to(self.log_var(), mean.shape))
