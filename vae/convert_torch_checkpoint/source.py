@@ -66,7 +66,7 @@ def _odd(tensor: torch.Tensor) -> str:
     needs, has = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
     if needs <= has:
         return ""
-    return f"of shape {list(tensor.shape)} takes {needs:,} bytes, and the file holds {has:,} of it"
+    return f"of shape {list(tensor.shape)} takes {needs:,} bytes, and the file holds only {has:,}"
 
 
 def verify_checksums(path: Path, report: Callable[[int], None]) -> str:

@@ -98,7 +98,7 @@ def whole_photographs(
             image, problem = None, str(error)
         # Processes compute together, so all of them skip a file that one cannot read.
         if sum_over_processes(np.array([image is None], np.float64))[0]:
-            problems.append(problem or f"{photograph.path}: cannot be read on another host")
+            problems.append(problem or f"{photograph.path}: cannot be read by another process")
             continue
         mask = fov_mask(photograph.fov, image)
         image[~mask] = 0
