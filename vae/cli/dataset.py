@@ -84,8 +84,7 @@ def _add_split_options(parser: argparse.ArgumentParser) -> None:
     add("--patient_regex", metavar="REGEX",
         help="a pattern whose first group is the patient, searched in the path below DIR without "
         "the suffix: (P\\d+)_ finds P07 in hrf/P07_L and in site/P07_1/OD")  # fmt: skip
-    add("--patients_unknown", action="store_true",
-        help="accept that the patients are unknown; tables then say so")  # fmt: skip
+    add("--patients_unknown", action="store_true", help="accept unknown patients; tables say so")
     add("--val", type=float, default=0.1, metavar="SHARE", help="share of the patients (0.1)")
     add("--test", type=float, default=0.1, metavar="SHARE", help="share of the patients (0.1)")
     add("--stratify", choices=("label",), help="take these shares of the patients of each label")

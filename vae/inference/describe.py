@@ -18,14 +18,13 @@ def describe(saved: SavedModel) -> dict[str, Any]:
 
     Returns:
       path, kind ("checkpoint of a run" or "exported file"), name, preset, architecture, step,
-      hash, version (of the software that trained it, None if unknown), parameters (number of
-      learned values), bytes (of all variables as float32), tile (side of its training tiles,
-      pixels), tile_only (True if it accepts no other size), latents (shape for one tile),
-      latent_values, ratio (input values / latent values), sigma (standard deviation of the
-      likelihood, grey levels), reach (pixels that a latent depends on around its own patch, and
-      latent positions that a pixel depends on around its own; None if unbounded), latent (mean and
-      std per channel, active: number of channels with a variance above 0.01), trained (what is
-      known about the run).
+      hash, version (that trained it, None if unknown), parameters (number of learned values),
+      bytes (of all variables as float32), tile (side of its training tiles, pixels), tile_only
+      (True if it takes no other size), latents (shape for one tile), latent_values, ratio (input
+      values / latent values), sigma (standard deviation of the likelihood, grey levels), reach
+      (pixels that a latent depends on around its own patch, latent positions that a pixel depends
+      on around its own; None if unbounded), latent (mean and std per channel, active: number of
+      channels with a variance above 0.01), trained (what is known about the run).
     """
     module, config = make_model(saved.config), saved.config
     side = module.tile_size or config.data.size

@@ -179,8 +179,7 @@ def load_sampler(
       model: An autoencoder, as for `vae.load_model`; or a prior, which names its autoencoder; None
         for the autoencoder that the prior names.
       prior: A run of `configs/prior256.py`, one of its checkpoints, or an exported file; "normal"
-        for N(0, I). None for the bundled prior, or for N(0, I) if the model has vector latents,
-        because it was trained with that prior.
+        for N(0, I). None for the bundled prior, or N(0, I) for a model trained with it (vectors).
 
     Raises:
       DataError: A file is missing, damaged or of another kind, the two do not belong together, or
