@@ -24,8 +24,8 @@ def add(commands) -> None:
         "  DIR/comparisons/       original, reconstruction and difference side by side\n"
         "  DIR/differences/       a map of the difference at each pixel\n"
         "  DIR/reconstructions.csv  SSIM and PSNR inside the field of view\n\n"
-        "Photographs pass in windows with no seam. The published architecture has no bounded "
-        "receptive field: it takes\nthem as tiles that overlap by half and are blended.",
+        "Photographs are processed in windows with no seam. The published architecture has no "
+        "bounded receptive field: it takes\nthem as tiles that overlap by half and are blended.",
         epilog="examples:\n"
         "  fundus-vae reconstruct eye.jpg --out result\n"
         "  fundus-vae reconstruct photographs/ --model runs/mine --out result --format jpg\n"

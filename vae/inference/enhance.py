@@ -2,7 +2,7 @@
 
 The tone stage depends on each pixel, its position and the photograph's thumbnail. Sharpening is one
 filter for the whole photograph. The detail stage has a bounded receptive field. Photographs of any
-size therefore pass in strips and windows, with no seam.
+size are therefore processed in strips and windows, with no seam.
 """
 
 import functools
@@ -30,7 +30,7 @@ from vae.metrics import to_float
 from vae.models.layers import depth_to_space, space_to_depth
 from vae.models.periodogram import HOP, SIDE, window_powers
 
-# Height in pixels of the strips that pass the tone stage; a multiple of HOP.
+# Height in pixels of the strips that the tone stage processes; a multiple of HOP.
 STRIP = 256
 
 _window_powers = jax.jit(window_powers)

@@ -26,7 +26,7 @@ class Model:
     `AutoencoderKL` (`tile_size` is None) takes images of any size, and its latents are a grid: N
     images [N, H, W, 3] have latents [N, ceil(H/f), ceil(W/f), C], one image [H, W, 3] has
     [ceil(H/f), ceil(W/f), C]. Its receptive field is bounded. Images of more than about a megapixel
-    therefore pass in windows with no seam; memory holds one window and the input and output arrays.
+    are processed in windows with no seam; memory holds one window and the input and output arrays.
 
     `FundusVAE` takes tiles of `tile_size` pixels only, and its latents are vectors: [N, L].
     Photographs of other sizes can be reconstructed, as tiles that overlap by half and are blended,
