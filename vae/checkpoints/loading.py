@@ -99,7 +99,7 @@ def load_saved(path: str | os.PathLike) -> SavedModel:
     if not (workdir / CHECKPOINTS).exists():
         raise DataError(f"{workdir} has no checkpoint yet; train it first")
     from vae.checkpoints.orbax_io import (
-        OrbaxCheckpoints,  # Orbax takes a second that files need not wait.
+        OrbaxCheckpoints,  # Importing Orbax takes a second, and files do not need it.
     )
 
     checkpoints = OrbaxCheckpoints(workdir / CHECKPOINTS)
@@ -175,7 +175,7 @@ def _abstract_item(config: ConfigDict) -> dict[str, Any]:
 
 
 def _on_one_device(abstract: Any) -> Any:
-    """Places all leaves on one local device: a pod's checkpoint has other shardings."""
+    """Adds the sharding on one local device: a checkpoint may come from a pod."""
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract

@@ -119,7 +119,7 @@ def model_item(fields: dict[str, Any]) -> dict[str, Any]:
 def _compare(path: epath.Path, saved: Any, wanted: Any) -> None:
     """Raises if a leaf differs in shape or dtype, because a restore would silently cast dtypes."""
     if saved is None:
-        raise ValueError("an item of it is missing")
+        raise ValueError("a part of the checkpoint is missing")
 
     # Orbax returns the optimizer's named tuples as dicts with the same paths.
     stored, expected = (

@@ -102,8 +102,8 @@ def read_safetensors(path: epath.PathLike) -> SavedModel:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise DataError(
-                    f"{path}: its metadata say format {metadata.get('format')!r}, expected "
-                    f"{FORMAT!r}, as `fundus-vae export` and convert_torch_checkpoint write it"
+                    f"{path}: its metadata has the format {metadata.get('format')!r}, expected "
+                    f"{FORMAT!r}, as written by `fundus-vae export` and convert_torch_checkpoint"
                 )
             config = from_dict(json.loads(metadata["config"]))
             names = file.keys()
@@ -115,7 +115,7 @@ def read_safetensors(path: epath.PathLike) -> SavedModel:
             shapes = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
             if problems := differences(have, shapes):
                 raise DataError(
-                    f"{path}: {len(problems)} tensors are not those of its config: "
+                    f"{path}: {len(problems)} tensors do not match its config: "
                     + "; ".join(problems)
                 )
             leaves = {

@@ -46,7 +46,7 @@ def line(length: jax.Array, angle: jax.Array) -> jax.Array:
 
 def convolve(image: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolves [C, H, W] with a kernel [2 REACH + 1, 2 REACH + 1]; replicates border pixels."""
-    # Channels first: inside a loop XLA gives its CPU FFT other layouts otherwise, and that fails.
+    # Channels first: XLA's FFT on CPUs rejects other layouts, which XLA would choose in a loop.
     padded = jnp.pad(image, ((0, 0), (REACH, REACH), (REACH, REACH)), "edge")
     sides = padded.shape[1:]
     waves = jnp.fft.rfft2(padded) * jnp.fft.rfft2(kernel, sides)

@@ -71,7 +71,7 @@ def fit_overlapping_ppca(
       ValueError: The kernel is even, there are no images, or they are smaller than the kernel.
     """
     if kernel % 2 == 0:
-        raise ValueError(f"a kernel has its patch in the middle, so it is odd, got {kernel}")
+        raise ValueError(f"the side of a kernel must be odd, got {kernel}")
     if kernel == 1:
         return from_pca(pca)
     problem = _Problem.of(patch_spectra(batches, pca, kernel), pca, kernel, beta)

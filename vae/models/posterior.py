@@ -4,7 +4,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-# A latent channel is active if its posterior mean has a larger variance (Burda et al., 2016).
+# A latent channel is active if its posterior mean varies more than this (Burda et al., 2016).
 ACTIVE_VARIANCE = 0.01
 
 

@@ -57,7 +57,7 @@ class Autoencoding(ElboTask):
             side = config.model.image_size
             problems.require(
                 data.crop == side,
-                f"data.crop={data.crop} is not model.image_size={side}, the one size it takes",
+                f"data.crop={data.crop} is not model.image_size={side}, the only size of this model",
             )
             problems.require(side >= SSIM_WINDOW, f"model.image_size={side} is below {SSIM_WINDOW}")
         problems.require(
@@ -70,7 +70,7 @@ class Autoencoding(ElboTask):
             "data.on_device=True is for autoencoders, without data.masked_dir",
         )
 
-    # ---- The start of a run ---------------------------------------------------------------------
+    # ---- Initialization -------------------------------------------------------------------------
 
     def open(self, dataset):
         """Opens the dataset of masked tiles, if there is one."""

@@ -52,7 +52,7 @@ class Enhancement(ElboTask):
             f"model.tone_evidence={config.model.tone_evidence} must be two rising grey levels",
         )
 
-    # ---- The start of a run ---------------------------------------------------------------------
+    # ---- Initialization -------------------------------------------------------------------------
 
     def abstract_initialization(self):
         """Returns the shapes of the linear fit."""

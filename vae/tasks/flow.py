@@ -35,7 +35,7 @@ def flow_loss(
     not change the optimum. They are chosen as follows:
     * Every octave has the same total weight, because each is visible as one size of detail.
     * A frequency has the weight 4 R / (1 + R)^2, where R is the ratio of its signal variance to the
-      noise variance. At small R nothing is known of it; at large R nothing is left to learn.
+      noise variance. At small R it is unpredictable, and at large R nothing is left to learn.
     * Tiles with strong coefficients, as from a grainy camera, weigh no more than smooth tiles.
 
     Args:

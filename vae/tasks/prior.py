@@ -50,7 +50,7 @@ class Prior(Task):
                 f"has attention, the last two of model.widths={tuple(model.widths)}",
             )
 
-    # ---- The start of a run ---------------------------------------------------------------------
+    # ---- Initialization -------------------------------------------------------------------------
 
     def open(self, dataset):
         """Loads the autoencoder, and adds the sizes of its latents and the labels to the config."""

@@ -29,9 +29,9 @@ def load_autoencoder(config: ConfigDict) -> SavedModel:
     saved = load_saved(name)
     if saved.config.model.architecture != AUTOENCODER_KL:
         raise DataError(
-            f"prior.autoencoder={name} is of the architecture {saved.config.model.architecture}; a "
-            "prior is learned over the latents of configs/fundus256.py (those of the published "
-            "architecture have N(0, I), which `fundus-vae sample` draws from)"
+            f"prior.autoencoder={name} has the architecture {saved.config.model.architecture}; a "
+            "prior is trained on latents of models of configs/fundus256.py (for the published "
+            "architecture `fundus-vae sample` draws latents from N(0, I))"
         )
     return saved
 

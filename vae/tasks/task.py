@@ -88,7 +88,7 @@ class Task(abc.ABC):
         """Returns the paths and models that a run reads, none of which may be its workdir."""
         return [self.config.data.dir, self.config.init_from]
 
-    # ---- The start of a run ---------------------------------------------------------------------
+    # ---- Initialization -------------------------------------------------------------------------
 
     def open(self, dataset: Dataset) -> None:
         """Reads the task's inputs other than the dataset, and completes the config."""

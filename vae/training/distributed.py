@@ -7,7 +7,7 @@ import jax
 
 from vae.data.errors import UsageError
 
-# JAX ends all processes of a run if it receives no heartbeat of one of them for this long.
+# JAX ends the other processes of a run if one of them sends no heartbeat for this long.
 HEARTBEAT_SECONDS = 100
 
 

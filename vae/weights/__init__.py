@@ -4,7 +4,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 NAMES = ("f8c4", "f8c8", "f8c16", "f8c32", "f8c48")
-# The default reconstruction model, as a file path: a local folder cannot have the same name.
+# The default reconstruction model: a file path, which no local folder can shadow.
 DEFAULT = FOLDER / "f8c32.safetensors"
 # The default enhancer, and the default prior for sampling.
 ENHANCE = FOLDER / "enhance.safetensors"
