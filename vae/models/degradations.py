@@ -53,7 +53,7 @@ DCT = scipy.fft.dct(np.eye(8), axis=0, norm="ortho").astype(np.float32)
 
 @flax.struct.dataclass
 class FovGeometry:
-    """Where a tile lies in its photograph.
+    """The position of a tile in its photograph.
 
     Attributes:
       y: int32 [], first row of the tile in the photograph, pixels.

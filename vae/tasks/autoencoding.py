@@ -34,7 +34,7 @@ class Autoencoding(ElboTask):
         self._masked = None
 
     def rate_factor(self, part):
-        """Returns a small factor for the linear path, which is initialized at its own optimum."""
+        """Returns a separate factor for the linear path, which is initialized at its optimum."""
         return self.config.optimizer.linear_multiplier if part == LINEAR else 1.0
 
     def reads(self):
@@ -57,7 +57,7 @@ class Autoencoding(ElboTask):
             side = config.model.image_size
             problems.require(
                 data.crop == side,
-                f"data.crop={data.crop} is not model.image_size={side}, the only size of this model",
+                f"data.crop={data.crop} is not model.image_size={side}, the model's only size",
             )
             problems.require(side >= SSIM_WINDOW, f"model.image_size={side} is below {SSIM_WINDOW}")
         problems.require(

@@ -29,7 +29,7 @@ class Enhancement(ElboTask):
     evaluates_checkpoint = True
 
     def rate_factor(self, part):
-        """Returns 0 for stages that `train.stage` freezes, and less than 1 for the linear path."""
+        """Returns 0 for stages that `train.stage` freezes, and a separate linear-path factor."""
         stage = part if part in (TONE, SHARPENING) else "detail"
         if self.config.train.stage not in ("all", stage):
             return 0.0
