@@ -4,9 +4,9 @@
     python run_experiment.py --config=configs/fundus256.py --config.data.dir=DIR --workdir=DIR
     python run_experiment.py --config=... --workdir=DIR --mode=evaluate
 
-The same command continues a run that was interrupted, and the same command on every host of a TPU
-slice or in every task of a Slurm job is one run; elsewhere --coordinator_address, --num_processes
-and --process_id say who belongs together.
+The same command continues an interrupted run. Started on every host of a TPU slice or in every task
+of a Slurm job, it is one run. On other clusters --coordinator_address, --num_processes and
+--process_id connect the processes of a run.
 """
 
 from vae.cli.train import main

@@ -1,11 +1,11 @@
-"""Rate, memory and temporary disk of building a dataset, at several sizes.
+"""Rate, memory and temporary disk space of dataset builds, at several sizes.
 
     python benchmarks/build.py                          # 2,000 and 20,000 procedural JPEG tiles
     python benchmarks/build.py --counts 2000 100000 --tiles DIR      # your own tiles
 
-Larger trees are made of hard links to the tiles there are. Memory is the resident memory of a
-process that does nothing but build, at its peak; temporary disk is what the data directory held at
-its peak beyond what it holds in the end.
+Large trees consist of hard links to the given tiles. Memory is the peak resident memory of a
+process that only builds. Temporary disk space is the peak size of the data directory minus its
+final size.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--counts", type=int, nargs="+", default=[2_000, 20_000])
-    parser.add_argument("--tiles", help="directory of tiles to link to")
+    parser.add_argument("--tiles", help="directory of the tiles to link to")
     parser.add_argument("--size", type=int, default=256, help="side of procedural tiles, pixels")
     parser.add_argument("--file_format", default="tfrecord")
     parser.add_argument("--scratch", help="where to build; must allow hard links to the tiles")
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def _link(files: list[Path], tree: Path, count: int) -> None:
-    """Makes a tree of `count` tiles in folders <label>/<photograph> of 200."""
+    """Makes a tree of `count` tiles in folders <label>/<photograph> of 200 tiles each."""
     for number, file in enumerate(itertools.islice(itertools.cycle(files), count)):
         folder = tree / "linked" / f"p{number // 200:06d}"
         if number % 200 == 0:
@@ -71,7 +71,7 @@ def _measure(count: int, tree: Path, data_dir: Path, file_format: str) -> None:
         try:
             memory = max(memory, watched.memory_info().rss)
             disk = max(disk, _size(data_dir))
-        except (psutil.NoSuchProcess, FileNotFoundError):  # Ended, or renamed, while we looked.
+        except (psutil.NoSuchProcess, FileNotFoundError):  # Ended or renamed in the meantime.
             pass
         time.sleep(0.05)
     if process.returncode:

@@ -1,4 +1,4 @@
-"""What several benchmarks share: tiles, a training step, and the time of a call."""
+"""Helpers of several benchmarks: tiles, a training step, and the time of a call."""
 
 import time
 from collections.abc import Callable
@@ -14,19 +14,19 @@ from vae.training.train_state import abstract_state, initial_state
 
 
 def crops(count: int, side: int) -> np.ndarray:
-    """uint8 [count, side, side, 3]: crops of a synthetic photograph."""
+    """Cuts random crops from a synthetic photograph: uint8 [count, side, side, 3]."""
     photograph = fundus_photograph(0, 2 * side)
     origins = np.random.default_rng(0).integers(0, side, (count, 2))
     return np.stack([photograph[y : y + side, x : x + side] for y, x in origins])
 
 
 def training_step(config, batch, fit=None) -> tuple[Callable[[], None], float]:
-    """Compiles the step of a fresh run.
+    """Compiles the training step of a new run.
 
     Args:
-      config: The run's.
-      batch: Host arrays, as the step takes them: tiles, or a dict of arrays.
-      fit: Of `fit_linear`, where the model starts from one.
+      config: The run's config.
+      batch: The step's input as host arrays: tiles, or a dict of arrays.
+      fit: Result of `fit_linear`, if the model's initialization uses one.
 
     Returns:
       A function that takes one step and waits for it, and the FLOPs of a step.
@@ -45,12 +45,12 @@ def training_step(config, batch, fit=None) -> tuple[Callable[[], None], float]:
         state, metrics = compiled(state, batch)
         jax.block_until_ready((state, metrics))
 
-    # Before compilation: on a GPU convolutions become cuDNN's, whose FLOPs XLA does not count.
+    # Counted before compilation: XLA does not count the FLOPs of cuDNN's convolutions on a GPU.
     return step, lowered.cost_analysis()["flops"]
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Wall time of one call."""
+    """Returns the wall time of one call, in seconds."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start

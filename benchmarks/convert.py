@@ -1,10 +1,10 @@
-"""What converting the published model takes: time, and memory in files' sizes.
+"""Time and memory of a conversion of the published model, with memory relative to the file size.
 
     python benchmarks/convert.py [--verify]
 
-Makes a file of the published layout and size (1.73 GB, random weights) in a temporary folder and
-converts it in a process of its own. The peak is that of the resident memory above what the process
-has after its imports; memory-mapped pages of the file count as resident. Linux only.
+Writes a file of the published layout and size (1.73 GB, random weights) to a temporary folder and
+converts it in a separate process. The peak is the resident memory above that after the imports;
+memory-mapped pages of the file count as resident. Linux only.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import torch
 from vae.convert_torch_checkpoint.torch_module import PublishedVAE
 from vae.models import FundusVAE
 
-# Runs in the process that is measured: kilobytes now, kilobytes at most.
+# Program of the measured process; prints its memory after imports and at the peak, in bytes.
 DRIVER = """
 import json, re, sys, time
 from vae.convert_torch_checkpoint import main, run
@@ -37,7 +37,7 @@ print(json.dumps({"code": code, "before": before, "peak": memory("VmHWM"), "seco
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--verify", action="store_true", help="of the command: compare as well")
+    parser.add_argument("--verify", action="store_true", help="pass --verify to the command")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "model.pth"

@@ -1,10 +1,10 @@
-"""Tiles with whole optic discs: of training photographs, drawn ones, drawn ones with guidance.
+"""Figure of tiles with whole optic discs: training tiles, samples, and samples with guidance.
 
     python benchmarks/disc_figure.py tiles_disc docs/figures/optic_discs.jpg
 
-Takes the tree of tiles that `benchmarks/disc_tiles.py` made, and the prior that ships. Prints how
-far drawn tiles are from the nearest training tile with a disc, beside how far real ones are from
-the nearest of another photograph: a copy would be much nearer.
+Uses the tree of tiles of `benchmarks/disc_tiles.py` and the bundled prior. Prints the distance of
+sampled tiles to the nearest training tile with a disc, and that of real tiles to the nearest tile
+of another photograph: a copy would be much nearer.
 """
 
 import sys
@@ -21,7 +21,7 @@ from vae.evaluation.samples.summary import shrunk
 
 LABEL = "optic_disc"
 COLUMNS, SIDE, GAP = 12, 112, 8
-COMPARED = 48  # tiles
+COMPARED = 48  # tiles per set of distances
 
 
 def row(tiles) -> np.ndarray:
@@ -30,7 +30,7 @@ def row(tiles) -> np.ndarray:
 
 
 def print_distances(drawn, training, photographs) -> None:
-    """Of drawn tiles, and of real ones to other photographs' tiles; root mean squares, levels."""
+    """Prints distances of sampled tiles, and of real tiles to other photographs, in grey levels."""
     training, real = shrunk(training), []
     for i in np.random.default_rng(1).choice(len(training), COMPARED, replace=False):
         real.append(nearest(training[[i]], training[photographs != photographs[i]])[0])

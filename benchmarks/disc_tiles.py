@@ -1,4 +1,4 @@
-r"""Tiles with whole optic discs, for a prior that is to draw them; docs/sampling.md has the rest.
+r"""Tiles with whole optic discs as training data of a prior; see docs/sampling.md.
 
     python benchmarks/disc_tiles.py --tiles tiles --discs docs/optic_discs.csv --out tiles_disc
     fundus-vae build --tiles tiles_disc --data_dir dataset_disc
@@ -6,10 +6,10 @@ r"""Tiles with whole optic discs, for a prior that is to draw them; docs/samplin
       --config.model.labels='("chase_db1", "fives", "hrf", "idrid", "optic_disc")' \
       --config.prior.named_only='("optic_disc",)' --workdir=...
 
-Adds to a copy of a tree that `fundus-vae make-tiles` made: tiles whose middle lies near the disc of
-a training photograph, cut from the photograph reduced until the disc has a radius of 56 pixels,
-under the label "optic_disc". At their own scale hrf's, fives' and idrid's discs are larger than a
-tile, so that it shows an arc of the rim at most, and of a grid one tile in twenty shows any of it.
+Copies a tree of `fundus-vae make-tiles` and adds tiles with the label "optic_disc". Their centres
+are near the disc of a training photograph, which is reduced until the disc has a radius of 56
+pixels. At the original scale, discs of hrf, fives and idrid are larger than a tile: a tile shows at
+most an arc of the rim, and only one tile in twenty of a grid shows any part of a disc.
 """
 
 import argparse
@@ -26,16 +26,16 @@ from vae.data.manifest import MANIFEST, PHOTOGRAPHS, read_manifest, read_photogr
 
 LABEL = "optic_disc"
 TILE = 256
-DARK = 18  # grey level; a tile has at most a twentieth of it
-# Pixels: a disc's radius in each set of photographs, and what they are reduced to.
+DARK = 18  # grey level; at most a twentieth of a tile's pixels may be darker
+# Disc radius in each set of photographs, and after the reduction, pixels.
 RADII = {"chase_db1": 78, "fives": 120, "hrf": 215, "idrid": 230}
 RADIUS = 56
-# Pixels between the middles of two tiles, and from the disc's middle at most: it is in the tile.
+# Pixels between tile centres, and at most to the disc's centre, so that the tile contains the disc.
 STRIDE, REACH = 18, 76
 
 
 def around(rng, disc):
-    """First rows and columns of tiles that have a disc in them."""
+    """Yields the first row and column of tiles that contain the disc."""
     steps = REACH // STRIDE + 1
     for i in range(-steps, steps + 1):
         for j in range(-steps, steps + 1):
@@ -61,8 +61,8 @@ def main():
         name = disc["photograph"]
         if name not in first or name.split("/")[0] not in RADII:
             raise SystemExit(
-                f"{arguments.discs}: {name!r} has no tiles in {arguments.tiles}, or is of none of "
-                f"{', '.join(RADII)}, whose scale is known; take its row out, or add it to RADII"
+                f"{arguments.discs}: {name!r} has no tiles in {arguments.tiles}, or its set is not "
+                f"one of {', '.join(RADII)}; remove its row, or add the set's radius to RADII"
             )
     shutil.copytree(arguments.tiles, arguments.out)
     rng, more = np.random.default_rng(0), []
@@ -91,7 +91,7 @@ def main():
     rows = sorted([*rows, *more], key=lambda row: row.tile)
     write_manifest(os.path.join(arguments.out, MANIFEST), rows)
     print(
-        f"{len(more)} tiles of {len(discs)} discs beside {len(rows) - len(more)}: {arguments.out}"
+        f"{len(more)} tiles of {len(discs)} discs added to {len(rows) - len(more)}: {arguments.out}"
     )
 
 

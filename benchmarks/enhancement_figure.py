@@ -1,9 +1,9 @@
-"""README's picture: a photograph degraded on purpose, what `enhance` makes of it, the original.
+"""README's picture of enhancement: a photograph degraded, enhanced, and in the original.
 
     python benchmarks/enhancement_figure.py [--model enhance] [--out docs/figures/enhancement.jpg]
 
-The photograph is scikit-image's `retina` (CC0), of a camera that no model here was trained on. Its
-light, haze, blur and grain are computed (`vae.models.degradations`); the severities are below.
+The photograph is scikit-image's `retina` (CC0), from a camera that is in no training set here. Its
+illumination, haze, blur and noise are computed (`vae.models.degradations`) with `SEVERITIES`.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from vae.models.degradations import FovGeometry, degrade
 SEVERITIES = {"haze": 0.6, "illumination": 0.5, "defocus": 0.3, "noise": 0.35}
 SEED = 4
 PANEL, GAP, TEXT = 330, 4, 15
-# Rows and columns of the detail, at one pixel a pixel: the optic disc's rim and vessels.
+# First row and column of the unscaled detail: the optic disc's rim and vessels.
 DETAIL = (560, 420)
 
 
 def main() -> None:
-    """Draws the picture and prints its figures."""
+    """Draws the picture and prints its metrics."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="enhance")
     parser.add_argument("--out", default="docs/figures/enhancement.jpg")

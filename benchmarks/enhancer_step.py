@@ -1,10 +1,10 @@
-"""What a training step of an enhancer takes, and what share of it the degradations are.
+"""Time of an enhancer's training step, and the share of the degradations.
 
     python benchmarks/enhancer_step.py [--crop 64] [--batch_size 32] [--repeats 9]
 
-Three programs run in turn, and medians are printed: the training step; the same without any
-degradation, whose difference is what they cost; and the making of the pairs by itself, with each
-degradation alone beside none at all.
+Programs run in turn, and medians are printed: the training step with and without degradations (the
+difference is their cost), and the generation of pairs by itself, with all, with single and without
+degradations.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from vae.models.pairs import make_pairs
 
 
 def config_of(arguments, names):
-    """The config of a run that draws only the named degradations."""
+    """Returns the config of a run that draws only the named degradations."""
     config = enhance256.get_config()
     config.batch_size, config.data.crop = arguments.batch_size, arguments.crop
     for name in DEGRADATIONS:
@@ -33,7 +33,7 @@ def config_of(arguments, names):
 
 
 def examples(config):
-    """A batch of tiles of one photograph."""
+    """Returns a batch of tiles of one photograph."""
     size, rng = config.data.size, np.random.default_rng(0)
     photograph = fundus_photograph(0, 4 * size)
     origins = rng.integers(size, 2 * size, (config.batch_size, 2))
@@ -48,7 +48,7 @@ def examples(config):
 
 
 def pairs_of(config, batch):
-    """A function that makes a batch of pairs and waits for it."""
+    """Returns a function that makes a batch of pairs and waits for it."""
     rows = jnp.arange(config.batch_size)
     make = jax.jit(lambda *arrays: make_pairs(*arrays, jax.random.key(0), rows, config))
     return lambda: jax.block_until_ready(
@@ -57,7 +57,7 @@ def pairs_of(config, batch):
 
 
 def spent(function) -> float:
-    """Processor time of one call on a CPU, which waits for nobody; else the wall's."""
+    """Returns seconds of one call: CPU time on a CPU, unaffected by other jobs; else wall time."""
     clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
     start = clock()
     function()

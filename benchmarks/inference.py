@@ -1,13 +1,13 @@
-"""How fast a model is in somebody's hands, and what memory it takes.
+"""Speed and memory of inference.
 
     python benchmarks/inference.py [--model PATH] [--quick] [--parts enhance]
 
-Measurements, of a fresh f8c32 unless a model is given: a photograph of 3504 x 2336 pixels through
-`reconstruct` beside the bare compiled functions on tiles, and through the command `fundus-vae
-reconstruct`; where torch and diffusers are installed, its tiled AutoencoderKL of 5M parameters
-beside ours; 20,000 JPEG tiles of a dataset through `encode`; and the photograph through the
-enhancer that ships, beside its bare function on tiles. What is compared runs in turn, and medians
-of the pairs' ratios are printed, so that they hold on a noisy machine.
+Measurements, for an initialized f8c32 unless a model is given: `reconstruct` of a photograph of
+3504 x 2336 pixels against the bare compiled functions on tiles, and the command `fundus-vae
+reconstruct`; if torch and diffusers are installed, the tiled AutoencoderKL of diffusers with 5M
+parameters; `encode` of 20,000 JPEG tiles of a dataset; and the bundled enhancer on the photograph
+against its bare function on tiles. Compared programs run in turn, and medians of the pairs' ratios
+are printed, so results hold on a noisy machine.
 """
 
 import argparse
@@ -51,7 +51,7 @@ PARTS = ("reconstruct", "enhance", "torch", "encode")
 
 
 def fresh_model(photograph: np.ndarray) -> Model:
-    """An f8c32 at its start: as fast as a trained one."""
+    """Returns an f8c32 after initialization: as fast as a trained model."""
     config = get_config()
     tiles = photograph[None, :1024, 1000:2024]
     fit = fit_linear(config, lambda: [tiles])
@@ -66,7 +66,7 @@ def fresh_model(photograph: np.ndarray) -> Model:
 
 
 def halo_overhead(model: Model) -> tuple[float, float]:
-    """Pixels that the encoder and the decoder compute per pixel of the photograph."""
+    """Returns how many pixels encoder and decoder compute per pixel of the photograph."""
     f, module = model.downsample, model._module
     ratios = []
     for halo in (-(-module.encoder_halo // f), module.decoder_halo):
@@ -79,10 +79,10 @@ def halo_overhead(model: Model) -> tuple[float, float]:
 
 
 def photograph_beside_tiles(model: Model, photograph: np.ndarray, repeats: int) -> None:
-    """Prints `reconstruct` of a photograph beside the bare functions."""
+    """Prints the rate of `reconstruct` on a photograph next to that of the bare functions."""
     tiles = HEIGHT * WIDTH / TILE**2
     best = {}
-    for batch in (1, 4, MAX_BATCH):  # the bare functions at the batch that suits them best
+    for batch in (1, 4, MAX_BATCH):  # the bare functions are measured at their fastest batch size
         images = np.stack([photograph[i : i + TILE, 1000:1256] for i in range(batch)])
         latents = model._encode(images).mean
 
@@ -117,11 +117,11 @@ def photograph_beside_tiles(model: Model, photograph: np.ndarray, repeats: int) 
     print(f"bare encode + decode            {bare:7.2f} tiles/s   (batches: {batches})")
     print(f"reconstruct {WIDTH} x {HEIGHT}         {ours:7.2f} tiles/s   {tiles / ours:.2f} s")
     print(f"halo: {encoder - 1:.1%} more pixels encoded, {decoder - 1:.1%} more decoded; "
-          f"without it {statistics.median(shares):.2f} of the bare functions")  # fmt: skip
+          f"without it {statistics.median(shares):.2f} of the bare rate")  # fmt: skip
 
 
 def command_line(model: Model, photograph: np.ndarray, folder: Path) -> None:
-    """Prints time and peak memory of the command, started anew, on one photograph."""
+    """Prints time and peak memory of the command in a new process, on one photograph."""
     exported = folder / "model.safetensors"
     write_safetensors(exported, model.saved)
     write_image(folder / "eye.jpg", photograph)
@@ -129,12 +129,12 @@ def command_line(model: Model, photograph: np.ndarray, folder: Path) -> None:
                "--model", str(exported), "--out", str(folder / "out")]  # fmt: skip
     spent = seconds(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    print(f"fundus-vae reconstruct eye.jpg  {spent:7.1f} s with start, compilation, figures and "
+    print(f"fundus-vae reconstruct eye.jpg  {spent:7.1f} s with start, compilation, metrics and "
           f"pictures; peak {peak:.2f} GiB resident")  # fmt: skip
 
 
 def torch_beside(photograph: np.ndarray, model: Model, side: int, repeats: int) -> None:
-    """Prints diffusers' tiled AutoencoderKL beside ours on a square of the photograph."""
+    """Prints rates of diffusers' tiled AutoencoderKL and of ours on a square of the photograph."""
     import torch
     from diffusers import AutoencoderKL
 
@@ -166,7 +166,7 @@ def torch_beside(photograph: np.ndarray, model: Model, side: int, repeats: int) 
 
 
 def encode_dataset(model: Model, photograph: np.ndarray, count: int, folder: Path) -> None:
-    """Prints the rate and memory of `encode` over a dataset beside the bare function."""
+    """Prints rate and memory of `encode` on a dataset, next to the rate of the bare function."""
     from vae.data.fundus_tiles.build import build
     from vae.inference.latent_store import FORMAT
     from vae.inference.latent_writer import open_writer
@@ -212,7 +212,7 @@ def encode_dataset(model: Model, photograph: np.ndarray, count: int, folder: Pat
 
 
 def enhance_photograph(photograph: np.ndarray, repeats: int, folder: Path) -> None:
-    """Prints time, memory and the halo's share of `enhance`, beside the bare function on tiles."""
+    """Prints time, memory and halo share of `enhance`, next to the bare function on tiles."""
     model, fov = load_enhancer(), find_fov(photograph)
     tiles, batch = HEIGHT * WIDTH / TILE**2, 4
     images = np.stack([photograph[i : i + TILE, 1000:1256] for i in range(batch)])
@@ -232,7 +232,7 @@ def enhance_photograph(photograph: np.ndarray, repeats: int, folder: Path) -> No
     ratio = statistics.median(share * tiles * b / a for a, b in pairs)
     print(f"enhance {WIDTH} x {HEIGHT}             {tiles / spent:7.2f} tiles/s   {spent:.2f} s; "
           f"bare {1 / tile:.2f} tiles/s; halo: {share - 1:.1%} more pixels, without it {ratio:.2f} "
-          "of the bare function")  # fmt: skip
+          "of the bare rate")  # fmt: skip
     write_image(folder / "eye.jpg", photograph)
     program = ("import resource, sys; from vae.cli import main; main(sys.argv[1:]); "
                "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")  # fmt: skip
@@ -246,7 +246,7 @@ def enhance_photograph(photograph: np.ndarray, repeats: int, folder: Path) -> No
 
 
 class Resident:
-    """Samples this process's resident memory, bytes, until it is left."""
+    """Context manager that samples this process's resident memory, in bytes."""
 
     def __init__(self):
         self.samples: list[int] = []
@@ -270,10 +270,10 @@ class Resident:
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="anything vae.load_model takes (a fresh f8c32)")
+    parser.add_argument("--model", help="for vae.load_model (default: an initialized f8c32)")
     parser.add_argument("--quick", action="store_true", help="fewer repeats, 1,000 tiles")
-    parser.add_argument("--scratch", help="where a dataset of 1 GB may lie for a while")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="all")
+    parser.add_argument("--scratch", help="folder for a temporary dataset of 1 GB")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
     options = parser.parse_args()
 
     eye = fundus_photograph(0, HEIGHT)

@@ -1,12 +1,12 @@
-"""How close the input pipeline comes to what decoding alone allows.
+"""Rate of the input pipeline relative to the rate of decoding alone.
 
     python benchmarks/input_pipeline.py                     # tiles of procedural photographs
     python benchmarks/input_pipeline.py --tiles DIR         # your own tiles, PNG or JPEG
-    python benchmarks/input_pipeline.py --data_dir DIR      # a dataset that is built already
+    python benchmarks/input_pipeline.py --data_dir DIR      # a built dataset
 
-The limit: the images of the same records, held in memory, decoded by as many threads and dropped.
-Limit and pipeline take turns, so that a disturbance of the machine meets both; medians and the
-median of the turns' ratios are printed.
+The limit is the rate at which the same number of threads decodes the same images from memory and
+drops them. Limit and pipeline take turns, so that a disturbance of the machine affects both.
+Medians of both and of the turns' ratios are printed.
 """
 
 import argparse
@@ -104,7 +104,7 @@ def _measure(name: str, data_dir: Path, options: argparse.Namespace) -> None:
 
 
 def _decode(images: Sequence[np.ndarray], threads: int, seconds: float) -> float:
-    """Tiles/s of decoding alone."""
+    """Returns the tiles/s of decoding alone."""
     done = [0] * threads
     began = time.perf_counter()
 
@@ -123,7 +123,7 @@ def _decode(images: Sequence[np.ndarray], threads: int, seconds: float) -> float
 
 
 def _take(batches, threads: int, seconds: float) -> float:
-    """Tiles/s of the pipeline, with the batches that were ready at the start not counted."""
+    """Returns the tiles/s of the pipeline, without the batches that were ready at the start."""
     for _ in range(4 * threads):
         next(batches)
     done, began = 0, time.perf_counter()

@@ -1,10 +1,10 @@
-"""How far above PCA a linear codec can be: the principal component filter bank, by preset.
+"""Upper bound of a linear codec over PCA, by preset: the principal component filter bank.
 
     python benchmarks/linear_bound.py --data_dir D [--tiles 1536]
 
 The best linear codec with kernels of any length keeps the leading eigenvectors of the patches'
-spectral density at each spatial frequency (Tsatsanis and Giannakis, 1995). Of the sample's own
-spectra, so a little optimistic: with 6,144 windows for 192 x 192 values, by about 0.1 dB.
+spectral density at each spatial frequency (Tsatsanis and Giannakis, 1995). The spectra are those of
+the sample itself, which is optimistic by about 0.1 dB (6,144 windows for 192 x 192 values).
 """
 
 import argparse
@@ -18,7 +18,7 @@ from vae.models.overlapping_ppca import patch_spectra
 
 
 def main() -> None:
-    """Fits, and prints a line for each preset."""
+    """Estimates the spectra and prints a line per preset."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--tiles", type=int, default=1536)
@@ -30,7 +30,7 @@ def main() -> None:
 
     spectra = patch_spectra(tiles(), fit_pca(tiles(), 1, 8), kernel=1)
     eigenvalues = np.linalg.eigvalsh(spectra.density)
-    # Without regard to frequency the same density is the covariance of single patches.
+    # The weighted mean of the density over frequencies is the covariance of single patches.
     covariance = np.tensordot(spectra.weights, spectra.density, (0, 0)).real
     variances = np.linalg.eigvalsh(covariance)
     for preset, channels in LATENT_CHANNELS.items():

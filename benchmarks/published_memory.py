@@ -1,9 +1,9 @@
-"""Memory of a training step of the published architecture, as XLA plans it.
+"""Memory of a training step of the published architecture, as planned by XLA.
 
     python benchmarks/published_memory.py [--batches 8 16 128/16]
 
-Compiled ahead of time for one device: nothing of the 432 million parameters is allocated. A batch
-is given as SIZE or SIZE/PARTS, parts being `train.accumulate`.
+The step is compiled ahead of time for one device; the 432 million parameters are not allocated. A
+batch is given as SIZE or SIZE/PARTS, where PARTS is `train.accumulate`.
 """
 
 import argparse
@@ -22,14 +22,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", nargs="+", default=["8", "16", "128/16"])
     batches = parser.parse_args().batches
-    print(f"{jax.devices()[0].device_kind}, GB: state / beside it / together")
+    print(f"{jax.devices()[0].device_kind}, GB: train state / other / total")
     for batch in batches:
         state, rest = planned(*map(int, (batch + "/1").split("/")[:2]))
         print(f"batch {batch:>7}: {state:5.2f} {rest:6.2f} {state + rest:6.2f}", flush=True)
 
 
 def planned(batch_size: int, accumulate: int) -> tuple[float, float]:
-    """GB of the donated state, and of everything else during a step."""
+    """Returns the GB of the donated train state, and of everything else during a step."""
     config = get_config()
     config.batch_size, config.train.accumulate = batch_size, accumulate
     mesh = make_mesh(data=1)

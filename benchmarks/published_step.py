@@ -1,10 +1,10 @@
-"""How fast the published architecture is here, beside the same PyTorch module in the same run.
+"""Speed of the published architecture compared with the same PyTorch module.
 
     python benchmarks/published_step.py [--batch_size 16] [--what forward step] [--rounds 5]
 
 forward: encode, and decode the mean. step: the published recipe, sum of squares + KL + (1 - SSIM),
-clipped to a norm of 1, Adam. The two take turns, so that the ratio holds on a noisy machine, and
-each turn is a process of its own, so that 12 GB of memory are enough for a step.
+gradients clipped to a norm of 1, Adam. Both frameworks take turns, so that the ratio holds on a
+noisy machine. Each turn is a separate process, so that 12 GB of memory are enough for a step.
 """
 
 import argparse
@@ -81,7 +81,7 @@ MAKERS = {
 
 
 def timed(what: str, who: str, batch_size: int, repeats: int) -> list[float]:
-    """Seconds of some repeats in this process, after one that compiles and allocates."""
+    """Returns the seconds of each repeat in this process, after one call that compiles."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     function = MAKERS[what, who](crops(batch_size, 256))
     function()
@@ -91,11 +91,11 @@ def timed(what: str, who: str, batch_size: int, repeats: int) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each")
-    parser.add_argument("--repeats", type=int, default=2, help="within a turn")
+    parser.add_argument("--rounds", type=int, default=5, help="turns per framework")
+    parser.add_argument("--repeats", type=int, default=2, help="repeats within a turn")
     what = ("forward", "step")
     parser.add_argument("--what", nargs="+", choices=what, default=what)
-    parser.add_argument("--who", choices=("ours", "PyTorch"), help="one turn of one, as JSON")
+    parser.add_argument("--who", choices=("ours", "PyTorch"), help="run one turn, print JSON")
     arguments = parser.parse_args()
     if arguments.who:
         function = arguments.what[0]
@@ -112,7 +112,7 @@ def main() -> None:
 
 
 def compare(what: str, arguments: argparse.Namespace) -> None:
-    """Lets both take turns, each in a process of its own, and prints rates, peaks and ratios."""
+    """Runs both in turn, in separate processes, and prints rates, peak memory and ratios."""
     turns = {"ours": [], "PyTorch": []}
     with tempfile.TemporaryDirectory() as cache:
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}

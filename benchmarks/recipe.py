@@ -1,13 +1,13 @@
-"""One run of the search for a recipe: trains a variant for a given CPU time and scores it on val.
+"""One run of the recipe search: trains a variant for a given CPU time and evaluates it on val.
 
     python benchmarks/recipe.py --data_dir D --out runs/recipe.jsonl [--name N] [--cpu_minutes 4] \\
         [--preset f8c32] [loss.beta=0.5 model.width=96 ...]
     python benchmarks/recipe.py --out runs/recipe.jsonl --table
 
-Variants are compared at equal compute: the first steps are timed, by the process's CPU time so
-that a busy machine changes little, and the schedule gets as many steps as fit. A line of JSON is
-appended to --out: for each label of the val split the gain over PCA of the same size, of the
-posterior mean rounded to 8 bits as everywhere, and the posterior's rate.
+Variants are compared at equal compute: the first steps are timed, in CPU time of the process, which
+depends little on other jobs, and the schedule gets as many steps as fit. For each label of the val
+split, the line of JSON appended to --out holds the gain of the posterior mean, rounded to 8 bits,
+over PCA of the same size, and the posterior's rate.
 """
 
 import argparse
@@ -30,12 +30,12 @@ from vae.training.steps import make_train_step
 from vae.training.train_state import abstract_state, initial_state
 from vae.training.validation import validate
 
-TILES_A_LABEL = 24  # the smallest camera of the development photographs has so many in val
-TIMED = 4
+TILES_A_LABEL = 24  # the number of val tiles of the smallest label of the development photographs
+TIMED = 4  # steps
 
 
 def val_tiles(dataset, size: int, seed: int) -> dict[str, list[dict]]:
-    """Label -> a fixed sample of its val tiles (image, fov)."""
+    """Returns label -> a fixed sample of its val tiles (image, fov)."""
     tiles = defaultdict(list)
     for batch in eval_batches(dataset, "val", size=size, seed=seed, batch_size=16):
         for i in np.flatnonzero(batch["valid"]):
@@ -48,9 +48,9 @@ def val_tiles(dataset, size: int, seed: int) -> dict[str, list[dict]]:
 
 
 def score(reconstruct, variables, tiles: dict[str, list[dict]]) -> dict[str, dict[str, float]]:
-    """Label -> means of SSIM, PSNR in dB, PSNR before rounding, and KL in bytes a tile."""
+    """Returns label -> means of SSIM, PSNR in dB, PSNR before rounding, and KL in bytes a tile."""
 
-    # Variables are an argument: XLA 0.10.2 miscompiles a kernel that is a constant of zeros.
+    # Variables are an argument, because XLA 0.10.2 miscompiles a constant kernel of zeros.
     @jax.jit
     def figures(variables, image, fov):
         x = to_float(image)
@@ -83,20 +83,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--name", default="")
     parser.add_argument("--preset", default="f8c32", choices=LATENT_CHANNELS)
-    parser.add_argument("--cpu_minutes", type=float, default=4.0, help="0: step 0")
-    parser.add_argument("--table", action="store_true", help="print what --out holds, and no more")
+    parser.add_argument("--cpu_minutes", type=float, default=4.0, help="0: no training")
+    parser.add_argument("--table", action="store_true", help="only print the table of --out")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_args()
     if options.table:
         print(table([json.loads(line) for line in options.out.read_text().splitlines()]))
         return
     if not options.data_dir:
-        parser.error("give --data_dir, or --table to read what is there")
+        parser.error("give --data_dir, or --table to print earlier runs")
     append(options)
 
 
 def append(options: argparse.Namespace) -> None:
-    """Trains one variant, scores it, and appends its row to `options.out`."""
+    """Trains one variant, evaluates it, and appends its row to `options.out`."""
 
     config = get_config(options.preset)
     config.data.dir, config.data.crop, config.batch_size = options.data_dir, 128, 8
@@ -175,7 +175,7 @@ def append(options: argparse.Namespace) -> None:
 
 
 def line(row: dict) -> str:
-    """A row as a line of text: gains by label."""
+    """Formats a row as a line of text with the gains by label."""
     gains = "  ".join(
         f"{label} {f['gain_db']:+.2f} dB {f['gain_ssim']:+.4f} {f['bytes'] / 1000:.1f} kB"
         for label, f in row["labels"].items()
@@ -184,7 +184,7 @@ def line(row: dict) -> str:
 
 
 def table(rows: list[dict]) -> str:
-    """The rows as a Markdown table."""
+    """Formats the rows as a Markdown table."""
     labels = list(rows[0]["labels"])
     lines = [
         f"| run | preset | steps | {' | '.join(f'{label} dB, SSIM, kB' for label in labels)} |",

@@ -1,4 +1,4 @@
-"""Prints the closing tables of some runs as Markdown, from their results.json.
+"""Markdown tables of the results.json of several runs.
 
 python benchmarks/results_table.py runs/f8c32 runs/f8c16
 python benchmarks/results_table.py --presets vae/weights/*.json
@@ -12,7 +12,7 @@ ROWS = ("mean_colour", "bicubic_x4", "jpeg", "pca", "model", "pca_sampled", "mod
 
 
 def codec_table(results: dict) -> str:
-    """The table of codecs: SSIM and PSNR with intervals, size and rate."""
+    """Formats the table of codecs: SSIM and PSNR with intervals, size and rate."""
     rows = {row["name"]: row for row in results["rows"]}
     lines = [
         "| codec | SSIM | 95% | PSNR dB | 95% | values / latents | kB a tile |",
@@ -22,7 +22,7 @@ def codec_table(results: dict) -> str:
         row = rows[name]
         interval = row["interval"] or {}
         ratio = f"{row['ratio']:,.0f}:1" if row["ratio"] else ""
-        # A rate belongs to samples: a posterior mean has none.
+        # Only posterior samples have a rate, posterior means have none.
         rate = "" if name in ("pca", "model") else f"{row['bytes'] / 1000:.1f}"
         lines.append(
             f"| `{name}` | {row['ssim']:.4f} | {_span(interval.get('ssim'), 4)} "
@@ -32,7 +32,7 @@ def codec_table(results: dict) -> str:
 
 
 def label_table(results: dict) -> str:
-    """Model and PCA by label (the photographs' folder)."""
+    """Formats the table of model and PCA by label (the photographs' folder)."""
     lines = [
         "| label | patients | tiles | `pca` SSIM / dB | `model` SSIM / dB | gain "
         "| before rounding, dB |",
@@ -47,7 +47,7 @@ def label_table(results: dict) -> str:
 
 
 def presets_table(runs: list[dict]) -> str:
-    """Several models beside PCA of the same size, by label."""
+    """Formats the table of several models and PCA of the same size, by label."""
     lines = [
         "| preset | values / latents | set | PCA SSIM / dB | model SSIM / dB | gain SSIM / dB "
         "| before rounding, dB |",
@@ -73,7 +73,7 @@ def presets_table(runs: list[dict]) -> str:
 
 
 def rates_table(runs: list[dict]) -> str:
-    """Posterior samples of several models, beside those of PCA and JPEG of the same bytes."""
+    """Formats the table of posterior samples of several models, and of PCA and JPEG."""
     lines = [
         "| preset | kB a tile | sampled, SSIM / dB | JPEG of that size | PCA sampled, its kB |",
         "|---|---|---|---|---|",
@@ -93,7 +93,7 @@ def rates_table(runs: list[dict]) -> str:
 
 
 def _beside_pca(row: dict) -> str:
-    """Three cells of a label: PCA, the model, what it gains."""
+    """Formats three cells of a label: PCA, the model, and the model's gain."""
     return (
         f"| {row['pca_ssim']:.4f} / {row['pca_psnr']:.2f} | {row['ssim']:.4f} / {row['psnr']:.2f} "
         f"| {row['ssim'] - row['pca_ssim']:+.4f} / {row['psnr'] - row['pca_psnr']:+.2f}"
@@ -114,7 +114,7 @@ def main() -> None:
         "results", nargs="+", type=pathlib.Path, help="results.json, or a folder with one"
     )
     parser.add_argument(
-        "--presets", action="store_true", help="one table of all by label, one of their rates"
+        "--presets", action="store_true", help="one table of all runs by label, and one of rates"
     )
     options = parser.parse_args()
     paths = (path / "results.json" if path.is_dir() else path for path in options.results)

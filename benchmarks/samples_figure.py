@@ -1,4 +1,4 @@
-"""Real tiles above sampled ones, from the sheets that `fundus-vae evaluate-samples --out` wrote.
+"""Figure of real and sampled tiles, from the sheets of `fundus-vae evaluate-samples --out`.
 
 python benchmarks/samples_figure.py results/samples docs/figures/samples.jpg
 """
@@ -18,7 +18,7 @@ GAP = 16
 def main() -> None:
     folder, out = Path(sys.argv[1]) / SHEETS, Path(sys.argv[2])
     sheets = [read_image(folder / f"{name}.png") for name in ROWS]
-    # Of each sheet the upper half: two rows.
+    # The upper half of each sheet: two rows of tiles.
     halves = [sheet[: sheet.shape[0] // 2 + 2] for sheet in sheets]
     gap = np.full((GAP, halves[0].shape[1], 3), 255, np.uint8)
     write_image(out, np.concatenate([halves[0], gap, halves[1], gap, halves[2]]), quality=85)

@@ -1,11 +1,11 @@
-"""How fast tiles are drawn, and how good they are after how many steps.
+"""Speed of sampling, and quality of samples against the number of steps.
 
     python benchmarks/sampling.py --data dataset [--n 256] [--out docs/figures/sampling_steps.png]
 
-Each solver draws the same tiles (the same noise) with ever more steps; the sliced Wasserstein
-distance of their Laplacian-pyramid patches to the training tiles is as in `fundus-vae
-evaluate-samples`, beside its floor between halves of the training patients. Rates are of latents
-alone, and of the decoder; the first call, which compiles, is left out.
+Each solver draws the same tiles (from the same noise) with increasing numbers of steps. Quality is
+the sliced Wasserstein distance of Laplacian-pyramid patches to the training tiles, as in
+`fundus-vae evaluate-samples`; the floor is the distance between halves of the training patients.
+Rates of latents and of the decoder are separate and leave out the first call, which compiles.
 """
 
 import argparse
@@ -26,8 +26,8 @@ STEPS = (1, 2, 4, 8, 16, 32)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, metavar="DIR")
-    parser.add_argument("--model", metavar="M", help="a prior (the one that ships)")
-    parser.add_argument("--n", type=int, default=256, help="tiles of a set")
+    parser.add_argument("--model", metavar="M", help="a prior (the bundled one)")
+    parser.add_argument("--n", type=int, default=256, help="tiles per set")
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
     parser.add_argument("--split", default="test")
     parser.add_argument("--out", metavar="PNG", help="a figure")
@@ -41,7 +41,7 @@ def main() -> None:
         ):
             yield batch["image"][batch["valid"]], batch["patient"][batch["valid"]]
 
-    # Precision and recall are not shown here: a feature of every tile will do.
+    # Precision and recall are not shown, so any cheap feature replaces the latents.
     summary = functools.partial(summarise, encode=_colours)
     pool, held_out = (
         summary(tiles(split, count))

@@ -1,13 +1,13 @@
-"""What a training step computes, holds and sends on 8, 64 and 256 devices, without having them.
+"""Compute, memory and communication of a training step on 8, 64 and 256 simulated devices.
 
-    python benchmarks/scaling.py                            # all of it, about 7 minutes on 2 cores
+    python benchmarks/scaling.py                            # everything: 7 minutes on 2 cores
     python benchmarks/scaling.py --configs published:full --devices 8 --dtype bfloat16
 
-The step is compiled ahead of time for simulated CPU devices, from shapes alone: nothing is
-allocated and nothing runs. Three tables: the collectives of the compiled program; what the
-parameters' partitions alone say that a TPU or GPU sends (there the gradient of a cut leaf is
-reduced and scattered at once, where the CPU's compiler reduces all of it and drops the rest); and
-the times that peak rates of makers' data sheets make of it: predictions, not measurements.
+The step is compiled ahead of time for simulated CPU devices from shapes alone; nothing is allocated
+or run. Three tables are printed: the collectives of the compiled program; the bytes that a TPU or
+GPU sends according to the partitions of the parameters; and predicted (not measured) times at the
+peak rates of the makers' data sheets. For the gradient of a sharded leaf, TPU and GPU compilers use
+a reduce-scatter; the CPU compiler uses an all-reduce and drops the other pieces.
 """
 
 import argparse
@@ -31,28 +31,29 @@ from vae.training.train_state import abstract_state
 CONFIGS = ("fundus256:f8c32", "published:full")
 ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 
-# Tiles/s that a core decodes: `python benchmarks/input_pipeline.py`, 4,670 and 1,639 on 2 cores.
+# Tiles/s decoded per core: `python benchmarks/input_pipeline.py` gives 4,670 and 1,639 on 2 cores.
 CORE_JPEG, CORE_PNG = 4670 / 2, 1639 / 2
 
 
 PREDICTIONS = """
-Predicted at peak rates, not measured. Milliseconds of a step by cause; tiles/s of all devices if
-the three come one after another, and if only the slower of compute and network counts (memory
-traffic is that of the CPU's program: an upper estimate); tiles/s that the hosts' cores decode.
+Predicted at peak rates, not measured. Milliseconds of a step by cause (memory traffic is that of
+the CPU program, an upper estimate); tiles/s of all devices if the three causes add up ("one by
+one"), or if only the slower of compute and network counts ("at most"); tiles/s that hosts decode.
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Dense peak rates of one device and what stands around it, from the makers' data sheets.
+    """Dense peak rates of one device and its surroundings, from the makers' data sheets.
 
     Attributes:
-      sizes: Numbers of devices that one interconnect joins.
-      flops: FLOP/s by the type that the convolutions compute in.
-      exact: FLOP/s of matrix products that are asked for in full float32.
+      name: Name in the table.
+      sizes: Numbers of devices on one interconnect.
+      flops: FLOP/s by compute dtype of the convolutions.
+      exact: FLOP/s of matrix products in full float32.
       memory: Bytes/s of the device's memory.
       link: Bytes/s that a device sends to the others, one way.
-      cores: Of the host, for each device.
+      cores: Host cores per device.
     """
 
     name: str
@@ -67,8 +68,8 @@ class Machine:
 MACHINES = (
     # NVIDIA H100 data sheet, SXM; float32 is TF32. DGX H100: two Xeon 8480C of 56 cores, 8 GPUs.
     Machine("H100", (8,), {"float32": 494e12, "bfloat16": 989e12}, 67e12, 3.35e12, 450e9, 14),
-    # Cloud TPU documentation, v5e: 400 GB/s are both ways; float32 convolutions are one pass in
-    # bfloat16, and full float32 is six. 224 virtual cores serve 8 chips: 112 cores.
+    # Cloud TPU documentation, v5e: 400 GB/s is the sum of both ways; float32 convolutions take one
+    # bfloat16 pass, full float32 takes six. 224 virtual cores (112 cores) serve 8 chips.
     Machine(
         "TPU v5e",
         (8, 64, 256),
@@ -82,7 +83,7 @@ MACHINES = (
 
 
 def load_config(name: str, dtype: str, per_device: int | None, devices: int):
-    """`FILE:PRESET` with its batch over 8 devices, or `per_device`, on each, as whole tiles."""
+    """Loads `FILE:PRESET` with whole tiles: `per_device`, or an eighth of its batch, per device."""
     module, _, preset = name.partition(":")
     config = importlib.import_module(f"vae.configs.{module}").get_config(preset)
     config.train.compute_dtype = dtype
@@ -93,7 +94,7 @@ def load_config(name: str, dtype: str, per_device: int | None, devices: int):
 
 
 def analyse(config, fsdp: int) -> dict:
-    """Compiles the step for all devices of this process and reads the program."""
+    """Compiles the step for all devices of this process and analyses the program."""
     mesh = make_mesh(-1, fsdp)
     state = abstract_state(config)
     sharding = tree_sharding(state, mesh, config.mesh.fsdp_min_size)
@@ -123,10 +124,9 @@ def analyse(config, fsdp: int) -> dict:
 
 
 def matrix_flops(jaxpr) -> tuple[float, float]:
-    """FLOPs of the matrix products and convolutions of a program: (in full float32, all).
+    """Counts FLOPs of the matrix products and convolutions of a program: (in full float32, all).
 
-    Zeros that a transposed convolution reads between its inputs are counted; it is the ratio that
-    is wanted.
+    The zeros between the inputs of a transposed convolution count too: only the ratio is used.
     """
     exact = total = 0.0
     for equation in jaxpr.eqns:
@@ -154,9 +154,9 @@ def matrix_flops(jaxpr) -> tuple[float, float]:
 
 
 def found_collectives(text: str) -> list[tuple[str, int, int, int]]:
-    """The collectives of a compiled program: (kind, devices in a group, bytes, values).
+    """Finds the collectives of a compiled program: (kind, devices in a group, bytes, values).
 
-    Bytes are of the whole array: of what is reduced, and of what is gathered.
+    Bytes are those of the whole array that is reduced or gathered.
     """
     kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
     pattern = re.compile(rf"%\S+ = (\(.*?\)|\S+) ({kinds})(?:-start)?\((.*)")
@@ -169,7 +169,7 @@ def found_collectives(text: str) -> list[tuple[str, int, int, int]]:
                 for dtype, sizes in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
             ]
             group = group_size(rest)
-            if kind == "all-to-all":  # a piece for every device: one array
+            if kind == "all-to-all":  # the pieces for the devices form one array
                 count, size = sum(a for a, _ in arrays), arrays[0][1]
                 arrays = [(count, size)]
             scale = group if kind == "reduce-scatter" else 1
@@ -178,7 +178,7 @@ def found_collectives(text: str) -> list[tuple[str, int, int, int]]:
 
 
 def group_size(text: str) -> int:
-    """Devices that take part in one collective, from its attributes."""
+    """Returns the number of devices in one collective, from its attributes."""
     if match := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{(.*?)\}", text):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", match[2])
@@ -193,11 +193,11 @@ def group_size(text: str) -> int:
 
 
 def expected_collectives(params, sharding, mesh) -> list[tuple[str, int, int, int]]:
-    """By formula: what the partitions make a TPU or GPU send, in the form of `found_collectives`.
+    """Computes the collectives of a TPU or GPU from the partitions, like `found_collectives`.
 
-    A cut leaf is gathered once, for forward and backward, its gradient is reduced and scattered
-    over "fsdp", and the piece is reduced over "data"; the gradient of a whole leaf is reduced over
-    all. Without the statistics and figures of a step, which are small.
+    A sharded leaf is gathered once, for forward and backward pass; its gradient is reduce-scattered
+    over "fsdp", and the piece is all-reduced over "data". The gradient of a replicated leaf is
+    all-reduced over all devices. Statistics and metrics of a step are small and left out.
     """
     data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
     expected = []
@@ -214,10 +214,10 @@ def expected_collectives(params, sharding, mesh) -> list[tuple[str, int, int, in
 
 
 def on_accelerators(found: list, cut: list[int]) -> list:
-    """The compiled program's collectives as TPU and GPU have them.
+    """Converts the CPU program's collectives to those of TPU and GPU.
 
-    An all-reduce of as many values as a cut leaf has is the CPU's way to reduce its gradient, of
-    which a device then keeps its piece; their compilers make a reduce-scatter of the pair.
+    The CPU reduces the gradient of a sharded leaf by an all-reduce of the leaf's size, and each
+    device keeps its piece of the result; TPU and GPU compilers use a reduce-scatter instead.
     """
     left = collections.Counter(cut)
     changed = []
@@ -230,13 +230,13 @@ def on_accelerators(found: list, cut: list[int]) -> list:
 
 
 def sent(entries: list) -> float:
-    """Bytes that each device sends: a ring, or any other way that sends no byte needlessly."""
+    """Returns the bytes that each device sends in bandwidth-optimal algorithms, such as a ring."""
     times = {"all-reduce": 2}
     return sum(times.get(kind, 1) * (group - 1) / group * size for kind, group, size, _ in entries)
 
 
 def summary(entries: list) -> str:
-    """`all-reduce over 8: 3 x, 4.8 MB` for every kind and size of group."""
+    """Formats `all-reduce over 8: 3 x, 4.8 MB` for every kind and size of group."""
     sums = collections.defaultdict(lambda: [0, 0])
     for kind, group, size, _ in entries:
         sums[kind, group][0] += 1
@@ -250,7 +250,7 @@ def summary(entries: list) -> str:
 
 
 def predict(result: dict, machine: Machine, dtype: str) -> dict[str, float]:
-    """Seconds of a step at peak rates, each cause by itself, and tiles/s of a device."""
+    """Predicts the seconds of a step by cause, at peak rates, and tiles/s of a device."""
     exact = result["exact"] * result["flops"]
     compute = exact / machine.exact + (result["flops"] - exact) / machine.flops[dtype]
     memory = result["bytes"] / machine.memory
@@ -265,7 +265,7 @@ def predict(result: dict, machine: Machine, dtype: str) -> dict[str, float]:
 
 
 def compiled_elsewhere(name: str, devices: int, fsdp: int, options) -> dict:
-    """`analyse` in a process of its own, which has so many simulated devices."""
+    """Runs `analyse` in a separate process with the given number of simulated devices."""
     command = [sys.executable, __file__, "--one", name, "--devices", str(devices)]
     command += ["--fsdp", str(fsdp), "--dtype", options.dtype]
     if options.per_device:
@@ -276,7 +276,7 @@ def compiled_elsewhere(name: str, devices: int, fsdp: int, options) -> dict:
 
 
 def main() -> None:
-    """Compiles, and prints the three tables."""
+    """Compiles the step and prints the three tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--configs", nargs="+", default=CONFIGS, metavar="FILE:PRESET")
     parser.add_argument("--devices", type=int, nargs="+", default=[8, 64, 256])
@@ -288,7 +288,7 @@ def main() -> None:
     parser.add_argument("--one", metavar="FILE:PRESET", help="one analysis, as JSON")
     options = parser.parse_args()
     if options.one:
-        logging.set_verbosity(logging.ERROR)  # not every leaf divides, and the tables show it
+        logging.set_verbosity(logging.ERROR)  # hides warnings of leaves that do not divide
         devices, fsdp = options.devices[0], options.fsdp[0]
         config = load_config(options.one, options.dtype, options.per_device, devices)
         print(json.dumps(analyse(config, fsdp)))

@@ -1,10 +1,10 @@
-"""How fast the training step is: tiles/s, FLOPs, GFLOP/s, MFU.
+"""Speed of the training step: tiles/s, FLOPs, GFLOP/s, MFU.
 
     python benchmarks/train_step.py [--preset f8c32] [--crop 256] [--batch_size 4]
 
-On a CPU, and where torch and diffusers are installed, the step of a full-resolution KL autoencoder
-in PyTorch with the same latent size runs beside it, in turn, so that the ratio holds on a noisy
-machine: diffusers' AutoencoderKL, block_out_channels 64-128-128-128, one layer a block, batch 1.
+On a CPU with torch and diffusers installed, the step of a full-resolution KL autoencoder in PyTorch
+with the same latent size runs in turn, so that the ratio holds on a noisy machine: diffusers'
+AutoencoderKL, block_out_channels 64-128-128-128, one layer per block, batch 1.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from common import crops, seconds, training_step
 from vae.configs.fundus256 import LATENT_CHANNELS, get_config
 from vae.tasks.linear_initialization import fit_linear
 
-# Dense peak of the compute dtype's unit, FLOP/s a device, from the makers' data sheets.
+# Dense peak of the compute dtype, FLOP/s per device, from the makers' data sheets.
 PEAK = {
     ("H100", "bfloat16"): 989e12,
     ("H100", "float32"): 494e12,  # TF32
@@ -32,18 +32,18 @@ PEAK = {
 
 
 def our_step(arguments):
-    """-> (a function that takes one step and waits for it, FLOPs of a step)."""
+    """Returns (a function that takes one step and waits for it, FLOPs of a step)."""
     config = get_config(arguments.preset)
     config.batch_size, config.data.crop = arguments.batch_size, arguments.crop
     config.data.size = max(config.data.size, arguments.crop)
-    config.data.scales = (1,)  # the others cost their cutting out alone
+    config.data.scales = (1,)  # other scales only add the cost of cropping
     config.train.compute_dtype = arguments.dtype
     tiles = crops(config.batch_size, config.data.size)
     return training_step(config, tiles, fit_linear(config, lambda: [tiles]))
 
 
 def torch_step(latent_channels: int, size: int = 256):
-    """The same for the PyTorch autoencoder at batch 1: one step of AdamW on MSE + KL."""
+    """Returns a step of the PyTorch autoencoder at batch 1: AdamW on MSE + KL."""
     import torch
     from diffusers import AutoencoderKL
 
@@ -95,7 +95,7 @@ def main() -> None:
         if beside is not None:
             other_times.append(seconds(beside))
 
-    pixels = arguments.crop**2 / 256**2  # a tile is 256 x 256, whatever the crop
+    pixels = arguments.crop**2 / 256**2  # rates count tiles of 256 x 256 for any crop
     tiles = arguments.batch_size * pixels
     rate = tiles / statistics.median(times)
     achieved = flops / statistics.median(times)

@@ -1,7 +1,8 @@
-"""Bars that cut a disc flat: captions of any colour, or black, on any side of a picture.
+"""Detection of bars that cut the FOV disc flat: black bars, and captions of any colour.
 
-A bar begins at a straight edge across the disc or, if it is lit, across the whole picture; or it is
-lit beside the disc. Each side is searched as the bottom of a picture that is turned.
+A bar is detected by a straight edge across the disc, by a straight edge across the whole picture
+(if the bar is lit), or by lit pixels next to the disc. The search handles the bottom side; the
+other sides are searched in a flipped or transposed picture. "Disc" means the lit FOV.
 """
 
 import math
@@ -12,26 +13,25 @@ import numpy as np
 
 from vae.data.circle import Circle
 
-# A bar (a caption, or black) begins at a straight edge: across so large a share of the disc's
-# chord one channel steps by so many grey levels in one direction.
-_EDGE_SHARE = 0.8
-_EDGE_LEVELS = 10
-_EDGE_RADIUS = 300  # pixels, about, of the disc in the copy in which edges are searched
-_MIN_CHORD = 0.3  # of the radius: shorter chords are the disc's own ends
-_LIT_SHARE = 0.6  # of the pixels beside the disc, lit in a row of a bar; text takes the others
-_LIT_WIDTH = 0.05  # of a row, the least that must lie beside the disc to be judged
-_PARTS = 16  # of a row, whose means step where an edge runs across the whole picture, ...
-_PART_LEVELS = 16  # ... by so many grey levels, and ...
-_ABOVE_GRAIN = 3  # ... so many times as far as from most rows to the next
+_EDGE_SHARE = 0.8  # minimum share of the disc's chord, or of a row's parts, that steps at an edge
+_EDGE_LEVELS = 10  # minimum step in grey levels, in one channel and one direction
+_EDGE_RADIUS = 300  # approximate disc radius, in pixels, of the copy in which edges are searched
+_MIN_CHORD = 0.3  # of the radius: shorter chords lie at the disc's own top and bottom
+_LIT_SHARE = 0.6  # minimum lit share of a bar's pixels next to the disc; text covers the rest
+_LIT_WIDTH = 0.05  # minimum share of a row that lies next to the disc, else the row is not judged
+# An edge across the whole picture is searched in the mean grey levels of the parts of each row.
+_PARTS = 16
+_PART_LEVELS = 16  # minimum step in grey levels
+_ABOVE_GRAIN = 3  # minimum step relative to the median step between rows
 
 
 class Edge(NamedTuple):
     """A straight edge where a bar begins.
 
     Attributes:
-      row: The last row inside.
-      step: Channel and sign of its step across the disc; None of one across the whole picture,
-        where fundus and surround step differently.
+      row: The last pixel row inside the edge.
+      step: Channel (0 to 2) and sign (1 or -1) of the step across the disc; None for an edge across
+        the whole picture, because fundus and surround step differently there.
     """
 
     row: int
@@ -39,7 +39,7 @@ class Edge(NamedTuple):
 
 
 def inner_box(edges: dict[str, Edge], height: int, width: int) -> tuple[int, int, int, int]:
-    """First and last row and column that the edges leave of a picture."""
+    """Returns (top, bottom, left, right): the first and last row and column inside the edges."""
     top = height - 1 - edges["top"].row if "top" in edges else 0
     left = width - 1 - edges["left"].row if "left" in edges else 0
     bottom = edges["bottom"].row if "bottom" in edges else height - 1
@@ -48,7 +48,7 @@ def inner_box(edges: dict[str, Edge], height: int, width: int) -> tuple[int, int
 
 
 def nearest(*found: dict[str, Edge]) -> dict[str, Edge]:
-    """Of edges that were found in several ways, those nearest to the middle, by side."""
+    """Returns, for each side, the edge nearest to the middle among several sets of edges."""
     sides = {side for edges in found for side in edges}
     return {
         side: min((edges[side] for edges in found if side in edges), key=lambda edge: edge.row)
@@ -56,7 +56,7 @@ def nearest(*found: dict[str, Edge]) -> dict[str, Edge]:
     }
 
 
-# Turns a picture so that a side becomes its bottom.
+# Flip or transpose a picture so that the named side becomes the bottom.
 _TURNED = {
     "bottom": lambda image: image,
     "top": lambda image: image[::-1],
@@ -66,7 +66,7 @@ _TURNED = {
 
 
 def _turned_circle(side: str, circle: Circle, height: int, width: int) -> Circle:
-    """The circle in the picture that `_TURNED[side]` gives."""
+    """Returns the circle in the coordinates of `_TURNED[side](picture)`."""
     x, y, radius = circle
     return {
         "bottom": (x, y, radius),
@@ -77,10 +77,10 @@ def _turned_circle(side: str, circle: Circle, height: int, width: int) -> Circle
 
 
 def picture_edges(small: np.ndarray) -> dict[str, Edge]:
-    """The edges that run across the whole picture, by side; the row counts in the turned picture.
+    """Returns the edges across the whole picture by side; their rows are in the turned picture.
 
-    A lit bar, or a frame, differs from the dark surround as well as from the fundus: nearly all of
-    a row steps at once. No disc need be known.
+    A lit bar or frame differs from both the dark surround and the fundus, so nearly a whole row
+    steps at once. `small` is the reduced photograph, uint8 [h, w, 3].
     """
     edges = {}
     for side, turn in _TURNED.items():
@@ -88,11 +88,11 @@ def picture_edges(small: np.ndarray) -> dict[str, Edge]:
         first = turned.shape[0] // 2
         if turned.shape[0] - first < 3:
             continue
-        # Grain has no direction along a row, an edge has one for long.
+        # Averaging along a row suppresses grain and keeps an edge.
         size = (_PARTS, turned.shape[0] - first)
         means = cv2.resize(turned[first:], size, interpolation=cv2.INTER_AREA).astype(np.int16)
         steps = np.sort(np.abs(means[2:] - means[:-2]).max(axis=2), axis=1)
-        step = steps[:, round((1 - _EDGE_SHARE) * _PARTS)]  # so large in nearly all parts
+        step = steps[:, round((1 - _EDGE_SHARE) * _PARTS)]  # reached in _EDGE_SHARE of the parts
         found = np.flatnonzero(step >= max(_PART_LEVELS, _ABOVE_GRAIN * np.median(step)))
         if len(found):
             edges[side] = Edge(first + int(found[0]), None)
@@ -100,14 +100,14 @@ def picture_edges(small: np.ndarray) -> dict[str, Edge]:
 
 
 def lit_edges(bright: np.ndarray, circle: Circle) -> dict[str, Edge]:
-    """The edges of bars that are lit beside the disc, by side; rows count in the turned picture.
+    """Returns the edges of bars lit next to the disc by side; rows are in the turned picture.
 
-    A bar of the fundus's own colour makes no step across the disc. But beside the disc a photograph
-    is dark, and such a bar is lit, from the picture's border to where it begins.
+    A bar of the same colour as the fundus makes no step across the disc. Next to the disc, where
+    the surround is dark, the bar is lit from its edge to the picture's border.
 
     Args:
       bright: bool [h, w], the lit pixels.
-      circle: The disc.
+      circle: The FOV circle, in pixels.
     """
     edges = {}
     for side, turn in _TURNED.items():
@@ -123,15 +123,15 @@ def lit_edges(bright: np.ndarray, circle: Circle) -> dict[str, Edge]:
         share = (turned[first:] & beside).sum(axis=1) / np.maximum(count, 1)
         lit = (share >= _LIT_SHARE) & (count >= max(8, _LIT_WIDTH * width))
         dark = np.flatnonzero(~lit)
-        # Lit up to the middle of the disc: no bar, but a surround that glows.
+        # If every row is lit up to the middle of the disc, the surround glows: no bar.
         if len(dark) and len(rows) - 1 - dark[-1] >= 3:
             edges[side] = Edge(first + int(dark[-1]) - 1, None)
     return edges
 
 
 def straight_edges(small: np.ndarray, circle: Circle) -> dict[str, Edge]:
-    """The edges across the disc, by side; the row counts in the turned picture."""
-    # In a small picture shading is as steep as an edge. Enlarged, it is flat again.
+    """Returns the straight edges across the disc by side; rows are in the turned picture."""
+    # In a small picture, shading is as steep as an edge; enlarging flattens it.
     zoom = max(1, round(_EDGE_RADIUS / circle[2]))
     height, width = small.shape[:2]
     large, size = small, (zoom * width, zoom * height)
@@ -148,25 +148,25 @@ def straight_edges(small: np.ndarray, circle: Circle) -> dict[str, Edge]:
 
 
 def _bottom_edge(image: np.ndarray, circle: Circle) -> Edge | None:
-    """The uppermost straight edge across the lower half of a disc, or None.
+    """Returns the uppermost straight edge across the lower half of a disc, or None.
 
-    No structure of a fundus steps in one direction along a whole row; a bar's border does, whatever
-    its colour and its text.
+    A bar's border steps in one direction along a whole row, whatever its colour and text; no
+    structure of a fundus does.
     """
     x, y, radius = circle
-    # Away from the disc's own edge, which is a step, too.
+    # The margin excludes the disc's own edge, which is also a step.
     inner = 0.97 * radius - 2
     first, last = max(0, round(y)), min(image.shape[0] - 2, math.floor(y + inner))
     if inner <= 0 or last - first < 3:
         return None
     rows = np.arange(first, last - 1)
-    # Both rows of a difference lie inside the chord of the lower one.
+    # A column counts if it lies inside the lower row's chord; the upper row's chord is longer.
     chord = inner**2 - (rows + 2 - y) ** 2
     columns = np.arange(image.shape[1])
     inside = (columns[None] - x) ** 2 <= chord[:, None]
     count = inside.sum(axis=1)
     part = image[first : last + 1].astype(np.int16)
-    step = part[2:] - part[:-2]  # over two rows: the reduced copy spreads an edge over one
+    step = part[2:] - part[:-2]  # over two rows, because reduction blurs an edge over one
     best = np.zeros(len(rows))
     kind = np.zeros(len(rows), int)
     for number, (channel, sign) in enumerate(_STEPS):
@@ -184,8 +184,8 @@ _STEPS = [(channel, sign) for channel in range(3) for sign in (1, -1)]
 
 
 def _last_row(image: np.ndarray, circle: Circle, edge: Edge, factor: float) -> int:
-    """The last row inside, of an edge found in a copy reduced by `factor`."""
-    if edge.step is None:  # The next row of the copy may hold a part of the bar.
+    """Returns the full-size last row inside an edge found in a copy reduced by `factor`."""
+    if edge.step is None:  # The next row of the copy may contain a part of the bar.
         return math.floor((edge.row + 1) / factor) - 1
     channel, sign = edge.step
     reach = math.ceil(2 / factor)
@@ -195,10 +195,10 @@ def _last_row(image: np.ndarray, circle: Circle, edge: Edge, factor: float) -> i
     half = math.sqrt(max(1.0, (0.97 * radius) ** 2 - (last - y) ** 2))
     columns = slice(max(0, round(x - half)), max(1, round(x + half) + 1))
     part = image[first : last + 1, columns, channel].astype(np.int16)
-    # A caption's text is in few of the columns; the median passes over it.
+    # A caption's text covers few columns, so the median ignores it.
     steps = sign * np.median(np.diff(part, axis=0), axis=1)
     row = int(np.argmax(steps))
-    while row and steps[row - 1] > 0.1 * steps[row]:  # where the edge is blurred
+    while row and steps[row - 1] > 0.1 * steps[row]:  # a blurred edge begins earlier
         row -= 1
     return first + row
 
@@ -206,13 +206,13 @@ def _last_row(image: np.ndarray, circle: Circle, edge: Edge, factor: float) -> i
 def full_size_box(
     edges: dict[str, Edge], image: np.ndarray, circle: Circle, factor: float
 ) -> dict[str, int]:
-    """The first or last row or column inside, by side, of edges found in a reduced copy.
+    """Returns the full-size first or last row or column inside each edge of a reduced copy.
 
     Args:
-      edges: Of the copy.
+      edges: The edges in the reduced copy, by side.
       image: uint8 [H, W, 3], the photograph.
-      circle: The disc in it.
-      factor: By which the copy was reduced.
+      circle: The FOV circle in photograph pixels.
+      factor: Size of the copy relative to the photograph, at most 1.
     """
     box = {}
     for side, edge in edges.items():

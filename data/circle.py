@@ -1,23 +1,25 @@
-"""A circle fitted to the outline of a region, robustly."""
+"""Robust fit of a circle to the outline of a region: random sampling, then Gauss-Newton."""
 
 import cv2
 import numpy as np
 
-_TRIALS = 300  # random circles tried; half the points being noise, 40 would do
-MIN_ARC = 60  # degrees of the circle that must be seen, on one side of it
-_MIN_CORNERS = 20  # or so few, around it: a picture cropped to four dark corners
+_TRIALS = 300  # random circles tried; 40 suffice if half of the points are noise
+MIN_ARC = 60  # minimum visible arc in degrees, if it lies on one side of the circle
+_MIN_CORNERS = 20  # minimum in degrees, if spread around: a crop that leaves four dark corners
 
 Circle = tuple[float, float, float]  # column and row of the centre, radius; pixels
 
 
 def fit_circle(lit: np.ndarray) -> Circle | None:
-    """Fits (x, y, radius) to the contour of `lit`, or None where no circle holds most of it."""
+    """Fits (x, y, radius), in pixels, to the longest contour of `lit`, bool [H, W].
+
+    Returns None if under 40% of the contour's points, or an arc below `MIN_ARC`, lie on a circle.
+    """
     contours, _ = cv2.findContours(lit.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     if not contours:
         return None
     points = max(contours, key=len)[:, 0, :].astype(np.float64)
-    # Flat cuts and the picture's border lie on the bounding box, and an arc meets it in a few
-    # points only.
+    # Flat cuts and the picture's border lie on the bounding box; an arc has few points there.
     low, high = points.min(axis=0) + 1.5, points.max(axis=0) - 1.5
     points = points[((points > low) & (points < high)).all(axis=1)]
     if len(points) < 32:
@@ -41,13 +43,13 @@ def fit_circle(lit: np.ndarray) -> Circle | None:
     distances = _distances(points, circle)
     on_circle = np.abs(distances) < _tolerance(circle[2])
     offsets = points[on_circle] - circle[:2]
-    if not len(offsets) or not smallest < circle[2] < largest:  # the iteration has diverged
+    if not len(offsets) or not smallest < circle[2] < largest:  # diverged
         return None
     seen = 3 * np.unique(np.degrees(np.arctan2(offsets[:, 1], offsets[:, 0])) // 3)
     all_around = np.diff(np.append(seen, seen[0] + 360)).max() < 180
     if 3 * len(seen) < (_MIN_CORNERS if all_around else MIN_ARC) or on_circle.mean() < 0.4:
         return None
-    # A contour runs through the centres of the outermost lit pixels, half a pixel inside.
+    # The contour joins the centres of the outermost lit pixels, half a pixel inside the edge.
     return float(circle[0]), float(circle[1]), float(circle[2]) + 0.5
 
 
@@ -56,12 +58,12 @@ def _tolerance(radius: np.ndarray | float) -> np.ndarray | float:
 
 
 def _distances(points: np.ndarray, circle: np.ndarray) -> np.ndarray:
-    """Signed distance of each point to the circle (x, y, radius), in pixels."""
+    """Returns the signed distance of each point to the circle (x, y, radius), in pixels."""
     return np.hypot(points[:, 0] - circle[..., 0], points[:, 1] - circle[..., 1]) - circle[..., 2]
 
 
 def _circumcircles(triples: np.ndarray) -> np.ndarray:
-    """The circles through three points each: `[N, 3, 2]` -> `[M, 3]` of x, y, radius."""
+    """Returns the circle (x, y, radius) through each triple of points: `[N, 3, 2]` -> `[M, 3]`."""
     a, b, c = triples[:, 0], triples[:, 1] - triples[:, 0], triples[:, 2] - triples[:, 0]
     area = 2.0 * (b[:, 0] * c[:, 1] - b[:, 1] * c[:, 0])
     proper = np.abs(area) > 1e-6
@@ -73,7 +75,7 @@ def _circumcircles(triples: np.ndarray) -> np.ndarray:
 
 
 def _gauss_newton(points: np.ndarray, circle: np.ndarray) -> np.ndarray:
-    """One step towards the circle of least squared distance."""
+    """Returns the circle after one Gauss-Newton step of the least-squares distance fit."""
     offsets = points - circle[:2]
     lengths = np.maximum(np.hypot(offsets[:, 0], offsets[:, 1]), 1e-9)
     jacobian = np.column_stack([-offsets / lengths[:, None], -np.ones(len(points))])

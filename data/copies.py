@@ -1,4 +1,4 @@
-"""Files of the same content under several names."""
+"""Detection of files with the same content under several names."""
 
 import collections
 import hashlib
@@ -10,16 +10,16 @@ Name = TypeVar("Name")
 
 
 def find_copies(files: Mapping[Name, str | os.PathLike]) -> list[list[Name]]:
-    """Groups the files that are the same byte for byte.
+    """Groups the files that are identical byte for byte.
 
-    Only files of equal size are read. Empty files and files that cannot be read are in no group:
-    they are no photographs, and whoever reads them says so.
+    Only files of equal size are read. Empty and unreadable files are in no group; the code that
+    decodes them reports them.
 
     Args:
-      files: Path of each file, by its name.
+      files: Path of each file by name.
 
     Returns:
-      The names of each group of two or more, in the order of `files`.
+      The names in each group of two or more files, in the order of `files`.
     """
     sizes = _grouped((name, _size(path)) for name, path in files.items())
     return [
@@ -30,7 +30,7 @@ def find_copies(files: Mapping[Name, str | os.PathLike]) -> list[list[Name]]:
 
 
 def _grouped(keys: Iterable[tuple[Name, int | bytes | None]]) -> list[list[Name]]:
-    """Names of equal keys, two and more; a key of 0 or None is equal to no other."""
+    """Groups two or more names with equal keys; names with key 0 or None are left out."""
     groups: dict[int | bytes, list[Name]] = collections.defaultdict(list)
     for name, key in keys:
         if key:

@@ -1,4 +1,4 @@
-"""One photograph into tiles: where they lie, which are kept, and their files."""
+"""Cutting of one photograph into tiles: their positions, their selection and their files."""
 
 import dataclasses
 import hashlib
@@ -18,22 +18,22 @@ from vae.data.manifest import OVERLAYS
 from vae.data.region import AUTO, FovChoice, find_region
 from vae.data.thumbnails import make_thumbnail, write_thumbnail
 
-GRID = 8  # side of JPEG's blocks: origins are jittered over all of its phases
+GRID = 8  # side of JPEG's blocks in pixels; tile origins are jittered over all 8 x 8 phases
 
-_RECORDS = ".finished"  # hidden, so that no tree walk takes it for a label
+_RECORDS = ".finished"  # hidden, so that a search for labels skips it
 _OVERLAY_SIDE = 800
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CutSettings:
-    """What decides the pixels of a tile.
+    """Settings that determine the pixels of the tiles.
 
     Attributes:
       tile: Side of a tile in pixels.
-      stride: Pixels between neighbouring tiles, before the jitter.
-      min_fov: Smallest share of a tile inside the field of view.
-      fov_width: Diameter in pixels to which the field of view is scaled, or None.
-      seed: Of the jitter.
+      stride: Distance in pixels between neighbouring tiles, before the jitter.
+      min_fov: Minimum share of a tile inside the field of view, 0 to 1.
+      fov_width: Diameter in pixels to which the field of view is scaled; None keeps the scale.
+      seed: Seed of the jitter.
       choice: How the field of view is found.
     """
 
@@ -47,7 +47,10 @@ class CutSettings:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Job:
-    """A photograph to cut: its file, its id "<folders>/<stem>", where to, and the tiles' suffix."""
+    """A photograph to cut: its file, its id "<folders>/<stem>", and the output settings.
+
+    `suffix` is that of the tiles' files; `overlay` also draws the tiles on a small copy.
+    """
 
     path: Path
     photograph: str
@@ -58,42 +61,42 @@ class Job:
 
     @property
     def record_path(self) -> Path:
-        """The file that says this photograph is finished."""
+        """The file whose presence marks this photograph as finished."""
         return self.out / _RECORDS / f"{self.photograph}.json"
 
     @property
     def thumbnail_path(self) -> Path:
-        """The photograph's thumbnail, kept until all of them are packed into one file.
+        """The photograph's thumbnail, kept until all thumbnails are packed into one file.
 
-        It is no image file, so that nobody who looks for tiles takes it for one.
+        It is not an image file, so that a search for tiles does not pick it up.
         """
         return self.out / _RECORDS / f"{self.photograph}.npy"
 
     @property
     def folder(self) -> Path:
-        """Where the photograph's tiles lie."""
+        """The folder of the photograph's tiles."""
         return self.out / self.photograph
 
     def tile_name(self, y: int, x: int) -> str:
-        """Path of a tile relative to `out`, with forward slashes."""
+        """Returns the path of a tile relative to `out`, with forward slashes."""
         stem = self.photograph.rpartition("/")[2]
         return f"{self.photograph}/{stem}_y{y}_x{x}{self.suffix}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
-    """What is remembered of a finished photograph; sizes are of the scaled photograph.
+    """The stored result of a finished photograph.
 
     Attributes:
       source: Size in bytes and modification time in ns of the photograph's file.
-      suffix: Of the tiles' files.
-      height: In pixels.
-      width: In pixels.
-      scale: Pixels here per pixel of the file.
-      fov: `FieldOfView`'s values.
-      lost_share: Of the lit area, outside the field of view; -1 where that was not searched.
+      suffix: Suffix of the tiles' files.
+      height: Height of the scaled photograph in pixels.
+      width: Width of the scaled photograph in pixels.
+      scale: Scaled pixels per pixel of the file.
+      fov: Values of the `FieldOfView`, in scaled pixels.
+      lost_share: Share of the lit area outside the field of view, 0 to 1; -1 if not searched.
       tiles: (y, x, share of the tile inside the field of view) of each tile.
-      size: Bytes of all tiles together.
+      size: Total size of the tiles in bytes.
     """
 
     source: tuple[int, int]
@@ -109,14 +112,14 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Photograph:
-    """A photograph as it is cut: scaled, and black outside its field of view.
+    """A photograph ready to cut: scaled, and black outside its field of view.
 
     Attributes:
-      image: uint8 `[H, W, 3]`.
-      fov: The disc in its pixels; unknown where the whole picture or a mask is used.
+      image: uint8 `[H, W, 3]`, sRGB.
+      fov: The field of view in pixels of `image`; unknown if the whole picture or a mask is used.
       inside: bool `[H, W]`, the part that is used.
-      scale: Pixels here per pixel of the file.
-      lost_share: Share of the lit area outside; -1 where that was not searched.
+      scale: Pixels of `image` per pixel of the file.
+      lost_share: Share of the lit area outside the field of view, 0 to 1; -1 if not searched.
     """
 
     image: np.ndarray
@@ -138,26 +141,26 @@ def tile_origins(
 ) -> list[tuple[int, int, float]]:
     """Places tiles over the field of view on a jittered grid.
 
-    A photograph stored as JPEG has a grid of 8x8 blocks, and tiles that coincide with it are
-    easier to compress. So every origin is moved by up to 4 pixels to a random phase of that grid,
-    the same for the same seed, photograph and place in the grid.
+    Tiles aligned with the 8x8 blocks of a JPEG photograph are easier to compress. Each origin is
+    therefore moved by up to 4 pixels to a random phase of the block grid, determined by the seed,
+    the photograph's id and the tile's place in the tile grid.
 
     Args:
       inside: bool `[H, W]`, the part of the photograph that is used.
-      fov: Its field of view; where it is unknown the grid spans all that is inside.
-      tile: Side of a tile.
-      stride: Distance of the grid's points.
-      min_fov: Tiles with a smaller share inside the field of view are dropped.
-      seed: Of the jitter.
-      photograph: Its id, part of the jitter's seed.
+      fov: The field of view; if it is unknown, the tile grid spans the bounding box of `inside`.
+      tile: Side of a tile in pixels.
+      stride: Distance between grid points in pixels.
+      min_fov: Tiles with a smaller share (0 to 1) inside the field of view are dropped.
+      seed: Seed of the jitter.
+      photograph: The photograph's id, part of the jitter's seed.
 
     Returns:
-      (y, x, share inside the field of view) of each tile, row by row.
+      (y, x, share inside the field of view) of each tile, in row-major order.
     """
     height, width = inside.shape
     if fov.known:
         rows = _grid(max(0.0, fov.top), min(height - 1.0, fov.bottom), tile, stride)
-        # A pixel of play: without a bar the disc itself decides, to the fraction of a pixel.
+        # Where no bar cuts the circle, the margin of 1 pixel lets its fractional bounds decide.
         left = max(0.0, fov.x - fov.radius, fov.left - 1)
         right = min(width - 1.0, fov.x + fov.radius, fov.right + 1)
         columns = _grid(left, right, tile, stride)
@@ -179,7 +182,7 @@ def tile_origins(
 
 
 def _grid(first: float, last: float, tile: int, stride: int) -> list[int]:
-    """Origins `stride` apart, centred between the first and the last pixel to be covered."""
+    """Returns origins `stride` apart, centred between the first and the last pixel to cover."""
     room = last - first + 1 - tile
     count = 1 + max(0, int(room // stride))
     start = first + (room - (count - 1) * stride) / 2
@@ -187,7 +190,7 @@ def _grid(first: float, last: float, tile: int, stride: int) -> list[int]:
 
 
 def _move_to_phase(origin: int, phase: int, limit: int) -> int:
-    """The nearest place in [0, limit] that is `phase` modulo 8, if there is one."""
+    """Returns the nearest position in [0, limit] that is `phase` modulo 8, or 0 if none exists."""
     moved = origin + (phase - origin + GRID // 2) % GRID - GRID // 2
     if moved < 0:
         moved += GRID * (-moved // GRID + 1)
@@ -197,12 +200,12 @@ def _move_to_phase(origin: int, phase: int, limit: int) -> int:
 
 
 def load_photograph(path: Path, name: str, cut: CutSettings) -> Photograph:
-    """Reads a photograph, scales it as `cut` says and blackens all outside its field of view.
+    """Reads a photograph, scales it according to `cut` and blackens the surround.
 
     Args:
-      path: Its file.
-      name: Its id, by which its mask is found.
-      cut: The scale, and how the field of view is found.
+      path: The photograph's file.
+      name: Its id, which also names its FOV mask.
+      cut: The settings.
 
     Raises:
       DataError: The photograph is unreadable, has no field of view, is smaller than a tile, or
@@ -221,7 +224,7 @@ def load_photograph(path: Path, name: str, cut: CutSettings) -> Photograph:
                 f" most {limits.max_pixels() / 1e6:g} megapixels: choose a smaller one, or set"
                 f" {limits.VARIABLE}"
             )
-        # Area averages when reducing (no aliasing), cubic interpolates when enlarging.
+        # Area averaging reduces without aliasing; cubic interpolation enlarges.
         method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
         image = cv2.resize(image, size, interpolation=method)
         inside = cv2.resize(inside.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
@@ -242,7 +245,7 @@ def load_photograph(path: Path, name: str, cut: CutSettings) -> Photograph:
 def place_tiles(
     photograph: Photograph, name: str, cut: CutSettings
 ) -> list[tuple[int, int, float]]:
-    """`tile_origins` of the photograph called `name`, with the values of `cut`."""
+    """Returns `tile_origins` of the photograph with id `name` and the settings `cut`."""
     return tile_origins(
         photograph.inside,
         photograph.fov,
@@ -255,10 +258,10 @@ def place_tiles(
 
 
 def cut_photograph(job: Job) -> Record:
-    """Writes a photograph's tiles, its thumbnail and its record, or finds them finished.
+    """Writes a photograph's tiles, thumbnail and record, unless they exist already.
 
     Raises:
-      DataError: The photograph gives no tiles; the message says why.
+      DataError: The photograph is refused (see `load_photograph`) or yields no tiles.
     """
     overlay = job.out / OVERLAYS / f"{job.photograph}.jpg"
     record = finished(job)
@@ -283,7 +286,7 @@ def cut_photograph(job: Job) -> Record:
 
 
 def finished(job: Job) -> Record | None:
-    """The record of a photograph whose tiles are all there, cut from the file as it is now."""
+    """Returns the record if all tiles exist and the photograph's file is unchanged, else None."""
     try:
         record = Record(**json.loads(job.record_path.read_bytes()))
         source = _source(job.path)
@@ -300,8 +303,8 @@ def _write_tiles(job: Job, photograph: Photograph, placed: list[tuple[int, int, 
     image = photograph.image
     job.record_path.unlink(missing_ok=True)
     job.folder.mkdir(parents=True, exist_ok=True)
-    # Tiles of an interrupted run, or of an older file of this name. Folders in it belong to other
-    # photographs: of a/b.jpg and a/b/c.jpg, the second's tiles lie in a folder in the first's.
+    # Remove the tiles of an interrupted run or of an older file with this name. Subfolders belong
+    # to other photographs: the tiles of a/b/c.jpg lie in a subfolder of those of a/b.jpg.
     for path in job.folder.iterdir():
         if path.is_symlink() or not path.is_dir():
             path.unlink()
@@ -339,7 +342,7 @@ def _source(path: Path) -> tuple[int, int]:
 def _draw_overlay(
     photograph: Photograph, placed: list[tuple[int, int, float]], tile: int
 ) -> np.ndarray:
-    """A small, brightened copy with the field of view in green and the tiles in blue."""
+    """Returns a small, brightened copy with the field of view in green and the tiles in blue."""
     image = photograph.image
     factor = min(1.0, _OVERLAY_SIDE / max(image.shape[:2]))
     canvas = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)

@@ -1,4 +1,4 @@
-"""Many photographs into tiles: what it will take, and the work itself, in parallel."""
+"""Cutting of many photographs into tiles: an estimate of the cost, and the parallel run."""
 
 import concurrent.futures
 import contextlib
@@ -20,18 +20,18 @@ from vae.data.errors import DataError
 from vae.data.failures import Failure, failure_of
 from vae.data.images import encode_image
 
-_SAMPLED = 4  # photographs and ...
-_SAMPLED_TILES = 8  # ... tiles of each that are cut and dropped for the estimate
+_SAMPLED = 4  # photographs that are cut for the estimate
+_SAMPLED_TILES = 8  # tiles of each that are encoded for the estimate
 
 
 def estimate(todo: Sequence[Job], workers: int, out: Path) -> str:
-    """Cuts a few tiles of a few photographs and extrapolates.
+    """Estimates the cost of the jobs from a few tiles of a few photographs.
 
     Returns:
-      A line on the tiles, bytes and time that the jobs will take.
+      One line with the number of tiles, their size and the time.
 
     Raises:
-      DataError: The disk is too small.
+      DataError: The disk of `out` has too little free space.
     """
     tiles = size = seconds = 0.0
     readable = 0
@@ -40,7 +40,7 @@ def estimate(todo: Sequence[Job], workers: int, out: Path) -> str:
         start = time.monotonic()
         try:
             photograph = load_photograph(job.path, job.photograph, job.cut)
-        except Exception:  # whatever it is, cutting meets it again and says so
+        except Exception:  # cutting meets the same error again and reports it
             continue
         readable += 1
         image = photograph.image
@@ -56,7 +56,7 @@ def estimate(todo: Sequence[Job], workers: int, out: Path) -> str:
         size += sum(encoded) * share
         seconds += loaded - start + (time.monotonic() - loaded) * share
     if not readable:
-        return f"no estimate: none of {len(sampled)} photographs tried gave tiles"
+        return f"no estimate: none of the {len(sampled)} sampled photographs can be cut"
     factor = len(todo) / readable
     free = shutil.disk_usage(out).free
     if size * factor > free:
@@ -72,14 +72,14 @@ def estimate(todo: Sequence[Job], workers: int, out: Path) -> str:
 
 
 def run(jobs: Sequence[Job], workers: int, progress: bool) -> list[Record | Failure]:
-    """Cuts photographs in `workers` processes; 1 stays in this one.
+    """Cuts photographs in `workers` processes, or in this process if `workers` is 1.
 
     Returns:
-      For each job, in their order: its record, or the failure that rejects the photograph.
+      For each job, in order, its record, or the failure that rejects the photograph.
 
     Raises:
-      DataError: The disk is full, or a worker died.
-      KeyboardInterrupt: After the photographs in work were finished.
+      DataError: The disk is full or cannot be written, or a worker process died.
+      KeyboardInterrupt: The run was interrupted; the photographs in progress are finished first.
     """
     results: dict[int, Record | Failure] = {}
     bar = tqdm.tqdm(total=len(jobs), unit="photograph", disable=not progress)
@@ -98,11 +98,11 @@ def run(jobs: Sequence[Job], workers: int, progress: bool) -> list[Record | Fail
     except concurrent.futures.BrokenExecutor:
         raise DataError(
             f"a worker process died, perhaps for lack of memory, after {len(results):,}"
-            f" photographs; the same command continues, with --workers 1 it needs least"
+            f" photographs; the same command continues; --workers 1 needs the least memory"
         ) from None
     except OSError as error:
         raise DataError(
-            f"{error.filename or jobs[0].out}: cannot be written: {error.strerror}; once that is"
+            f"{error.filename or jobs[0].out}: cannot be written: {error.strerror}; once this is"
             f" solved, the same command continues"
         ) from error
     return [results[i] for i in range(len(jobs))]
@@ -112,7 +112,7 @@ def _results(jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Record | 
     if workers == 1:
         yield from ((i, _work(job)) for i, job in enumerate(jobs))
         return
-    # Forking a process that runs threads (jax, a progress bar) can deadlock: start afresh.
+    # Spawn: forking a process that runs threads (jax, a progress bar) can deadlock.
     executor = concurrent.futures.ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
     )
@@ -125,13 +125,13 @@ def _results(jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Record | 
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the parent decides; this one finishes
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=_end_with_parent, daemon=True).start()
     cv2.setNumThreads(1)
 
 
 def _end_with_parent() -> None:
-    """Ends this process when its parent is gone, killed perhaps: nobody waits for its work."""
+    """Ends this process when its parent has ended, for instance because it was killed."""
     multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
     os._exit(1)
 
@@ -144,7 +144,7 @@ def _work(job: Job) -> Record | Failure:
 
 
 def format_bytes(count: float) -> str:
-    """A size as a person reads it: "397 MB"."""
+    """Formats a size in bytes with three digits and a decimal unit, such as "397 MB"."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -153,7 +153,7 @@ def format_bytes(count: float) -> str:
 
 
 def format_time(seconds: float) -> str:
-    """A duration as a person reads it: "12 min"."""
+    """Formats a duration in seconds, minutes or hours, such as "12 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

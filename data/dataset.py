@@ -1,4 +1,4 @@
-"""A built dataset: its shards, what they hold, and whether all of it is there."""
+"""A built dataset: its shards, their records, and checks that it is complete."""
 
 import dataclasses
 import functools
@@ -23,10 +23,10 @@ class Dataset:
     """A built dataset.
 
     Attributes:
-      path: The directory that holds the shards; an `epath.Path` in a bucket.
-      shards: Per split, its files in order and the number of records in each.
+      path: The directory of the shards; an `epath.Path` if it is in a bucket.
+      shards: For each split, its files in order with the number of records in each.
       file_format: "tfrecord" or "array_record".
-      metadata: What the build noted (see `vae.data.fundus_tiles.builder`).
+      metadata: Metadata written by the build (see `vae.data.fundus_tiles.builder`).
     """
 
     path: AnyPath
@@ -39,39 +39,39 @@ class Dataset:
 
     @property
     def counts(self) -> dict[str, int]:
-        """The number of tiles per split."""
+        """The number of tiles in each split."""
         return {split: sum(n for _, n in shards) for split, shards in self.shards.items()}
 
     @property
     def patients_known(self) -> bool:
-        """False where the splits were made without knowing whose tiles they are."""
+        """True if the patients were known when the splits were made."""
         return bool(self.metadata["patients_known"])
 
     def photographs(self) -> list[manifest.PhotographRow]:
-        """The photographs the tiles were cut from; [] where the build was not told."""
+        """Returns the photographs of the tiles; [] if the dataset has no list of them."""
         path = self.path / manifest.PHOTOGRAPHS
         return manifest.read_photographs(path) if path.name in storage.names(self.path) else []
 
     def thumbnails(self) -> tuple[np.ndarray, dict[str, int]]:
-        """Returns the thumbnails, uint8 [N, THUMBNAIL, THUMBNAIL, 3], and each photograph's row.
+        """Returns the thumbnails, uint8 [N, THUMBNAIL, THUMBNAIL, 3], and each one's index by id.
 
         Raises:
-          DataError: The dataset has none, or they are damaged.
+          DataError: The dataset has no thumbnails, or they are damaged.
         """
         if thumbnails.THUMBNAILS not in storage.names(self.path):
             raise DataError(
-                f"{self.path} has no thumbnails of its photographs; cut the tiles with "
-                "`fundus-vae make-tiles` of this version (it continues what an earlier one "
-                "finished), and build the dataset again"
+                f"{self.path} has no thumbnails of its photographs; cut the tiles with this "
+                "version of `fundus-vae make-tiles` (it reuses finished tiles) and build the "
+                "dataset again"
             )
         rows = {row.photograph: number for number, row in enumerate(self.photographs())}
         return thumbnails.open_thumbnails(self.path / thumbnails.THUMBNAILS, len(rows)), rows
 
     def source(self, split: str) -> records.RecordSource:
-        """The records of a split.
+        """Returns the records of a split, opened once.
 
         Raises:
-          UsageError: There is no such split.
+          UsageError: The dataset has no such split.
           DataError: A shard is missing, damaged or incomplete.
         """
         if split not in self.shards:
@@ -83,7 +83,7 @@ class Dataset:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hex digest of every record's length and checksum: changes if and only if data does."""
+        """Hex digest of all records' lengths and checksums: changes if and only if the data do."""
         digest = hashlib.sha256()
         for split in sorted(self.shards):
             index = self.source(split).index
@@ -98,19 +98,18 @@ def open_dataset(
     cache_dir: str | os.PathLike = "",
     report: Callable[[str], None] = print,
 ) -> Dataset:
-    """Opens the dataset that `fundus-vae build` made.
+    """Opens a dataset that `fundus-vae build` made.
 
-    In a bucket (gs://bucket/folder) the records are read where they are, of each only its bytes.
+    From a bucket (gs://bucket/folder), only the bytes of the requested records are read.
 
     Args:
-      data_dir: What `build` was given as its data directory, or the directory of the shards.
-      cache_dir: Local directory to copy the dataset to first, unless it is there already; "" for
-        none.
-      report: Receives a line on a copy that is made or waited for.
+      data_dir: The data directory given to `build`, or the directory of the shards.
+      cache_dir: Local directory to copy the dataset to, unless a copy exists; "" for no copy.
+      report: Called with a line of text when a copy is made or waited for.
 
     Raises:
-      DataError: There is none, it is incomplete, another version built it, or it cannot be copied.
-      UsageError: Nothing here reads from such a place.
+      DataError: The dataset is missing, incomplete, of another version, or cannot be copied.
+      UsageError: The kind of `data_dir`'s address is not supported.
     """
     path = _find(storage.as_path(data_dir))
     if cache_dir:
@@ -147,7 +146,7 @@ def open_dataset(
 
 
 def _find(data_dir: AnyPath) -> AnyPath:
-    """The directory of the shards."""
+    """Returns the directory of the shards, given it or the data directory of `build`."""
     for path in (data_dir, data_dir / NAME / VERSION):
         if _INFO in storage.names(path):
             return path

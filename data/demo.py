@@ -1,4 +1,4 @@
-"""Tiles without any photographs of one's own: a bundled photograph, or procedural ones."""
+"""Tiles for demonstrations: of a photograph bundled with scikit-image, or of procedural ones."""
 
 import os
 from collections.abc import Sequence
@@ -17,17 +17,17 @@ _LEFT_SHARE = 0.6
 def retina_tiles(
     out_dir: str | os.PathLike, *, tile: int = 256, stride: int = 56, progress: bool = True
 ) -> Path:
-    """Tiles of the retina photograph (CC0, 1411 x 1411) that comes with scikit-image.
+    """Cuts tiles of the retina photograph (CC0, 1411 x 1411 pixels) bundled with scikit-image.
 
-    Its left 60% are for training, the rest for the test: two photographs that share no pixel.
-    Being one eye, they say how well a model does on unseen regions, not on unseen patients.
+    The left 60% become the training photograph, the rest the test photograph; they share no pixel.
+    Both show one eye, so test metrics measure unseen regions, not unseen patients.
 
     Args:
-      out_dir: Where `photographs/retina/{left,right}.png` and the tiles go; a finished
-        preparation there is reused.
+      out_dir: Directory for `photographs/retina/{left,right}.png` and the tiles; finished tiles
+        there are reused.
       tile: Side of a tile in pixels.
       stride: Pixels between neighbouring tiles.
-      progress: Whether to print what happens.
+      progress: Prints the progress.
 
     Returns:
       The directory of tiles, `out_dir/tiles`.
@@ -36,14 +36,14 @@ def retina_tiles(
     tiles = out_dir / "tiles"
     if (tiles / MANIFEST).exists():
         return tiles
-    from skimage import data as bundled  # half a second, and only this function needs it
+    from skimage import data as bundled  # takes half a second; only needed here
 
     photograph = bundled.retina()
     border = round(_LEFT_SHARE * photograph.shape[1])
     folder = out_dir / "photographs" / "retina"
     folder.mkdir(parents=True, exist_ok=True)
     for name, region in (("left", photograph[:, :border]), ("right", photograph[:, border:])):
-        # Written once: a file that changed would be cut again by a run that continues.
+        # Written once: a run that continues would cut a rewritten file again.
         if not (folder / f"{name}.png").exists():
             write_image(folder / f"{name}.png", region)
     rows = [("retina/left", "retina-left", "train"), ("retina/right", "retina-right", "test")]
@@ -61,10 +61,10 @@ def retina_tiles(
 
 
 def synthetic_tiles(out_dir: str | os.PathLike, tile: int = 64) -> Path:
-    """Tiles of procedural photographs of eight patients: train, val and test, within seconds.
+    """Cuts tiles of procedural photographs of 8 patients (6 train, 1 val, 1 test) within seconds.
 
     Args:
-      out_dir: Where the photographs and the tiles go; a finished preparation there is reused.
+      out_dir: Directory for the photographs and the tiles; finished tiles there are reused.
       tile: Side of a tile in pixels.
 
     Returns:
@@ -93,15 +93,15 @@ def synthetic_tiles(out_dir: str | os.PathLike, tile: int = 64) -> Path:
 
 
 def prepare(source: str, out_dir: str | os.PathLike, tile: int) -> Path:
-    """Tiles and builds one of the sources above; a finished dataset is reused.
+    """Cuts the tiles of one of the two sources and builds their dataset, or reuses a finished one.
 
     Args:
       source: "retina" or "synthetic".
-      out_dir: Where everything goes.
+      out_dir: Directory for the photographs, the tiles and the dataset.
       tile: Side of a tile in pixels.
 
     Returns:
-      A data directory for `vae.data.pipeline.open_dataset`.
+      The data directory for `vae.data.dataset.open_dataset`.
     """
     data_dir = Path(out_dir) / "dataset"
     if (data_dir / NAME / VERSION / "dataset_info.json").exists():

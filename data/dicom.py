@@ -1,7 +1,7 @@
-"""DICOM files as pictures: the pixels and their colours, and nothing else of the header.
+"""Decoding of DICOM files.
 
-Only the elements that describe pixels are read. Names, dates and numbers of patients are never
-parsed, so that none can reach an output, a log or an error.
+Only the elements that describe pixels and colours are parsed. Names, dates and numbers of patients
+are never parsed, so they cannot reach an output, a log or an error.
 """
 
 import io
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 SUFFIXES = (".dcm", ".dicom")
-# Elements by group and number, as the words are not needed before pydicom is.
-_PIXELS = 0x0028  # The group that describes the picture; only those below are read of it.
+# Elements are given by group and number: looking up keywords would import pydicom.
+_PIXELS = 0x0028  # The group that describes the picture.
 _ELEMENTS = (
     *((_PIXELS, number) for number in (0x0002, 0x0004, 0x0006, 0x0008, 0x0010, 0x0011, 0x0100)),
     *((_PIXELS, number) for number in (0x0101, 0x0102, 0x0103, 0x2000)),
@@ -39,15 +39,15 @@ _ELEMENTS = (
 )
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT", *_GREY, "PALETTE COLOR")
-_META, _IDENTIFYING = 0x0002, 0x0008  # The groups that a file may begin with.
+_META, _IDENTIFYING = 0x0002, 0x0008  # A file begins with one of these groups.
 _VR = re.compile(rb"[A-Z]{2}")
 _LONGEST_FIRST_VALUE = 1024
-# Of JPEG these two are decoded by libjpeg, which says where it met damage.
+# JPEG baseline and extended: decoded by libjpeg, which warns of damaged data.
 _LIBJPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
 
 
 def is_dicom(encoded: bytes) -> bool:
-    """Says if the bytes are a DICOM file, by its mark or, without a preamble, its first element.
+    """Recognises a DICOM file by the mark "DICM" or, without a preamble, by its first elements.
 
     Args:
       encoded: The file, or at least its first 132 bytes.
@@ -56,7 +56,7 @@ def is_dicom(encoded: bytes) -> bool:
 
 
 def _begins_with_element(encoded: bytes) -> bool:
-    """Looks for an element in little endian, then a second one of the same or a later group."""
+    """Looks for a little-endian element followed by one of the same or a later group."""
     if len(encoded) < 16:
         return False
     group, number, kind, short = struct.unpack_from("<HH2sH", encoded)
@@ -78,21 +78,21 @@ def _begins_with_element(encoded: bytes) -> bool:
 
 
 def decode_dicom(encoded: bytes, name: str) -> Picture:
-    """Decodes the one picture of a DICOM file as a viewer shows it.
+    """Decodes a DICOM file of one picture to the values that a viewer shows.
 
-    Grey values pass the modality table or rescaling, then the first VOI table or else the first
+    Grey values pass through the modality table or rescaling, the first VOI table or else the first
     window, and the presentation shape. Palettes are applied.
 
     Args:
       encoded: The bytes of the file.
-      name: What to call it in an error.
+      name: The file's name in an error.
 
     Returns:
-      The picture, of mode L or RGB.
+      The picture: mode L or RGB, 8 bits.
 
     Raises:
-      DataError: pydicom is not installed, or there is no picture, more than one, one that is too
-        large, or one that cannot be decoded.
+      DataError: pydicom is not installed; or the file has no picture or several; or the picture is
+        too large or cannot be decoded.
     """
     try:
         import pydicom  # noqa: F401
@@ -105,7 +105,7 @@ def decode_dicom(encoded: bytes, name: str) -> Picture:
         stored = _require_readable(dataset, name)
         values = _stored_values(dataset, name)
         colours = dataset.PhotometricInterpretation
-        # Every value is mapped by itself: a table of all values is the whole mapping.
+        # The mapping is pointwise, so it is computed once as a table of all stored values.
         if colours == "PALETTE COLOR":
             values = _palette(dataset, stored)[np.minimum(values, (1 << stored) - 1)]
         elif colours in _GREY:
@@ -114,13 +114,13 @@ def decode_dicom(encoded: bytes, name: str) -> Picture:
             values = pixels.scaled(values, (1 << stored) - 1)
     except (DataError, MemoryError):
         raise
-    except RuntimeError:  # of pydicom, where no decoder was found or all of them failed
+    except RuntimeError:  # pydicom found no decoder, or all failed
         syntax = dataset.file_meta.TransferSyntaxUID.name
         raise DataError(
             f"{name}: cannot be decoded: {syntax}; pip install 'pylibjpeg[all]' may help, or "
             "convert the file"
         ) from None
-    except Exception as error:  # pydicom and its decoders raise nearly everything
+    except Exception as error:  # pydicom and its decoders raise many types
         reason = str(error).partition("\n")[0]
         raise DataError(f"{name}: cannot be decoded: {reason or type(error).__name__}") from None
     mode = "L" if values.ndim == 2 else "RGB"
@@ -128,7 +128,7 @@ def decode_dicom(encoded: bytes, name: str) -> Picture:
 
 
 def _read(encoded: bytes, name: str) -> "Dataset":
-    """Parses the elements that describe pixels; they know their transfer syntax."""
+    """Parses the elements that describe pixels; sets the transfer syntax if the file lacks it."""
     import pydicom
     from pydicom import uid
     from pydicom.filereader import read_dataset
@@ -137,7 +137,7 @@ def _read(encoded: bytes, name: str) -> "Dataset":
     stream.seek(132 if encoded[128:132] == b"DICM" else 0)
     meta = read_dataset(stream, False, True, stop_when=lambda tag, *_: tag >> 16 != _META)
     if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
-        # pydicom would inflate it to any length.
+        # pydicom would inflate it without a limit.
         inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(
             stream.read(), limits.max_bytes() + 1
         )
@@ -161,10 +161,10 @@ def _tags() -> list:
 
 
 def _require_readable(dataset: "Dataset", name: str) -> int:
-    """Refuses what is no single picture of a kind read here, before its pixels are decoded.
+    """Raises DataError, before pixels are decoded, unless the file has one picture of a known kind.
 
     Returns:
-      How many bits a value has.
+      The number of bits of a stored value, 1 to 16.
     """
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames != 1:
@@ -194,7 +194,7 @@ def _require_readable(dataset: "Dataset", name: str) -> int:
 
 
 def _stored_values(dataset: "Dataset", name: str) -> np.ndarray:
-    """The values of the file: `[H, W]` or RGB `[H, W, 3]`, uint8 or uint16."""
+    """Returns the stored values: `[H, W]` or RGB `[H, W, 3]`, uint8 or uint16."""
     from pydicom import uid
     from pydicom.encaps import get_frame
     from pydicom.pixels import pixel_array
@@ -202,7 +202,7 @@ def _stored_values(dataset: "Dataset", name: str) -> np.ndarray:
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated:
         frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
-        if syntax == uid.RLELossless:  # pydicom would unpack it to any length.
+        if syntax == uid.RLELossless:  # pydicom would unpack it without a limit.
             kind = f"u{dataset.BitsAllocated // 8}"
             count = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel
             size = count * (dataset.BitsAllocated // 8)
@@ -226,7 +226,7 @@ def _stored_values(dataset: "Dataset", name: str) -> np.ndarray:
 
 
 def _grey_levels(dataset: "Dataset", stored: int, name: str) -> np.ndarray:
-    """The grey that each stored value is shown as: uint8 `[2 ** stored]`."""
+    """Returns the displayed grey level of each stored value: uint8 `[2 ** stored]`."""
     from pydicom.pixels import apply_rescale, apply_windowing
 
     values = np.arange(1 << stored)
@@ -240,7 +240,7 @@ def _grey_levels(dataset: "Dataset", stored: int, name: str) -> np.ndarray:
         table = _table_of(dataset, dataset.VOILUTSequence[0])
         low, (values, high) = 0, _look_up(np.rint(values).astype(np.int64), *table)
     elif dataset.get("WindowWidth") is not None and dataset.get("WindowCenter") is not None:
-        values = apply_windowing(values, dataset)  # It fills the range from low to high.
+        values = apply_windowing(values, dataset)  # Its output has the range low to high.
     else:
         low, high = min(low, high), max(low, high)
     if low == high:
@@ -251,7 +251,7 @@ def _grey_levels(dataset: "Dataset", stored: int, name: str) -> np.ndarray:
 
 
 def _inverted(dataset: "Dataset", name: str) -> bool:
-    """Says if large values are dark."""
+    """Returns True if large values are dark."""
     colours = dataset.PhotometricInterpretation
     if dataset.get("PresentationLUTSequence"):
         raise DataError(
@@ -268,7 +268,7 @@ def _inverted(dataset: "Dataset", name: str) -> bool:
 
 
 def _palette(dataset: "Dataset", stored: int) -> np.ndarray:
-    """The colour of each stored value: uint8 `[2 ** stored, 3]`."""
+    """Returns the RGB colour of each stored value: uint8 `[2 ** stored, 3]`."""
     channels = []
     for colour in ("Red", "Green", "Blue"):
         if f"{colour}PaletteColorLookupTableData" not in dataset:
@@ -286,14 +286,14 @@ def _table_of(dataset: "Dataset", item: "Dataset") -> tuple[np.ndarray, int, int
 
 
 def _table(dataset: "Dataset", descriptor, data) -> tuple[np.ndarray, int, int]:
-    """A lookup table: its entries, the first value that it maps, and the bits of an entry."""
+    """Returns a lookup table: its entries, the first value that it maps, and its bits per entry."""
     count, first, bits = (int(value) for value in descriptor)
     count = count or 1 << 16
     if not 1 <= bits <= 16:
-        raise ValueError(f"a lookup table of {bits} bits an entry; expected 1 to 16")
+        raise ValueError(f"a lookup table of {bits} bits per entry; expected 1 to 16")
     if isinstance(data, bytes):
         little = dataset.original_encoding[1] is not False
-        # Entries of 8 bits may take 16 bits each; the length of the table tells.
+        # Entries of 8 bits may be stored in 16 bits each, which the length of the table shows.
         wide = len(data) >= 2 * count
         data = np.frombuffer(data, ("<u2" if little else ">u2") if wide else np.uint8)
     entries = np.atleast_1d(np.asarray(data))[:count]
@@ -305,10 +305,10 @@ def _table(dataset: "Dataset", descriptor, data) -> tuple[np.ndarray, int, int]:
 def _look_up(
     values: np.ndarray, entries: np.ndarray, first: int, bits: int
 ) -> tuple[np.ndarray, int]:
-    """Maps values by a table; those beyond its ends by its first and last entry.
+    """Maps values by a table; values beyond its ends get the first or last entry.
 
     Returns:
-      The entries, at most the second result, and the largest value of so many bits.
+      The mapped values, int64, and their upper bound 2 ** bits - 1.
     """
     top = (1 << bits) - 1
     mapped = entries[np.clip(values - first, 0, len(entries) - 1)]

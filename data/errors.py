@@ -1,23 +1,23 @@
-"""Errors a person can act on: one line, shown without a traceback."""
+"""Errors that the user can act on: one line, shown without a traceback."""
 
 import contextlib
 import sys
 
 
 class FundusError(Exception):
-    """A mistake in the input or the command line, told in one line with the way out.
+    """An error in the input or the command line; its message is one line and suggests a remedy.
 
     Attributes:
-      exit_code: What a command that meets it exits with.
+      exit_code: Exit status of the command.
     """
 
     exit_code = 1
 
 
 def escape_output() -> None:
-    """Has the standard streams write characters that their encoding lacks as escapes.
+    """Makes stdout and stderr write characters that their encoding lacks as escapes.
 
-    Names of files may hold any character; to print one must not end a run.
+    File names may contain any character, and printing one must not end a run.
     """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):  # No text stream, or a closed one.
@@ -25,10 +25,10 @@ def escape_output() -> None:
 
 
 def show(error: FundusError | OSError) -> int:
-    """Prints an error as one line, "error: ...", to the standard error.
+    """Prints an error as one line, "error: ...", to stderr.
 
     Returns:
-      What the command exits with.
+      The exit status of the command.
     """
     text = str(error)
     if isinstance(error, OSError) and error.filename and error.strerror:
@@ -44,6 +44,6 @@ class UsageError(FundusError):
 
 
 class DataError(FundusError):
-    """A file is missing, unreadable or not what it should be."""
+    """A file is missing, unreadable or has unexpected content."""
 
     exit_code = 1

@@ -1,4 +1,4 @@
-"""One record of a built dataset, parsed: the tile and what is known of it."""
+"""Parsed records of a built dataset: a tile and its metadata."""
 
 from collections.abc import Iterator, Sequence
 
@@ -16,13 +16,13 @@ from vae.data.thumbnails import circle_of
 
 
 class Example:
-    """A record of a source; nothing of its image is decoded before it is asked for."""
+    """A parsed record of a source; the image is decoded on request."""
 
     def __init__(self, source: records.RecordSource, number: int, record: bytes | None = None):
-        """Parses record `number`, and reads it unless `record` is its payload.
+        """Parses record `number` from its payload `record`, or reads it from `source` if None.
 
         Raises:
-          DataError: It does not match its checksum, or is no example.
+          DataError: The record does not match its checksum, or is no example.
         """
         record = source[number] if record is None else record
         self._locator = (source, number)
@@ -32,20 +32,21 @@ class Example:
             raise self._damaged("is no example") from error
 
     def text(self, name: str) -> str:
-        """One of tile_id, which is a file's path, and photograph, patient, label, which are names:
-        their accents are composed."""
+        """Returns tile_id, photograph, patient or label; all but the tile_id, a path, in NFC."""
         text = self._features[name].bytes_list.value[0].decode()
         return text if name == "tile_id" else composed(text)
 
     def geometry(self) -> tuple[fov.FieldOfView, int, int]:
-        """The field of view of the tile's photograph, and the tile's origin (y, x) in it."""
+        """Returns the photograph's field of view and the tile's origin (y, x) in the photograph."""
         values = (self._features[f"fov_{name}"].float_list.value[0] for name in fov.FIELDS)
         y, x = (self._features[name].int64_list.value[0] for name in ("y", "x"))
         return fov.FieldOfView(*values), y, x
 
     def circle(self, y: int = 0, x: int = 0) -> np.ndarray:
-        """Where the field of view lies as seen from row y, column x of the tile: float32 [3]; see
-        `vae.data.thumbnails.circle_of`."""
+        """Returns the FOV circle relative to row y, column x of the tile: float32 [3], in pixels.
+
+        See `vae.data.thumbnails.circle_of`.
+        """
         field, top, left = self.geometry()
         height, width = (
             self._features[f"photo_{side}"].int64_list.value[0] for side in ("height", "width")
@@ -53,10 +54,10 @@ class Example:
         return circle_of(field, height, width, top + y, left + x)
 
     def decode(self) -> np.ndarray:
-        """The tile as it was built: uint8 [H, W, 3].
+        """Decodes the tile: uint8 [H, W, 3], sRGB.
 
         Raises:
-          DataError: The record holds no image, or one of more pixels than the limit.
+          DataError: The record has no image, or its image has more pixels than the limit.
         """
         encoded = self._features["image"].bytes_list.value[0]
         try:
@@ -74,6 +75,6 @@ class Example:
 
 
 def read_examples(source: records.RecordSource, numbers: Sequence[int]) -> Iterator[Example]:
-    """Some records of a source, parsed one after another; raises as `Example` does."""
+    """Yields the parsed records `numbers` of a source; raises `DataError` as `Example` does."""
     for number, record in zip(numbers, source.read_many(numbers), strict=True):
         yield Example(source, number, record)

@@ -1,4 +1,4 @@
-"""Items that failed while the others go on: the reason for a person, the traceback for us."""
+"""Records of items that failed while the run goes on: a reason and, for a bug, the traceback."""
 
 import dataclasses
 import errno
@@ -10,23 +10,23 @@ from pathlib import Path
 from vae.data.errors import FundusError
 from vae.data.files import write_csv
 
-# The file beside a command's outputs that lists its failures.
+# The file in a command's output folder that lists its failures.
 REJECTED = "rejected.csv"
 
 _OPENCV_NO_MEMORY = -4  # cv2.error.code
-# With one of these the next item would fail in the same way: the run ends instead.
+# These errors end the run, because the next item would fail in the same way.
 _ENDS_THE_RUN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """An item that could not be processed; those after it can.
+    """An item that could not be processed; the run goes on.
 
     Attributes:
-      item_id: As `vae.data.inputs.Item`'s.
-      path: As `vae.data.inputs.Item`'s.
+      item_id: As in `vae.data.inputs.Item`.
+      path: As in `vae.data.inputs.Item`.
       reason: One line that names the file.
-      traceback: Of an unexpected error, which is a fault of this program; else "".
+      traceback: Traceback of an unexpected error, which is a bug of this program; else "".
     """
 
     item_id: str
@@ -36,19 +36,18 @@ class Failure:
 
 
 def failure_of(item_id: str, path: str | os.PathLike, error: Exception) -> Failure:
-    """Describes an error that one item met. Call it in the `except` block.
+    """Describes the error of one item. Call it in the `except` block.
 
     Args:
       item_id: The item's id.
       path: Its file, named in the reason.
-      error: What was raised.
+      error: The exception.
 
     Returns:
-      The failure. Errors that are no `FundusError`, `OSError` or `MemoryError` carry their
-      traceback.
+      The failure; with a traceback unless `error` is a `FundusError`, `OSError` or `MemoryError`.
 
     Raises:
-      OSError: `error` itself, if it says that the disk is full or cannot be written.
+      OSError: `error` itself, if the disk is full or cannot be written.
     """
     path = os.fspath(path)
     if isinstance(error, OSError) and error.errno in _ENDS_THE_RUN:
@@ -67,9 +66,9 @@ def failure_of(item_id: str, path: str | os.PathLike, error: Exception) -> Failu
 
 
 def write_rejected(path: str | os.PathLike, failures: Iterable[Failure]) -> None:
-    """Writes the list of failures as CSV (item, path, reason, traceback); removes an old list.
+    """Writes the failures as CSV with columns item, path, reason, traceback.
 
-    Without failures no file is written, so that the list never shows those of an earlier run.
+    Without failures, removes the list of an earlier run and writes none.
     """
     path, failures = Path(path), list(failures)
     if not failures:

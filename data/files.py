@@ -1,4 +1,4 @@
-"""Finished files or none, and regular files only."""
+"""Atomic writes of files, and checks that a path is a writable or a regular file."""
 
 import contextlib
 import csv
@@ -27,18 +27,17 @@ _KINDS = (
 
 
 def replacing(path: str | os.PathLike) -> contextlib.AbstractContextManager[Path]:
-    """Yields a name beside a local `path` to write to; renamed on success, else removed.
+    """Yields a temporary path next to a local `path`, renamed to it on success, else removed.
 
-    A symbolic link at `path` is replaced; the file that it leads to stays as it is.
+    A symbolic link at `path` is replaced; its target stays unchanged.
     """
     return _replacing(Path(path))
 
 
 def write_beside(path: str | os.PathLike, content: bytes) -> None:
-    """Writes a whole file, on a disk or in a bucket, under another name, then renames it.
+    """Writes a file, on a disk or in a bucket, under a temporary name, then renames it.
 
-    Its folder is made if there is none. A symbolic link at `path` is replaced; the file that it
-    leads to stays as it is.
+    Creates missing folders. A symbolic link at `path` is replaced; its target stays unchanged.
     """
     epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
     with _replacing(epath.Path(path)) as unfinished:
@@ -46,27 +45,27 @@ def write_beside(path: str | os.PathLike, content: bytes) -> None:
 
 
 def write_csv(path: str | os.PathLike, header: Iterable[str], rows: Iterable[Iterable]) -> None:
-    """Writes a table as CSV, whole as `write_beside` does."""
+    """Writes a table as CSV with `write_beside`, so no partial file can appear."""
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     write_beside(path, text.getvalue().encode())
 
 
 def unfinished_name(path: str | os.PathLike) -> str:
-    """Makes up a name for `path` while it is written: hidden, of at most 30 characters.
+    """Returns a hidden temporary name for `path`, of at most 30 characters.
 
-    The name is as short for a long name as for a short one, and differs at every call: between
-    threads, processes and machines.
+    The length does not depend on `path`. Every call returns another name, also in other threads,
+    processes and machines.
     """
     digest = hashlib.blake2b(os.fsencode(os.path.basename(path)), digest_size=4).hexdigest()
     return f".{digest}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
 
 
 def require_writable(path: str | os.PathLike) -> None:
-    """Fails now where `replacing(path)` would fail later: the folder is missing or read-only.
+    """Checks early that `replacing(path)` can write: the folder exists and is writable.
 
     Raises:
-      OSError: Names `path`.
+      OSError: It cannot; the error names `path`.
     """
     probe = Path(path).with_name(unfinished_name(path))
     try:
@@ -78,20 +77,20 @@ def require_writable(path: str | os.PathLike) -> None:
 
 
 def require_regular(path: str | os.PathLike, expected: str, *, missing_ok: bool = False) -> None:
-    """Refuses what is no regular file: to open a named pipe is to wait for ever.
+    """Refuses a path that is not a regular file; opening a named pipe would block for ever.
 
     Args:
-      path: A local path; a symbolic link counts as what it leads to.
-      expected: Says in the error what the file should be.
-      missing_ok: Passes over a path where nothing can be seen.
+      path: A local path; symbolic links are followed.
+      expected: Names the expected kind of file in the error.
+      missing_ok: Accepts a path that is missing or cannot be inspected.
 
     Raises:
-      DataError: There is nothing, a folder, a named pipe, a socket or a device.
+      DataError: The path is missing, a folder, a named pipe, a socket or a device.
     """
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:
-        if missing_ok:  # Who opens it says so.
+        if missing_ok:  # Opening it reports the error.
             return
         if isinstance(error, FileNotFoundError):
             raise DataError(f"{os.fspath(path)}: no such file; expected {expected}") from None
@@ -110,7 +109,7 @@ def _replacing(path: AnyPath) -> Iterator[AnyPath]:
         unfinished.replace(path)
     except BaseException as error:
         unfinished.unlink(missing_ok=True)
-        # A full disk is noticed while writing, where no error knows of names.
+        # The error of a full disk, raised while writing, names no file.
         if isinstance(error, OSError) and error.filename in (None, os.fspath(unfinished)):
             error.filename = os.fspath(path)
         raise

@@ -1,4 +1,4 @@
-"""Finding the images below a folder, and counting what else is there."""
+"""Search for the images below a folder, with counts of the other files."""
 
 import collections
 import dataclasses
@@ -15,29 +15,29 @@ from vae.data.manifest import MANIFEST, PHOTOGRAPHS
 from vae.data.names import suffix_of
 from vae.data.thumbnails import THUMBNAILS
 
-# Ours beside the images of a folder, not worth a word where others are counted.
+# Files that this program writes next to images; not counted among the other files.
 _OUR_FILES = {MANIFEST, PHOTOGRAPHS, REJECTED, THUMBNAILS}
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """Files below a folder.
+    """The result of `find_images`.
 
     Attributes:
       paths: The images, sorted.
-      left_out: How many other files there are of each suffix; "" where there is none.
+      left_out: Number of other files by suffix; "" is no suffix.
     """
 
     paths: list[Path]
     left_out: collections.Counter[str]
 
     def left_out_line(self) -> str:
-        """Says what is left out, as "left out: 3 .csv, 1 without a suffix"; "" if nothing is."""
+        """Formats the counts, as "left out: 3 .csv, 1 without a suffix"; "" if there are none."""
         return left_out_line(self.left_out)
 
 
 def left_out_line(left_out: collections.Counter[str]) -> str:
-    """Words for `Found.left_out`, the most frequent suffix first; "" if nothing is left out."""
+    """Formats `Found.left_out`, the most frequent suffix first; "" if nothing is left out."""
     counts = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
     kinds = (f"{count:,} {suffix or 'without a suffix'}" for suffix, count in counts)
     return f"left out: {', '.join(kinds)}" if counts else ""
@@ -46,13 +46,13 @@ def left_out_line(left_out: collections.Counter[str]) -> str:
 def find_images(root: str | os.PathLike) -> Found:
     """Searches a folder and its subfolders for images.
 
-    A file is an image by its suffix, or without a suffix by its first bytes (DICOM files are
-    named by numbers alike). Hidden files and folders are passed over, and so are the lists that
-    this program writes. Links are followed, but not in circles.
+    Images are recognised by their suffix, and files without a suffix by their first bytes (DICOM
+    files often have none). Hidden files and folders, and the lists that this program writes, are
+    skipped. Symbolic links are followed; each folder is visited once.
 
     Raises:
-      DataError: `root` is no directory or holds no image, a folder cannot be read, or the name of
-        an image is not UTF-8.
+      DataError: `root` is not a directory or has no images, a folder cannot be read, or an image's
+        name is not UTF-8.
     """
     root = Path(root)
     if not root.is_dir():
@@ -67,7 +67,7 @@ def find_images(root: str | os.PathLike) -> Found:
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in files:
             path = os.path.join(folder, name)
-            # The dot also skips macOS's "._photo.jpg" companions and our unfinished writes.
+            # Includes macOS's "._photo.jpg" companions and the temporary names of our writes.
             if name.startswith("."):
                 continue
             if name.lower().endswith(IMAGE_SUFFIXES) or (
@@ -88,13 +88,13 @@ def find_images(root: str | os.PathLike) -> Found:
 
 
 def count_left_out(name: str, left_out: collections.Counter[str]) -> None:
-    """Counts a file that is no image, unless it is one of the lists that this program writes."""
+    """Counts a file in `left_out` by its suffix, unless this program wrote it."""
     if os.path.basename(name) not in _OUR_FILES:
         left_out[suffix_of(name)] += 1
 
 
 def list_images(root: str | os.PathLike) -> list[Path]:
-    """The paths of `find_images`; raises as it does."""
+    """Returns the paths of `find_images`; raises the same errors."""
     return find_images(root).paths
 
 
@@ -115,7 +115,7 @@ def _begins_as_image(path: str) -> bool:
 
 
 def refuse_folder(error: OSError) -> NoReturn:
-    """Turns the error of listing a folder into one for a person.
+    """Re-raises the error of listing a folder as a one-line error for the user.
 
     Raises:
       DataError: Always.

@@ -1,6 +1,6 @@
-"""The field of view (FOV) of a fundus photograph: the lit disc, found and masked.
+"""The field of view (FOV) of a fundus photograph: detection of the lit disc, and masks.
 
-Pixel (row i, column j) has its centre at y = i, x = j.
+"Disc" means the lit FOV, not the optic disc. Pixel (row i, column j) has its centre at y=i, x=j.
 """
 
 import dataclasses
@@ -22,29 +22,29 @@ from vae.data.bars import (
 from vae.data.circle import MIN_ARC, Circle, fit_circle
 from vae.data.errors import DataError
 
-LIT = 25  # a pixel is lit when its brightest channel exceeds this grey level
-MAX_LOST_SHARE = 0.03  # share of the lit area outside the FOV above which a photograph is refused
+LIT = 25  # a pixel is lit if its brightest channel exceeds this grey level
+MAX_LOST_SHARE = 0.03  # largest accepted share of the lit area outside the FOV
 
-_SEARCH_SIDE = 720  # the disc is searched in a copy of at most this many pixels a side
-_CLEARLY = 0.01  # by how much another threshold must agree better
-_MIN_AGREEMENT = 0.8  # overlap (intersection over union) of the lit region with the disc found
-_FULLY_LIT = 0.9  # lit share from which a picture without a disc is a tile, with no surround
+_SEARCH_SIDE = 720  # longer side, in pixels, of the copy in which the disc is searched
+_CLEARLY = 0.01  # agreement by which another threshold must improve on the best so far
+_MIN_AGREEMENT = 0.8  # minimum intersection over union of the lit region and the disc
+_FULLY_LIT = 0.9  # a picture with no disc and this lit share is a tile or lacks a surround
 
-_SECOND_DISC = 0.2  # area of another disc, as a share of the largest, that is a second photograph
+_SECOND_DISC = 0.2  # relative area from which another disc is a second photograph
 
 
 class NoSurroundError(DataError):
-    """A picture is lit nearly everywhere: a tile, or a photograph that has no dark surround."""
+    """A picture without a dark surround, lit nearly everywhere: a tile, or a cropped photograph."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FieldOfView:
-    """A disc in photograph pixels, with the rows and columns where a bar or a crop cuts it flat.
+    """The FOV circle in photograph pixels, and the box to which bars or a crop cut it.
 
     Attributes:
-      x: Column of the centre (may lie outside the photograph).
-      y: Row of the centre.
-      radius: In pixels; negative where the field of view is unknown.
+      x: Column of the centre; may lie outside the photograph.
+      y: Row of the centre; may lie outside the photograph.
+      radius: In pixels; negative if the field of view is unknown.
       top: First row inside.
       bottom: Last row inside.
       left: First column inside.
@@ -61,11 +61,11 @@ class FieldOfView:
 
     @property
     def known(self) -> bool:
-        """False where there is no disc; the lit region takes its place."""
+        """True if there is an FOV circle; without one, callers use the lit region."""
         return self.radius > 0
 
     def mask(self, height: int, width: int, y: int = 0, x: int = 0) -> np.ndarray:
-        """Marks the pixels of the window with origin (y, x) that lie inside.
+        """Returns a mask of the window with origin (y, x), True inside the field of view.
 
         Returns:
           bool `[height, width]`.
@@ -84,14 +84,14 @@ class FieldOfView:
         return inside & (columns >= self.left) & (columns <= self.right)
 
     def scaled(self, factor: float) -> "FieldOfView":
-        """The same field of view in the photograph resized by `factor`."""
+        """Returns the field of view in the photograph resized by `factor`."""
         if not self.known:
             return self
         scaled = {name: (getattr(self, name) + 0.5) * factor - 0.5 for name in FIELDS}
         return FieldOfView(**scaled | {"radius": self.radius * factor})
 
     def rounded(self) -> "FieldOfView":
-        """To 1/16 pixel: a float32 and a short decimal keep that, so masks are the same forever."""
+        """Rounds to 1/16 pixel, which float32 and CSV store exactly, so that masks never change."""
         return FieldOfView(*(round(value * 16) / 16 for value in dataclasses.astuple(self)))
 
 
@@ -100,11 +100,11 @@ UNKNOWN = FieldOfView(*[-1.0] * len(FIELDS))
 
 
 class Located(NamedTuple):
-    """A field of view that was found.
+    """The result of `locate_fov`.
 
     Attributes:
       fov: The field of view.
-      lost_share: Share of the lit area, bars left out, that lies outside it; 0 to 1.
+      lost_share: Share of the lit area, without bars, that lies outside the FOV; 0 to 1.
     """
 
     fov: FieldOfView
@@ -112,7 +112,7 @@ class Located(NamedTuple):
 
 
 def lit_region(image: np.ndarray) -> np.ndarray:
-    """Pixels whose brightest channel exceeds 25, with dark holes in them filled.
+    """Returns the pixels whose brightest channel exceeds 25, with dark holes filled.
 
     Args:
       image: uint8 `[H, W, 3]`.
@@ -124,7 +124,7 @@ def lit_region(image: np.ndarray) -> np.ndarray:
 
 
 def fov_mask(fov: FieldOfView, image: np.ndarray, y: int = 0, x: int = 0) -> np.ndarray:
-    """The field of view of a tile: the photograph's disc, or the tile's lit region if unknown.
+    """Returns the FOV mask of a tile: inside the FOV circle, or the lit region if it is unknown.
 
     Args:
       fov: The photograph's field of view.
@@ -141,20 +141,19 @@ def fov_mask(fov: FieldOfView, image: np.ndarray, y: int = 0, x: int = 0) -> np.
 
 
 def find_fov(image: np.ndarray, name: str = "photograph") -> FieldOfView:
-    """Finds the lit disc of a fundus photograph; see `locate_fov`."""
+    """Finds the field of view of a fundus photograph as `locate_fov`; raises the same errors."""
     return locate_fov(image, name).fov
 
 
 def locate_fov(
     image: np.ndarray, name: str = "photograph", max_lost_share: float = MAX_LOST_SHARE
 ) -> Located:
-    """Finds the lit disc of a fundus photograph and measures how much of the light it leaves out.
+    """Finds the field of view of a fundus photograph and measures the lit area outside it.
 
-    A circle is fitted to the contour of the largest lit region, robustly: points on the picture's
-    border, on flat cuts, notches, tabs and shadows are outvoted. The surround's level differs
-    between cameras, so several thresholds are tried; another than the usual one is taken where its
-    lit region agrees clearly better with its circle. Bars, of any colour and on any side, begin at
-    a straight edge across the disc: what lies beyond the edge is outside.
+    A circle is fitted robustly to the contour of the largest lit region: points on the picture's
+    border, flat cuts, notches, tabs and shadows are outliers. Several thresholds are tried, because
+    the surround's level differs between cameras. A threshold other than `LIT` is used only if its
+    lit region agrees with its circle better by 0.01. Bars (see `vae.data.bars`) lie outside.
 
     Args:
       image: uint8 `[H, W, 3]`.
@@ -162,14 +161,14 @@ def locate_fov(
       max_lost_share: Largest share of the lit area that may lie outside the disc, 0 to 1.
 
     Returns:
-      The field of view and the share lost. Where a bar cuts the disc flat, `top`, `bottom`, `left`
-      and `right` are the first and last rows and columns of the fundus; otherwise the disc's own,
-      inside the picture.
+      The field of view and the lost share. Where a bar cuts the disc flat, `top`, `bottom`, `left`
+      and `right` are the first and last rows and columns of the fundus; otherwise those of the
+      disc, clipped to the picture.
 
     Raises:
       NoSurroundError: There is no disc, and the picture is lit nearly everywhere.
-      DataError: There is no disc: the picture is black, or its lit part is not round; or there are
-        two discs; or too much of the lit area lies outside.
+      DataError: There is no disc (the picture is black, or the lit part is not round), or there are
+        two discs, or too much of the lit area lies outside the disc.
     """
     height, width = image.shape[:2]
     factor = min(1.0, _SEARCH_SIDE / max(height, width))
@@ -202,17 +201,17 @@ def locate_fov(
     return Located(_full_size(best, image, factor), best.lost_share)
 
 
-_WAY_OUT = "--fov none takes the whole picture, --fov_mask DIR a mask of yours"
+_WAY_OUT = "--fov none takes the whole picture, --fov_mask DIR reads your own masks"
 
 
 class _Found(NamedTuple):
-    """A disc in the reduced copy.
+    """The disc in the reduced copy.
 
     Attributes:
-      circle: x, y, radius.
-      edges: Rows and columns of the cuts, see `straight_edges`.
+      circle: x, y, radius in pixels of the copy.
+      edges: The edges of bars, by side.
       lit: bool [h, w], the lit region without the bars.
-      others: bool [h, w], lit pixels of other regions, without the bars.
+      others: bool [h, w], the other lit regions without the bars.
       agreement: Intersection over union of `lit` and the disc.
       lost_share: Share of `lit` outside the disc.
     """
@@ -226,7 +225,7 @@ class _Found(NamedTuple):
 
 
 def _search(small: np.ndarray, bright: np.ndarray) -> _Found | None:
-    """Finds the disc whose pixels are `bright`, with the bars that cut it, or None."""
+    """Finds the disc in the lit pixels `bright` and the bars that cut it; None without a disc."""
     edges = picture_edges(small)
     lit, opened = _region_between(edges, bright)
     circle = fit_circle(lit)
@@ -234,7 +233,7 @@ def _search(small: np.ndarray, bright: np.ndarray) -> _Found | None:
         return None
     across = nearest(straight_edges(small, circle), lit_edges(bright, circle))
     if across:
-        # Without the bars the contour is the disc's alone.
+        # Fit again without the bars, so that the contour is only the disc's.
         edges = nearest(across, edges)
         lit, opened = _region_between(edges, bright)
         circle = fit_circle(lit)
@@ -253,7 +252,7 @@ def _search(small: np.ndarray, bright: np.ndarray) -> _Found | None:
 
 
 def _region_between(edges: dict[str, Edge], bright: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """As `_largest_region`, of the part of the picture that the edges leave."""
+    """Returns `_largest_region` of the part of the picture inside the edges."""
     if not edges:
         return _largest_region(bright)
     top, bottom, left, right = inner_box(edges, *bright.shape)
@@ -263,7 +262,7 @@ def _region_between(edges: dict[str, Edge], bright: np.ndarray) -> tuple[np.ndar
 
 
 def _has_second_disc(small: np.ndarray, found: _Found) -> bool:
-    """Looks for another round region, large enough to be a photograph of its own."""
+    """Returns True if another round region is large enough to be a second photograph."""
     if found.others.sum() < _SECOND_DISC * found.lit.sum():
         return False
     other = _search(small, found.others)
@@ -275,14 +274,14 @@ def _has_second_disc(small: np.ndarray, found: _Found) -> bool:
 
 
 def _disc(circle: Circle, lit: np.ndarray) -> np.ndarray:
-    """The disc as bool [h, w], cut to the bounding box of `lit`."""
+    """Returns the disc as bool [h, w], cut to the bounding box of `lit`."""
     rows, columns = np.flatnonzero(lit.any(axis=1)), np.flatnonzero(lit.any(axis=0))
     box = map(float, (rows[0], rows[-1], columns[0], columns[-1]))
     return FieldOfView(*circle, *box).mask(*lit.shape)
 
 
 def _fill(lit: np.ndarray) -> np.ndarray:
-    """Fills dark regions that do not touch the border."""
+    """Fills the dark regions that do not touch the border."""
     outside = np.zeros((lit.shape[0] + 2, lit.shape[1] + 2), np.uint8)
     outside[1:-1, 1:-1] = lit
     cv2.floodFill(outside, None, (0, 0), 2)
@@ -292,21 +291,21 @@ def _fill(lit: np.ndarray) -> np.ndarray:
 def _largest_region(
     bright: np.ndarray, box: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The largest connected region, without burned-in text and the tabs on a disc's edge.
+    """Returns the largest connected region, without burned-in text and tabs on the disc's edge.
 
     Args:
       bright: bool [h, w].
-      box: bool [h, w], a rectangle outside of which nothing is bright; None for the whole picture.
+      box: bool [h, w], a rectangle outside which nothing is bright; None for the whole picture.
 
     Returns:
-      The region with its holes filled, and all regions; bool [h, w].
+      The largest region with its holes filled, and all regions; both bool [h, w].
     """
     opening = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (7, 7))
     window = np.s_[:, :]
     if box is not None:
         rows, columns = np.flatnonzero(box.any(axis=1)), np.flatnonzero(box.any(axis=0))
         window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    # The border counts as lit, or the opening would round the corners of a disc that it cuts.
+    # Replicate the border, else the opening would round the corners of a disc cut by the border.
     part = bright[window].astype(np.uint8)
     padded = cv2.copyMakeBorder(part, 8, 8, 8, 8, cv2.BORDER_REPLICATE)
     opened = np.zeros(bright.shape, np.uint8)
@@ -319,7 +318,7 @@ def _largest_region(
 
 
 def _full_size(found: _Found, image: np.ndarray, factor: float) -> FieldOfView:
-    """The disc that was found in a reduced copy, in the photograph; its cuts to the row."""
+    """Scales the disc found in a reduced copy to the photograph; bars are located to the pixel."""
     height, width = image.shape[:2]
     x, y, radius = found.circle
     x, y, radius = (x + 0.5) / factor - 0.5, (y + 0.5) / factor - 0.5, radius / factor

@@ -1,4 +1,4 @@
-"""Reading and writing pictures: any common file in, 8-bit sRGB out."""
+"""Image reading and writing: decodes all common formats to 8-bit sRGB."""
 
 import functools
 import io
@@ -18,18 +18,18 @@ from vae.data.errors import DataError, FundusError, UsageError
 from vae.data.files import write_beside
 from vae.data.pixels import Picture
 
-# The kinds that are read; `vae.data.finding` takes the same from folders.
+# The formats that are read, also by `vae.data.finding` from folders.
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".webp"),
     *(".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
     *dicom.SUFFIXES,
 )
-# Pillow tries no others: some of its formats start programs, others have no mark of their own.
+# Pillow tries only these: some of its other formats start programs or have no signature.
 _FORMATS = ("PNG", "BMP", "DIB", "GIF", "WEBP", "JPEG2000", "PPM")
 _NO_MARK = "TGA"
 
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-_SAME_COLOUR = 2  # Grey levels by which colour management rounds the colours of sRGB itself.
+_SAME_COLOUR = 2  # Grey levels: rounding error of colour management on sRGB itself.
 _ORIENTATION = 0x0112
 _SRGB_GAMMA, _GAMMA_TOLERANCE = 1 / 2.2, 0.02
 # "P5" or "P6", width, height and largest value, with comments between them.
@@ -37,10 +37,10 @@ _WIDE_PNM = re.compile(rb"P([56])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)" + rb"\s", re
 
 
 def _silence() -> None:
-    """Keeps the libraries that decode pictures from writing to the standard error.
+    """Keeps the decoding libraries from writing to stderr.
 
-    Their complaints on a file are either the reason of its error or of no use to a person. The
-    filters are set once: `warnings.catch_warnings` is not safe where several threads decode.
+    Their messages about a file either become the reason of its error or are of no use to the user.
+    The filters are set once, because `warnings.catch_warnings` is not thread-safe.
     """
     for library in ("PIL", "pydicom", "tifffile", "imagecodecs"):
         logger = logging.getLogger(library)
@@ -54,10 +54,10 @@ _silence()
 
 
 def require_utf8(path: str) -> None:
-    """Refuses a path that no table can hold, as of disks written under another encoding.
+    """Refuses a path that is not UTF-8 (from a disk of another encoding); CSV cannot store it.
 
     Raises:
-      DataError: It is not UTF-8.
+      DataError: The path is not UTF-8.
     """
     try:
         path.encode()
@@ -66,37 +66,37 @@ def require_utf8(path: str) -> None:
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Reads one picture as `decode_image` does.
+    """Reads a picture from a file; see `decode_image`.
 
     Returns:
       uint8 `[H, W, 3]`, sRGB.
 
     Raises:
-      DataError: The file cannot be read, is no regular file, is too large or is no complete
+      DataError: The file cannot be read, is not a regular file, is too large or is not a complete
         image; the message names it.
+      UsageError: The limit in the environment is not a number.
     """
     return decode_image(limits.read_file(path), os.fspath(path))
 
 
 def decode_image(encoded: bytes, name: str) -> np.ndarray:
-    """Decodes a picture to what a person would see on an sRGB screen.
+    """Decodes a picture to the values that an sRGB screen would show.
 
-    EXIF orientation is applied, grey becomes RGB, transparency is composited on black, CMYK is
-    converted, 16 bits are scaled to 8 and an embedded colour profile is converted to sRGB. Of a
-    DICOM file nothing but the picture is read. Files of several pictures are refused, and so are
-    pictures that hide behind an alpha of 0 everywhere.
+    Applies the EXIF orientation, converts grey and CMYK to RGB, composites transparency on black,
+    scales 16 bits to 8 and converts an embedded colour profile to sRGB. From a DICOM file, only the
+    picture is read. Files with several pictures and fully transparent pictures are refused.
 
     Args:
       encoded: The bytes of a file.
-      name: The file, for an error. TGA files are known by the end of this name only.
+      name: The file's name in an error; TGA files are recognised only by its suffix.
 
     Returns:
       uint8 `[H, W, 3]`, sRGB.
 
     Raises:
-      DataError: The bytes are empty, truncated, damaged or no image, the picture is larger than
-        the limit, or has properties that are not read here.
-      UsageError: The limit in the environment is no number.
+      DataError: The bytes are empty, truncated, damaged or not an image; or the picture is larger
+        than the limit or has unsupported properties.
+      UsageError: The limit in the environment is not a number.
     """
     if not encoded:
         raise DataError(f"{name}: the file is empty (0 bytes)")
@@ -104,7 +104,7 @@ def decode_image(encoded: bytes, name: str) -> np.ndarray:
         return _to_srgb(_decode(encoded, name))
     except Image.UnidentifiedImageError as error:
         raise DataError(f"{name}: is no image, or is damaged at its beginning") from error
-    except Image.DecompressionBombError as error:  # Of more than twice the limit.
+    except Image.DecompressionBombError as error:  # more than twice the limit
         megapixels = limits.max_pixels() / 1e6
         raise DataError(
             f"{name}: its header says more than {2 * megapixels:g} megapixels; expected at most"
@@ -112,9 +112,7 @@ def decode_image(encoded: bytes, name: str) -> np.ndarray:
         ) from error
     except (FundusError, MemoryError):
         raise
-    except (
-        Exception
-    ) as error:  # the decoders raise OSError, SyntaxError, ValueError, struct.error...
+    except Exception as error:  # the decoders raise many types
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name}: cannot be decoded: {reason}") from error
 
@@ -126,7 +124,7 @@ def _decode(encoded: bytes, name: str) -> Picture:
         return tiff.decode_tiff(encoded, name)
     if (header := _WIDE_PNM.match(encoded)) and int(header[4]) > 255:
         return _decode_wide_pnm(header, encoded, name)
-    # Pillow refuses twice its own limit, which must not be below ours.
+    # Pillow refuses pictures above twice its own limit, so its limit must not be below ours.
     if Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limits.max_pixels())
     if encoded.startswith(b"\xff\xd8"):
@@ -141,13 +139,13 @@ def _decode(encoded: bytes, name: str) -> Picture:
             kinds = {kind for kind, _, _ in png.chunks(encoded)}
             _require_png_colours(opened, kinds, name)
             values = _flat(png.decode(encoded), name)
-            # Pillow decodes all pixels to look for an orientation behind them.
+            # Pillow decodes all pixels to search for an orientation stored after them.
             turned = png.may_be_turned(encoded)
             orientation = opened.getexif().get(_ORIENTATION) if turned else None
         else:
             values = _wide_jpeg2000(opened, encoded, name)
             if values is None:
-                opened.load()  # Reports truncated files.
+                opened.load()  # raises on truncated files
                 values = _narrow_values(opened, encoded, name)
             orientation = opened.getexif().get(_ORIENTATION)
         values = pixels.upright(values, orientation)
@@ -155,9 +153,9 @@ def _decode(encoded: bytes, name: str) -> Picture:
 
 
 def _decode_jpeg(encoded: bytes, name: str) -> Picture:
-    """Decodes the pixels with simplejpeg, which is strict, and reads the metadata with Pillow.
+    """Decodes the pixels with simplejpeg (strict) and reads the metadata with Pillow.
 
-    Of a JPEG with further pictures behind it (MPO: previews, depth) the first is the photograph.
+    If further pictures follow (MPO: previews, depth maps), only the first is decoded.
     """
     if not (header := jpeg.header(encoded)):
         raise DataError(f"{name}: cannot be decoded: a JPEG file without a frame header")
@@ -181,10 +179,10 @@ def _mode(values: np.ndarray) -> str:
 
 
 def _require_png_colours(opened: Image.Image, kinds: set[bytes], name: str) -> None:
-    """Refuses PNG chunks that say of the values what only a colour profile can undo here.
+    """Refuses PNG chunks that describe colours other than sRGB without an ICC profile.
 
     Raises:
-      DataError: A cICP chunk, or without a profile a gAMA chunk of another gamma than sRGB's.
+      DataError: There is a cICP chunk, or a gAMA chunk of a gamma other than sRGB's and no profile.
     """
     if b"cICP" in kinds:
         raise DataError(f"{name}: PNG chunk cICP is not read; expected sRGB or an ICC profile")
@@ -199,15 +197,15 @@ def _require_png_colours(opened: Image.Image, kinds: set[bytes], name: str) -> N
 
 
 def is_srgb_gamma(gamma: float) -> bool:
-    """Says if the number of a gAMA chunk stands for the curve of sRGB."""
+    """Returns True if the value of a gAMA chunk is that of sRGB, 1 / 2.2, within 0.02."""
     return abs(gamma - _SRGB_GAMMA) <= _GAMMA_TOLERANCE
 
 
 def _wide_jpeg2000(opened: Image.Image, encoded: bytes, name: str) -> np.ndarray | None:
-    """Decodes JPEG 2000 of more than 8 bits a value, which Pillow cuts.
+    """Decodes JPEG 2000 of more than 8 bits per value, which Pillow would truncate.
 
     Returns:
-      uint8 `[H, W]` or `[H, W, 3]` over black, or None for another picture.
+      uint8 `[H, W]` or `[H, W, 3]` composited on black; None for any other picture.
     """
     if opened.format != "JPEG2000" or not (header := jpeg2000.header(encoded)):
         return None
@@ -221,18 +219,18 @@ def _wide_jpeg2000(opened: Image.Image, encoded: bytes, name: str) -> np.ndarray
         return None
     top = (1 << header.bits) - 1
     values = imagecodecs.jpeg2k_decode(encoded)
-    if values.ndim == 3 and values.shape[2] in (2, 4):  # Alpha needs values of full range.
+    if values.ndim == 3 and values.shape[2] in (2, 4):  # compositing needs full range
         values = ((values.astype(np.uint32) * 65535 + top // 2) // top).astype(np.uint16)
         return _flat(values, name)
     return pixels.scaled(values, top)
 
 
 def _flat(values: np.ndarray, name: str) -> np.ndarray:
-    """Composites on black where there is alpha, and scales to 8 bits.
+    """Composites on black if there is alpha, and scales to 8 bits.
 
     Args:
       values: uint8 or uint16 `[H, W]` or `[H, W, C]`: grey, grey and alpha, RGB, or RGBA.
-      name: The file, for an error.
+      name: The file's name in an error.
 
     Returns:
       uint8 `[H, W]` or `[H, W, 3]`.
@@ -246,7 +244,7 @@ def _flat(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def _narrow_values(opened: Image.Image, encoded: bytes, name: str) -> np.ndarray:
-    """The values of a picture of 8 bits or less: uint8 `[H, W]` or `[H, W, 3]` over black."""
+    """Returns the values of a picture of up to 8 bits: uint8 `[H, W]` or `[H, W, 3]` on black."""
     if opened.mode.startswith(("I", "F")):
         raise DataError(
             f"{name}: {opened.format} of Pillow's mode {opened.mode}; expected values of 8 bits,"
@@ -258,7 +256,7 @@ def _narrow_values(opened: Image.Image, encoded: bytes, name: str) -> np.ndarray
         return np.array(opened.convert("L" if opened.mode == "1" else "RGB"))
     values = np.array(opened.convert("RGBA"))
     colours, alpha = values[..., :3], values[..., 3]
-    # The fourth byte of these formats is unused more often than not.
+    # The fourth byte of these formats is usually unused.
     unused = (opened.format in ("BMP", "DIB") and not alpha.any()) or (
         opened.format == "TGA" and not encoded[17] & 15
     )
@@ -266,9 +264,9 @@ def _narrow_values(opened: Image.Image, encoded: bytes, name: str) -> np.ndarray
 
 
 def _decode_wide_pnm(header: re.Match, encoded: bytes, name: str) -> Picture:
-    """Decodes binary PPM and PGM of two bytes a value.
+    """Decodes binary PPM and PGM with two bytes per value.
 
-    Pillow takes seconds over them, in a loop of Python, and OpenCV forgets their largest value.
+    Pillow takes seconds in a Python loop, and OpenCV ignores the largest value in the header.
     """
     width, height, top = (int(header[group]) for group in (2, 3, 4))
     limits.require_pixels(width, height, name)
@@ -280,7 +278,7 @@ def _decode_wide_pnm(header: re.Match, encoded: bytes, name: str) -> Picture:
 
 
 def _to_srgb(picture: Picture) -> np.ndarray:
-    """Converts to sRGB: uint8 `[H, W, 3]`. Pixels that are sRGB already keep their values."""
+    """Converts to sRGB, uint8 `[H, W, 3]`; pixels in sRGB keep their values."""
     if picture.profile and (transform := _to_srgb_transform(picture.profile, picture.mode)):
         return np.array(ImageCms.applyTransform(picture.image(), transform))
     if picture.mode == "RGB":
@@ -292,11 +290,11 @@ def _to_srgb(picture: Picture) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _to_srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """The transform from a profile to sRGB.
+    """Returns the transform from an ICC profile to sRGB.
 
     Returns:
-      None where the transform changes no colour by more than rounding does, and for a profile
-      that is damaged or made for another kind of picture, which viewers ignore.
+      The transform; None if it changes no colour by more than rounding, or if the profile is
+      damaged or made for another colour space, because viewers ignore such profiles.
     """
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -310,13 +308,13 @@ def _to_srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform 
     if mode == "L":
         colours = np.ascontiguousarray(colours[..., 0])
     converted = np.array(ImageCms.applyTransform(Picture(colours, mode).image(), transform))
-    colours = colours.reshape(*colours.shape[:2], -1)  # Grey compares with all three channels.
+    colours = colours.reshape(*colours.shape[:2], -1)  # grey broadcasts to three channels
     change = np.abs(converted.astype(int) - colours).max()
     return transform if change > _SAME_COLOUR else None
 
 
 def require_encoded_size(encoded: bytes, name: str) -> None:
-    """Refuses a PNG or JPEG file of too many pixels by its header; others pass.
+    """Refuses a PNG or JPEG file whose header states too many pixels; accepts other files.
 
     Raises:
       DataError: The picture is larger than the limit.
@@ -331,15 +329,15 @@ def require_encoded_size(encoded: bytes, name: str) -> None:
 
 
 def encode_image(image: np.ndarray, suffix: str, quality: int = 95) -> bytes:
-    """Encodes uint8 `[H, W, 3]` RGB as PNG or as JPEG without chroma subsampling (4:4:4).
+    """Encodes a picture as PNG or as JPEG without chroma subsampling (4:4:4).
 
     Args:
-      image: uint8 `[H, W, 3]`.
+      image: uint8 `[H, W, 3]`, RGB.
       suffix: ".png", ".jpg" or ".jpeg".
       quality: JPEG quality, 1 to 100.
 
     Raises:
-      UsageError: Another suffix.
+      UsageError: The suffix is another.
     """
     if suffix.lower() == ".png":
         options = [cv2.IMWRITE_PNG_COMPRESSION, 3]
@@ -355,7 +353,7 @@ def encode_image(image: np.ndarray, suffix: str, quality: int = 95) -> bytes:
 
 
 def write_image(path: str | os.PathLike, image: np.ndarray, quality: int = 95) -> int:
-    """Writes uint8 `[H, W, 3]` RGB as PNG or 4:4:4 JPEG, without metadata; never half a file.
+    """Writes uint8 `[H, W, 3]` RGB as PNG or 4:4:4 JPEG, atomically and without metadata.
 
     Returns:
       The size of the file in bytes.

@@ -1,4 +1,4 @@
-"""A split that is decoded once and held, and the batches of its training as numbers."""
+"""A split decoded into memory, and training batches given as indices into it."""
 
 import concurrent.futures
 import itertools
@@ -16,19 +16,19 @@ from vae.data.order import Order, checked_rows
 def whole_split(
     dataset: Dataset, *, size: int, split: str = "train", threads: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All tiles of a split in memory, in the order of the files.
+    """Decodes all tiles of a split into memory, in the order of the files.
 
     Args:
       dataset: From `open_dataset`.
-      size: Height and width that every tile has, pixels.
-      split: Which split.
-      threads: Decoding threads; None for one a core.
+      size: Height and width of every tile in pixels.
+      split: Name of the split.
+      threads: Number of decoding threads; None for one per core.
 
     Returns:
-      uint8 [N, size, size, 3], and `tile_id` str [N].
+      The tiles, uint8 [N, size, size, 3], and their `tile_id`s, str [N].
 
     Raises:
-      DataError: A record is damaged, or its tile of another size.
+      DataError: A record is damaged, or its tile has another size.
     """
     source = dataset.source(split)
     images = np.empty((len(source), size, size, 3), np.uint8)
@@ -41,8 +41,8 @@ def whole_split(
             names.append(example.text("tile_id"))
             if tile.shape != images.shape[1:]:
                 raise DataError(
-                    f"tile {names[-1]} is {tile.shape[0]}x{tile.shape[1]}, and tiles that are held "
-                    f"in memory have to be {size}x{size}; set --config.data.on_device=False"
+                    f"tile {names[-1]} is {tile.shape[0]}x{tile.shape[1]}; tiles held in memory "
+                    f"must be {size}x{size}; set --config.data.on_device=False"
                 )
             images[number] = tile
         return names
@@ -60,17 +60,17 @@ def numbered_batches(
     rows: Sequence[int] | None = None,
     start_step: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of `train_batches` as places in `whole_split`.
+    """Yields the batches of `train_batches` as indices into `whole_split`, without end.
 
     Args:
-      tile_ids: Of all tiles.
-      seed: Of the order.
-      batch_size: Rows of a global batch.
-      rows: Which rows of each global batch this host wants; None for all.
+      tile_ids: The ids of all tiles, str [N].
+      seed: Seed of the order.
+      batch_size: Number of rows of a global batch.
+      rows: The rows of each global batch that this process needs; None for all.
       start_step: Number of batches already taken.
 
-    Returns:
-      Endless iterator of `number` int32 [rows] and `tile_id` str [rows].
+    Yields:
+      Dicts with `number`, int32 [rows], and `tile_id`, str [rows].
     """
     rows, order = checked_rows(rows, batch_size), Order(len(tile_ids), seed)
     for step in itertools.count(start_step):

@@ -1,7 +1,7 @@
-"""What a user names on a command line, one image after another: files, folders and datasets.
+"""Images named on a command line (files, folders, datasets) as one ordered sequence.
 
-Images are decoded a little ahead of their use by a few threads, in the order they were named, and
-memory does not grow with their number.
+A few threads decode images ahead of their use, in the order in which they were named. Memory does
+not grow with the number of images.
 """
 
 import collections
@@ -32,33 +32,33 @@ if TYPE_CHECKING:
     from vae.data.dataset import Dataset
     from vae.data.examples import Example
 
-# An image of no known origin is searched for a field of view from this short side on: smaller
-# ones are tiles, in which a vessel's edge may pass for a part of a disc.
+# Shorter side, in pixels, from which an image of unknown origin is searched for a field of view.
+# Smaller ones count as tiles, in which a vessel's edge may look like an arc of the FOV circle.
 PHOTOGRAPH_SIDE = 384
 
-# Decoded images waiting for their turn: at most so many, and about so many bytes of them.
+# Limits on the images decoded ahead: their number, and approximately their bytes.
 _AHEAD = 64
 _AHEAD_BYTES = 96 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One image as the user gave it.
+    """One image from the command line.
 
     Attributes:
-      item_id: The tile's id where it is known ("<label>/<photograph>/<photograph>_y0_x0"), else
-        the path below the folder that was named, without its suffix where no other file there is
-        called like it; unique, with "/" in it.
+      item_id: The tile's id ("<label>/<photograph>/<photograph>_y0_x0") if known, else the path
+        relative to the named folder, with "/" as separator, and without its suffix unless another
+        file there differs only in the suffix; unique.
       path: The file, or the directory of the dataset.
       image: uint8 [H, W, 3], sRGB.
-      fov: Of the photograph; `vae.data.fov.UNKNOWN` where none is known or found.
-      origin: Row and column of the image in its photograph, (-1, -1) where unknown.
+      fov: The photograph's field of view; `vae.data.fov.UNKNOWN` if none is known or found.
+      origin: Row and column of the image in its photograph; (-1, -1) if unknown.
       photograph: "<label>/<stem>" of a tile's photograph; the item's own id for a photograph in
-        which a field of view was found; "" where unknown.
-      patient: "" where unknown.
-      label: "" where unknown.
-      split: "" where unknown.
-      region: bool [H, W], the part of the image that the user chose instead of a disc; else None.
+        which a field of view was found; "" if unknown.
+      patient: "" if unknown.
+      label: "" if unknown.
+      split: "" if unknown.
+      region: bool [H, W], a mask that the user chose instead of the detected FOV; else None.
     """
 
     item_id: str
@@ -74,24 +74,24 @@ class Item:
 
     @property
     def field(self) -> str:
-        """How the field of view is known: "disc", "given" by the user, or the "lit region"."""
+        """Source of the field of view: "disc" (a circle), "given" (by the user) or "lit region"."""
         if self.region is not None:
             return "given"
         return "disc" if self.fov.known else "lit region"
 
     def mask(self) -> np.ndarray:
-        """The field of view, bool [H, W]: as given, the disc if known, else the lit region."""
+        """Returns the FOV mask, bool [H, W]: the given region, the disc, or else the lit region."""
         if self.region is not None:
             return self.region
         return fov_mask(self.fov, self.image, *self.origin)
 
     def inside(self, image: np.ndarray | None = None) -> np.ndarray:
-        """An image with black outside the field of view; as it is if none is known.
+        """Returns an image blackened outside the field of view; unchanged if that is unknown.
 
-        Dates and names are burned in outside. The lit region is no substitute: they are lit.
+        Dates and names are burned in outside. They are lit, so the lit region cannot remove them.
 
         Args:
-          image: uint8 [H, W, 3] of the same place; None for the item's own.
+          image: uint8 [H, W, 3] of the same region; None for the item's own image.
 
         Returns:
           uint8 [H, W, 3].
@@ -103,7 +103,7 @@ class Item:
 
 
 class Inputs:
-    """Images in a stable order; made by `open_inputs`."""
+    """Images in a fixed order; created by `open_inputs`."""
 
     def __init__(self, parts: Sequence["_Files | _Records"], threads: int):
         self._parts = parts
@@ -113,23 +113,23 @@ class Inputs:
         return sum(len(part) for part in self._parts)
 
     def names(self) -> list[str]:
-        """The ids of all items in order; no image is decoded, but every record is read."""
+        """Returns the ids of all items in order; reads every record but decodes no image."""
         return [name for part in self._parts for name in part.names()]
 
     def read(self, start: int = 0) -> Iterator[Item | Failure]:
-        """Reads the images from number `start` on.
+        """Yields the images from index `start` on.
 
         Args:
-          start: How many to pass over; they are not read.
+          start: Number of images to skip without reading them.
 
         Yields:
-          An item for each image, or a failure in its place.
+          For each image an `Item`, or a `Failure` if it cannot be read.
         """
         jobs = itertools.islice(self._jobs(start), len(self))
         with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
             waiting = collections.deque()
             try:
-                ahead = self._threads + 1  # until the first shows how large they are
+                ahead = self._threads + 1  # until the first image shows the size
                 while True:
                     for job in itertools.islice(jobs, max(0, ahead - len(waiting))):
                         waiting.append(pool.submit(job))
@@ -158,20 +158,20 @@ def open_inputs(
     threads: int | None = None,
     choice: FovChoice = AUTO,
 ) -> Inputs:
-    """Opens images for reading, tiles and whole photographs alike.
+    """Opens tiles and whole photographs for reading.
 
     Args:
-      paths: Each an image file; a folder, searched with its subfolders (where it has a
-        `manifest.csv`, the tiles that it lists); or a dataset that `fundus-vae build` wrote.
-      split: Only this split of datasets and of folders with a manifest; None takes all.
-      threads: That decode; None for one a core.
-      choice: How the field of view of photographs is found; tiles carry theirs.
+      paths: Each is an image file; a folder, of which the tiles in its `manifest.csv` are taken or,
+        without one, all images below it; or a dataset that `fundus-vae build` wrote.
+      split: Takes only this split of datasets and of folders with a manifest; None takes all.
+      threads: Number of decoding threads; None for one per core.
+      choice: Method to find the field of view of photographs; tiles store theirs.
 
     Returns:
       The images, none of them read yet.
 
     Raises:
-      UsageError: No paths, a model instead of images, or `split` where there are none.
+      UsageError: There are no paths, a path is a model, or a path has no splits but `split` is set.
       DataError: A path is missing, a folder has no images, or two images have one id.
     """
     paths = [os.fspath(path) for path in paths]
@@ -184,7 +184,7 @@ def open_inputs(
     parts: list[_Files | _Records] = []
     for path in paths:
         parts.extend(_open(path, split, choice))
-    # A dataset's tiles differ from each other by its build: alone it need not be read twice.
+    # The build ensures unique ids within a dataset, so a single dataset need not be read for them.
     if any(isinstance(part, _Files) for part in parts) or len(paths) > 1:
         _refuse_shared_ids(parts)
     return Inputs(parts, threads or available_cores())
@@ -203,7 +203,7 @@ def _open(path: str, split: str | None, choice: FovChoice) -> list["_Files | _Re
         _refuse_split(path, split)
         return [_Files("", [path], choice)]
     if (folder / "checkpoints").is_dir() and (folder / "config.json").is_file():
-        raise UsageError(f"{path} is a model's workdir; expected images here and it as --model")
+        raise UsageError(f"{path} is a model's workdir; expected images; pass the model as --model")
     if (folder / "dataset_info.json").is_file() or (folder / NAME).is_dir():
         return _open_dataset(path, split)
     if (folder / MANIFEST).is_file():
@@ -219,7 +219,7 @@ def _open(path: str, split: str | None, choice: FovChoice) -> list["_Files | _Re
 
 
 def _open_dataset(path: str, split: str | None) -> list["_Records"]:
-    from vae.data.dataset import open_dataset  # Takes half a second that a jpg need not wait.
+    from vae.data.dataset import open_dataset  # takes half a second; not needed for image files
 
     dataset = open_dataset(path)
     return [_Records(dataset, name) for name in ([split] if split else dataset.shards)]
@@ -228,7 +228,7 @@ def _open_dataset(path: str, split: str | None) -> list["_Records"]:
 def _refuse_split(path: str, split: str | None) -> None:
     if split is not None:
         raise UsageError(
-            f"split {split}: {path} has no splits; a dataset or a folder with a {MANIFEST} has"
+            f"split {split}: {path} has no splits; expected a dataset or a folder with a {MANIFEST}"
         )
 
 
@@ -246,7 +246,7 @@ def _refuse_shared_ids(parts: Sequence["_Files | _Records"]) -> None:
 
 
 class _Files:
-    """Image files below a folder, with their manifest's rows or without; "" is no folder."""
+    """Image files below the folder `root`, or single files if it is ""; `rows` of a manifest."""
 
     def __init__(
         self, root: str, paths: list[str], choice: FovChoice, rows: list[TileRow] | None = None
@@ -255,7 +255,7 @@ class _Files:
         self._paths = paths
         self._choice = choice
         self._rows = rows
-        # "a.jpg" beside "a.png": each keeps its suffix in its id.
+        # If there are both a.jpg and a.png, each keeps its suffix in its id.
         self._stems = collections.Counter(map(without_suffix, paths))
 
     def __len__(self) -> int:
@@ -294,7 +294,7 @@ class _Files:
         try:
             region = find_region(image, path, name, self._choice)
         except NoSurroundError:
-            return Item(name, path, image)  # A large tile: the lit region will do.
+            return Item(name, path, image)  # a large tile: use the lit region
         return Item(
             name, path, image,
             fov=region.fov.rounded(), origin=(0, 0), photograph=name, region=region.mask,
@@ -345,6 +345,6 @@ class _Records:
         )  # fmt: skip
 
     def _unnamed(self, number: int) -> str:
-        """What a record is called that is too damaged to say it."""
+        """Returns the name of a record whose tile_id cannot be read."""
         shard, record = self._source.locate(number)
         return f"{shard.name}/record {record}"

@@ -1,4 +1,4 @@
-"""JPEG files: their segments, their size, and pixels only of those that are whole."""
+"""JPEG files: segments, header, and strict decoding that refuses damaged files."""
 
 import re
 import struct
@@ -9,26 +9,26 @@ import numpy as np
 import simplejpeg
 
 SOI, EOI, SOS, TEM = 0xD8, 0xD9, 0xDA, 0x01
-# Frame headers, of JPEG-LS too; the gaps are tables, extensions and arithmetic conditioning.
+# Frame headers, also of JPEG-LS. C4, C8 and CC are tables, extensions, arithmetic conditioning.
 SOF = (set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}) | {0xF7}
 _RESTARTS = set(range(0xD0, 0xD8))
-# A marker is 0xFF, perhaps repeated, and a code. 0xFF 0x00 is a stuffed value.
+# A marker is 0xFF, possibly repeated, and a code. 0xFF 0x00 is a stuffed data byte.
 _MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
-# In entropy-coded data restart markers belong to the data too.
+# Restart markers are part of the entropy-coded data.
 _END_OF_DATA = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)
 _CHANNELS = {"GRAY": 1, "CMYK": 4, "YCCK": 4}
 _STRAY = "extraneous bytes before marker"  # A warning of libjpeg.
 
 
 class Segment(NamedTuple):
-    """One segment of a JPEG file, with the entropy-coded data behind it.
+    """One segment of a JPEG file and the entropy-coded data that follows it; byte offsets.
 
     Attributes:
-      marker: The code behind 0xFF.
-      start: The place of the marker's 0xFF.
-      body: The first byte behind the marker and the length.
-      stop: The first byte behind the segment.
-      data_stop: The first byte behind its entropy-coded data; `stop` where it has none.
+      marker: The code after 0xFF.
+      start: Offset of the marker's 0xFF.
+      body: First byte after the marker and the length.
+      stop: First byte after the segment.
+      data_stop: First byte after the entropy-coded data; `stop` if there is none.
     """
 
     marker: int
@@ -47,7 +47,7 @@ class Header(NamedTuple):
 
 
 def segments(encoded: bytes) -> Iterator[Segment]:
-    """Yields the segments up to the end-of-image marker; passes over stray bytes between them.
+    """Yields the segments up to the end-of-image marker; skips stray bytes between them.
 
     Raises:
       ValueError: The file ends within a segment, or before its end-of-image marker.
@@ -75,9 +75,9 @@ def segments(encoded: bytes) -> Iterator[Segment]:
 
 
 def header(encoded: bytes) -> Header | None:
-    """Reads the frame header; None where there is none.
+    """Reads the frame header; returns None if there is none.
 
-    Where libjpeg can decode the file, the size is what libjpeg itself will take memory for.
+    If libjpeg can decode the file, the size is the one for which libjpeg allocates memory.
     """
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(encoded, strict=False)
@@ -95,18 +95,18 @@ def header(encoded: bytes) -> Header | None:
 
 
 def whole(encoded: bytes) -> bytes:
-    """Returns a JPEG file that its decoder reads without a warning, of the same pixels.
+    """Returns a JPEG file with the same pixels that decodes without a warning.
 
-    libjpeg only warns of damaged data and fills the rest of the picture with grey. Stray bytes
-    between segments, and zeros behind the entropy-coded data, are cut out, and what remains must
-    decode without a warning. Other bytes behind the entropy-coded data are refused: a decoder
-    that lost its place in damaged data leaves such bytes, too.
+    libjpeg only warns of damaged data and fills the rest of the picture with grey. This function
+    removes stray bytes between segments and zeros after the entropy-coded data; the result must
+    decode without a warning. Other bytes after the entropy-coded data are refused, because a
+    decoder that loses its place in damaged data leaves such bytes, too.
 
     Args:
-      encoded: The bytes of a file whose size was found within the limits.
+      encoded: The bytes of a file whose size is within the limits.
 
     Returns:
-      `encoded` itself if nothing was cut out.
+      The mended bytes; `encoded` itself if nothing was removed.
 
     Raises:
       ValueError: The file is truncated or damaged.
@@ -129,14 +129,14 @@ def whole(encoded: bytes) -> bytes:
 
 
 def decode(encoded: bytes, grey: bool = False) -> tuple[np.ndarray, bytes]:
-    """Decodes a JPEG file of grey or colour, as strictly as `whole`.
+    """Decodes a grey or colour JPEG file as strictly as `whole`.
 
     Args:
-      encoded: As `whole` takes it.
-      grey: Keeps one channel.
+      encoded: The bytes of a file whose size is within the limits.
+      grey: Decodes to one channel.
 
     Returns:
-      uint8 `[H, W, 3]`, or `[H, W]` for `grey`, and the bytes that were decoded.
+      uint8 `[H, W, 3]` RGB, or `[H, W]` if `grey`, and the bytes that were decoded.
 
     Raises:
       ValueError: The file is truncated or damaged.
@@ -157,7 +157,7 @@ def _without_stray_bytes(encoded: bytes, strip_zeros: bool) -> bytes:
         data = encoded[segment.stop : segment.data_stop]
         if strip_zeros:
             stripped = data.rstrip(b"\0")
-            # The last zero of 0xFF 0x00 belongs to the value.
+            # Keep the zero of the stuffed byte 0xFF 0x00.
             data = data[: len(stripped) + 1] if stripped.endswith(b"\xff") else stripped
         kept.append(data)
     return b"".join(kept)

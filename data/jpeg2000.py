@@ -1,22 +1,22 @@
-"""JPEG 2000 files: their header, read before they are decoded."""
+"""JPEG 2000 files: recognition, and reading of the header before decoding."""
 
 import struct
 from typing import NamedTuple
 
-_CODESTREAM = b"\xff\x4f\xff\x51"  # SOC, and SIZ, which must follow.
+_CODESTREAM = b"\xff\x4f\xff\x51"  # markers SOC and SIZ; SIZ must follow SOC
 _BOX = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
-_SIZES = struct.Struct(">HHIIIIIIIIH")  # Behind SIZ: length, capabilities, sizes, components.
+_SIZES = struct.Struct(">HHIIIIIIIIH")  # after SIZ: length, capabilities, sizes, components
 
 
 class Header(NamedTuple):
-    """Properties of the picture.
+    """Properties of a JPEG 2000 picture.
 
     Attributes:
-      width: Pixels.
-      height: Pixels.
-      bits: Of a value, the most of all components.
-      signed: Some component has signed values.
-      channels: Components.
+      width: In pixels.
+      height: In pixels.
+      bits: Bits per value, the maximum over components.
+      signed: True if a component has signed values.
+      channels: Number of components.
     """
 
     width: int
@@ -27,12 +27,12 @@ class Header(NamedTuple):
 
 
 def is_jpeg2000(encoded: bytes) -> bool:
-    """Says if the bytes are a JPEG 2000 file or a bare codestream."""
+    """Returns True if the bytes are a JPEG 2000 file or a bare codestream."""
     return encoded.startswith((_CODESTREAM, _BOX))
 
 
 def header(encoded: bytes) -> Header | None:
-    """Reads the size and the precision; None where there is no codestream."""
+    """Reads the header of the codestream; returns None if there is no codestream."""
     at = encoded.find(_CODESTREAM)
     try:
         _, _, right, bottom, left, top, *_, count = _SIZES.unpack_from(encoded, at + 4)

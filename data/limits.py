@@ -1,4 +1,4 @@
-"""Limits on the files that are read, asked before any memory is taken for them."""
+"""Limits on the size of files and pictures, checked before memory is allocated."""
 
 import math
 import os
@@ -8,15 +8,15 @@ from vae.data.files import require_regular
 
 VARIABLE = "FUNDUS_VAE_MAX_MEGAPIXELS"
 _DEFAULT_MEGAPIXELS = 100.0
-# RGBA of 16 bits a value, without compression.
+# uncompressed RGBA of 16 bits per value
 _BYTES_PER_PIXEL = 8
 
 
 def max_pixels() -> int:
-    """The largest number of pixels of one picture, from the environment or 100 million.
+    """Returns the largest number of pixels of a picture, from the environment or 100 million.
 
     Raises:
-      UsageError: The environment variable is no positive number.
+      UsageError: The environment variable is not a positive number.
     """
     text = os.environ.get(VARIABLE, "").strip()
     if not text:
@@ -31,20 +31,20 @@ def max_pixels() -> int:
 
 
 def max_bytes() -> int:
-    """The largest number of bytes of one file, and of what a file inflates to."""
+    """Returns the largest number of bytes of a file, compressed or decompressed."""
     return _BYTES_PER_PIXEL * max_pixels()
 
 
 def require_pixels(width: int, height: int, name: str) -> None:
-    """Refuses a picture of too many pixels. Call it before the picture is decoded.
+    """Refuses a picture with too many pixels. Call it before decoding.
 
     Args:
-      width: Pixels in a row, as the header says.
-      height: Rows, as the header says.
-      name: The file, for the error.
+      width: Width in the header, pixels.
+      height: Height in the header, pixels.
+      name: The file's name in the error.
 
     Raises:
-      DataError: The picture is larger than the limit, or has no pixels.
+      DataError: The picture has more pixels than `max_pixels`, or none.
     """
     if width < 1 or height < 1:
         raise DataError(f"{name}: its header says {width} x {height} pixels; expected at least one")
@@ -56,10 +56,10 @@ def require_pixels(width: int, height: int, name: str) -> None:
 
 
 def require_bytes(count: int, name: str) -> None:
-    """Refuses a file, or what it inflates to, if it has more bytes than a picture needs.
+    """Refuses a file, or decompressed data, with more bytes than a picture needs.
 
     Raises:
-      DataError: There are more bytes than `max_bytes`.
+      DataError: `count` exceeds `max_bytes`.
     """
     if count > max_bytes():
         raise DataError(
@@ -72,7 +72,7 @@ def read_file(path: str | os.PathLike) -> bytes:
     """Reads a whole regular file of at most `max_bytes` bytes.
 
     Raises:
-      DataError: The file is missing, unreadable, too large, or no regular file.
+      DataError: The file is missing, unreadable, too large, or not a regular file.
     """
     try:
         require_regular(path, "an image", missing_ok=True)
@@ -83,5 +83,5 @@ def read_file(path: str | os.PathLike) -> bytes:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     if len(content) > size:
-        raise DataError(f"{path}: grew while it was read; expected a finished file")
+        raise DataError(f"{path}: grew while it was read; wait until it is complete")
     return content

@@ -1,4 +1,4 @@
-"""A dataset copied to a disk of this machine: made once, shared by its processes."""
+"""A local copy of a dataset, made once and shared by the processes of a machine."""
 
 import concurrent.futures
 import contextlib
@@ -17,7 +17,7 @@ from vae.data.errors import DataError, UsageError
 from vae.data.files import replacing
 from vae.data.fundus_tiles import NAME
 
-_COPIES = 8  # Files under way at a time.
+_COPIES = 8  # files copied at a time
 _LOCK = ".lock"
 
 
@@ -27,23 +27,23 @@ def local_copy(
     *,
     report: Callable[[str], None] = print,
 ) -> Path:
-    """Copies the directory of a dataset's shards, unless that was done already.
+    """Copies the directory of a dataset's shards to a local disk, unless a copy exists.
 
-    Of several processes one copies and the others wait. Files appear whole, under their names, so
-    a copy that was interrupted goes on where it was. A dataset that was built again gets a copy of
-    its own; the old one stays until somebody removes it.
+    One process copies and the others wait. Each file is renamed to its name when complete, so an
+    interrupted copy continues with the missing files. A rebuilt dataset gets a new copy; the old
+    copy stays until the user removes it.
 
     Args:
       source: The directory of the shards, in a bucket or on a shared disk.
-      cache_dir: Where copies go, on a disk of this machine.
-      report: Receives a line on a copy that is made or waited for.
+      cache_dir: Directory for copies, on a disk of this machine.
+      report: Called with a line of text when a copy is made or waited for.
 
     Returns:
       The directory of the copy, `CACHE_DIR/fundus_tiles-<digest>`.
 
     Raises:
       UsageError: `cache_dir` is in a bucket.
-      DataError: The disk is too small, or something cannot be read or written.
+      DataError: The disk has too little free space, or a file cannot be read or written.
     """
     if storage.is_remote(cache_dir):
         raise UsageError(f"cache_dir {cache_dir}: expected a local directory to copy to")
@@ -68,13 +68,13 @@ def _copy(
     wanted = {name: found for name, found in files.items() if not _there(target / name, found)}
     if not wanted:
         return
-    for unfinished in target.rglob("*.tmp"):  # Of a process that was killed: nobody else copies.
+    for unfinished in target.rglob("*.tmp"):  # of killed processes: the lock excludes others
         unfinished.unlink()
     need = sum(found.size for found in wanted.values())
     if (free := shutil.disk_usage(target).free) < need:
         raise DataError(
             f"{target}: the copy of {source} needs {_size(need)} and {_size(free)} are free; free "
-            "some, choose another cache_dir, or read without one"
+            "some space, choose another cache_dir, or read without one"
         )
     report(f"copying {source} to {target}: {len(wanted)} files, {_size(need)}")
     with (
@@ -101,8 +101,8 @@ def _copy_file(source: storage.AnyPath, target: Path, found: storage.Entry) -> N
         storage.download(source, unfinished)
         if (size := unfinished.stat().st_size) != found.size:
             raise DataError(
-                f"{source}: {size} bytes came of {found.size}; start again, it goes on with the "
-                "files that are missing"
+                f"{source}: {size} of {found.size} bytes arrived; run the same command again to "
+                "copy the missing files"
             )
 
 
@@ -115,7 +115,7 @@ def _there(path: Path, found: storage.Entry) -> bool:
 
 @contextlib.contextmanager
 def _locked(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
-    """Holds a folder for this process; the lock of one that dies is free again."""
+    """Locks a folder for this process; the kernel frees the lock when the process ends."""
     with open(folder / _LOCK, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,10 +1,10 @@
-"""Locks between processes: files that one process holds, and that say which.
+"""Locks between processes: lock files that name the process that holds them.
 
-The lock is the kernel's (`flock`), so that of a process that dies, by whatever cause, is free at
-once. Child processes do not hold it: Python's descriptors are not inherited over `exec`.
+The kernel's `flock` frees the lock when the holder ends for any reason. Child processes do not hold
+the lock, because Python's descriptors are not inherited over `exec`.
 
-Local disks only. On a shared disk it depends on the server whether another machine sees the lock;
-folders in a bucket (gs://) are not locked at all.
+Locks work on local disks. On a shared disk, it depends on the server whether another machine sees
+the lock. Folders in a bucket (gs://) are not locked.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ from typing import Any
 
 from vae.data.errors import DataError, UsageError
 
-_SIZE = 512  # Of a lock file, bytes.
+_SIZE = 512  # size of a lock file in bytes
 
-# A disk that knows no locks answers with one of these.
+# Errors of a file system without locks.
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -31,20 +31,20 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, err
 def locked(path: str | os.PathLike, what: str, command: str, *, keep: bool) -> Iterator[bool]:
     """Holds a lock for this process.
 
-    The file `path` names the holder, or the last one, as JSON: command, host, pid, since.
+    The file `path` describes the current or last holder as JSON: command, host, pid, since.
 
     Args:
-      path: Of the lock file, in a folder that is there.
-      what: Names in errors what is locked: "folder out".
-      command: Of the holder.
-      keep: True leaves the file there when the lock is released.
+      path: The lock file, in an existing folder.
+      what: Name of the locked object in errors, such as "folder out".
+      command: The holder's command, written to the file.
+      keep: Keeps the file when the lock is released.
 
     Yields:
-      True if the file was made for this lock.
+      True if the lock file is new.
 
     Raises:
       UsageError: Another process holds the lock.
-      DataError: The file cannot be written, or is none of ours.
+      DataError: The file cannot be written, or is not a lock file of this program.
     """
     path = Path(path)
     descriptor, made = _open_locked(path, what)
@@ -63,7 +63,7 @@ def locked(path: str | os.PathLike, what: str, command: str, *, keep: bool) -> I
 
 
 def read_holder(path: str | os.PathLike) -> dict[str, Any]:
-    """Reads what a lock file says of its holder; {} where it says nothing, or is none."""
+    """Reads the description of the holder; {} if there is none or `path` is not a lock file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -77,11 +77,11 @@ def read_holder(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _open_locked(path: Path, what: str) -> tuple[int, bool]:
-    """Returns a descriptor that holds the lock, and whether the file is new."""
+    """Returns a descriptor that holds the lock, and True if the file is new."""
     while True:
         made = not os.path.lexists(path)
         try:
-            # Never through a link, and no pipe waits for its other end.
+            # O_NOFOLLOW refuses links; O_NONBLOCK keeps a named pipe from blocking.
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
             descriptor = os.open(path, flags, 0o666)
         except OSError as error:
@@ -100,7 +100,7 @@ def _open_locked(path: Path, what: str) -> tuple[int, bool]:
                 os.close(descriptor)
                 raise DataError(f"{path}: cannot be locked: {error.strerror}") from error
             print(
-                f"{path.parent}: this disk has no locks; see that no other command writes there",
+                f"{path.parent}: no locks on this disk; ensure that no other command writes there",
                 file=sys.stderr,
             )
         except BaseException:
@@ -108,7 +108,7 @@ def _open_locked(path: Path, what: str) -> tuple[int, bool]:
             raise
         if _is_at(descriptor, path):
             return descriptor, made
-        os.close(descriptor)  # Its holder removed it while we waited for our turn.
+        os.close(descriptor)  # the last holder has removed the file
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
@@ -125,8 +125,8 @@ def _describe(descriptor: int, command: str) -> None:
         "pid": os.getpid(),
         "since": datetime.datetime.now().astimezone().isoformat(" ", "seconds"),
     }
-    # In place: a renamed file would not be the one that is locked. Of one size, and never empty in
-    # between: a full disk or a kill leaves what was there.
+    # Written in place, because the lock belongs to this inode. The size is fixed, so a full disk or
+    # a kill leaves the earlier content and never an empty file.
     content = json.dumps(holder).encode().ljust(_SIZE - 1) + b"\n"
     os.pwrite(descriptor, content, 0)
     os.ftruncate(descriptor, len(content))

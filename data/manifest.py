@@ -1,6 +1,6 @@
-"""The two tables beside a tree of tiles: `manifest.csv` and `photographs.csv`.
+"""The two tables in a folder of tiles: `manifest.csv` and `photographs.csv`.
 
-Lengths are pixels of the photograph after scaling; a field of view that is unknown is -1.
+Lengths are in pixels of the scaled photograph. The columns of an unknown field of view are -1.
 """
 
 import csv
@@ -20,9 +20,9 @@ from vae.data.splits import SPLITS
 
 MANIFEST = "manifest.csv"
 PHOTOGRAPHS = "photographs.csv"
-OVERLAYS = "overlays"  # A folder beside the tiles, of pictures to look at.
+OVERLAYS = "overlays"  # Folder next to the tiles, with pictures for visual checks.
 
-_FILES = ("tile", "path")  # Columns of files' names, which are taken as they are.
+_FILES = ("tile", "path")  # Columns of file names, which are not normalized.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,23 +31,23 @@ class TileRow:
 
     Attributes:
       tile: Path of the file relative to the manifest, with forward slashes.
-      photograph: Its id, the path of its file below the folder of photographs without the suffix.
-      patient: Photographs of one patient are in one split.
-      label: The photograph's folder, or the patients file's word.
+      photograph: Id of the photograph: its path below the folder of photographs, without suffix.
+      patient: Name of the patient; all photographs of a patient are in one split.
+      label: Label from the patients file, else the name of the photograph's folder.
       split: "train", "val" or "test".
       y: Top row of the tile in the photograph.
       x: Left column of the tile in the photograph.
-      scale: Pixels here per pixel of the original photograph.
-      photo_height: Height of the photograph.
-      photo_width: Width of the photograph.
+      scale: Pixels of the scaled photograph per pixel of the original.
+      photo_height: Height of the scaled photograph.
+      photo_width: Width of the scaled photograph.
       fov_x: Column of the field of view's centre.
       fov_y: Row of the field of view's centre.
       fov_radius: Radius of the field of view.
-      fov_top: Its first lit row.
-      fov_bottom: Its last lit row.
-      fov_left: Its first lit column.
-      fov_right: Its last lit column.
-      fov_share: Share of the tile inside the field of view, 0 to 1.
+      fov_top: First lit row of the field of view.
+      fov_bottom: Last lit row of the field of view.
+      fov_left: First lit column of the field of view.
+      fov_right: Last lit column of the field of view.
+      fov_share: Share of the tile's area inside the field of view, 0 to 1.
     """
 
     tile: str
@@ -85,11 +85,11 @@ class PhotographRow:
     """One photograph of `photographs.csv`.
 
     Attributes:
-      path: The original file.
-      lost_share: Share of its lit area outside the field of view, 0 to 1; -1 where the field of
-        view was not searched.
+      path: Path of the original file.
+      lost_share: Share of the lit area outside the field of view, 0 to 1; -1 if the whole
+        picture is used (`--fov none`).
 
-    The others are as in `TileRow`.
+    The other columns are the same as in `TileRow`.
     """
 
     photograph: str
@@ -111,7 +111,7 @@ class PhotographRow:
 
     @property
     def masked(self) -> bool:
-        """True where a mask that is not kept decided the field of view: show nothing outside it."""
+        """True if a mask that is not stored defines the field of view: show nothing outside it."""
         return not self.fov.known and self.lost_share >= 0
 
     @property
@@ -128,26 +128,26 @@ Row = TypeVar("Row", TileRow, PhotographRow)
 
 
 def write_manifest(path: str | os.PathLike, rows: Iterable[TileRow]) -> None:
-    """Writes `manifest.csv`, beside its place and then renamed into it."""
+    """Writes `manifest.csv` to a temporary file and renames it into place."""
     _write(path, TileRow, rows)
 
 
 def write_photographs(path: str | os.PathLike, rows: Iterable[PhotographRow]) -> None:
-    """Writes `photographs.csv`, beside its place and then renamed into it."""
+    """Writes `photographs.csv` to a temporary file and renames it into place."""
     _write(path, PhotographRow, rows)
 
 
 def read_manifest(path: str | os.PathLike) -> list[TileRow]:
-    """Reads and checks a whole `manifest.csv`; see `iterate_manifest` for what is refused."""
+    """Reads and checks a whole `manifest.csv`; raises the errors of `iterate_manifest`."""
     return list(iterate_manifest(path))
 
 
 def iterate_manifest(path: str | os.PathLike) -> Iterator[TileRow]:
-    """Reads and checks `manifest.csv` row by row: millions of tiles need not fit in memory.
+    """Reads and checks `manifest.csv` row by row, so that the rows need not fit in memory.
 
     Raises:
       DataError: The file is missing or empty, a column is missing, a value has the wrong type, a
-        split is unknown, two rows give one tile, a path leaves the folder, or a patient is in two
+        split is unknown, two rows name one tile, a path leaves the folder, or a patient is in two
         splits. The message names the file and the line.
     """
     seen: set[str] = set()
@@ -166,14 +166,15 @@ def iterate_manifest(path: str | os.PathLike) -> Iterator[TileRow]:
             )
         yield row
     if not seen:
-        raise DataError(f"{path}: no rows; expected one a tile")
+        raise DataError(f"{path}: no rows; expected one row per tile")
 
 
 def read_photographs(path: str | os.PathLike) -> list[PhotographRow]:
     """Reads and checks `photographs.csv`.
 
     Raises:
-      DataError: As `iterate_manifest`, for photographs.
+      DataError: The file is missing, a column is missing, a value has the wrong type, a split is
+        unknown, or two rows name one photograph. The message names the file and the line.
     """
     rows: dict[str, PhotographRow] = {}
     for line, row in _read(path, PhotographRow):
@@ -201,7 +202,7 @@ def _read(path: str | os.PathLike, kind: type[Row]) -> Iterator[tuple[int, Row]]
     """Yields (line number, row) with every value converted to its column's type."""
     columns = _columns(kind)
     try:
-        # Spreadsheets put a byte-order mark before the first column's name.
+        # `open_text` drops the byte-order mark that spreadsheets write before the first column.
         with storage.open_text(storage.as_path(path)) as file:
             reader = csv.DictReader(file)
             missing = [name for name in columns if name not in (reader.fieldnames or ())]
@@ -215,7 +216,7 @@ def _read(path: str | os.PathLike, kind: type[Row]) -> Iterator[tuple[int, Row]]
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: is no UTF-8 CSV file: {error}") from error
+        raise DataError(f"{path}: is not a UTF-8 CSV file: {error}") from error
 
 
 def _convert(
@@ -228,7 +229,7 @@ def _convert(
             raise DataError(f"{path} line {line}: no {name}")
         try:
             if of is str and name not in _FILES:
-                # Labels and photographs repeat on every row: one copy of each is enough.
+                # Interned, because labels and photographs repeat on every row.
                 values[name] = sys.intern(composed(text))
             else:
                 values[name] = of(text)

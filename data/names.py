@@ -1,4 +1,4 @@
-"""Names of photographs: the paths of their files, with accents in one form."""
+"""Names of photographs: file paths in one Unicode normal form."""
 
 import os
 import unicodedata
@@ -7,28 +7,27 @@ from pathlib import Path, PurePath
 
 from vae.data.errors import DataError
 
-_SHOWN = 5  # names listed in a message before "and n more"
+_SHOWN = 5  # Names listed in a message before "and n more".
 
 
 def composed(name: str) -> str:
-    """A name as it is stored, compared and hashed: Unicode NFC, accents composed.
+    """Returns a name in Unicode NFC (composed accents), to be stored, compared and hashed.
 
-    File systems and spreadsheets differ in the form that they keep.
+    File systems and spreadsheets differ in the normal form that they store.
     """
     return unicodedata.normalize("NFC", name)
 
 
 def photograph_id(below: str, root: PurePath) -> str:
-    """The id of a photograph: its path below the root, with at least one folder in it.
+    """Returns the id of a photograph: its path below the root, with at least one folder.
 
     Args:
       below: The path below `root` without an image suffix, with forward slashes.
-      root: The folder that is searched, an absolute path. Its name comes first where `below` has
-        no folder; leading dots are left out, for hidden folders are skipped by all who look for
-        tiles.
+      root: The folder that is searched, an absolute path. If `below` has no folder, the root's
+        name is put first, without leading dots: a search for tiles skips hidden folders.
 
     Returns:
-      "<folders>/<stem>", composed.
+      "<folders>/<stem>" in Unicode NFC.
     """
     parts = [part for part in below.split("/") if part]
     above = [part.strip("/").lstrip(".") for part in root.parts]
@@ -38,37 +37,36 @@ def photograph_id(below: str, root: PurePath) -> str:
 
 
 def path_below(root: Path, path: Path) -> str:
-    """The path of a photograph below the root without its suffix, with forward slashes."""
+    """Returns a photograph's path below the root without suffix, with forward slashes."""
     return without_suffix(path.relative_to(root).as_posix())
 
 
 def suffix_of(name: str) -> str:
-    """The suffix of a file's name in small letters, with its dot.
+    """Returns the suffix of a file's name in lower case, with its dot; "" if there is none.
 
-    It is "" where there is none, and for the last number of a name such as "1.2.840.10008",
-    which DICOM files have.
+    The last number of a DICOM file's name, such as "1.2.840.10008", is not a suffix.
     """
     suffix = os.path.splitext(name)[1].lower()
     return "" if suffix[1:].isdigit() else suffix
 
 
 def without_suffix(name: str) -> str:
-    """A file's name or path without the suffix that `suffix_of` finds."""
+    """Returns a file's name or path without the suffix that `suffix_of` finds."""
     return name[: len(name) - len(suffix_of(name))]
 
 
 def name_photographs(
     root: Path, paths: Sequence[Path], taken: Container[str] = ()
 ) -> dict[str, Path]:
-    """Gives each file its id (`photograph_id`).
+    """Returns the file of each id (`photograph_id`), in the order of `paths`.
 
     Args:
       root: The folder that was searched, an absolute path.
-      paths: Files below it.
-      taken: Names that no id may begin with.
+      paths: Files below `root`.
+      taken: Names that may not be the first folder of an id.
 
     Raises:
-      DataError: Two files would have one id, or an id would begin with a name that is taken.
+      DataError: Two files would have one id, or the first folder of an id is in `taken`.
     """
     files: dict[str, Path] = {}
     for path in paths:
@@ -87,12 +85,12 @@ def name_photographs(
 
 
 def label_of(id: str) -> str:
-    """The name of the folder that a photograph lies in."""
+    """Returns the name of the folder that directly contains a photograph."""
     return id.split("/")[-2]
 
 
 def shorten(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
+    """Returns the first five names, separated by commas, and the number of the others."""
     names = list(names)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

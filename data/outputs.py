@@ -1,8 +1,8 @@
-"""Outputs of commands: nothing is written over or into what is read, or what others made.
+"""Outputs of commands, protected from overwriting inputs and files of other programs.
 
-A command claims each of its outputs once, before it writes: the place is checked, marked as ours,
-and locked until the command ends. A folder of ours holds the marker `.fundus-vae.json`, which is
-the lock file, too. Outputs in a bucket (gs://) are taken as they are.
+A command claims each output once, before it writes. The claim checks the path, marks it as made by
+fundus-vae, and locks it until the command ends. The marker of a folder is `.fundus-vae.json`, which
+is also its lock file. Outputs in a bucket (gs://) are neither checked nor locked.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ from vae.data.storage import is_remote
 
 MARKER = ".fundus-vae.json"
 
-# Later commands read the folders of these: no other command writes into them. All others write
-# results, which may share a folder.
+# Later commands read the folders of these commands, so no other command may write into them. All
+# other commands write results, which may share a folder.
 SOURCES = ("make-tiles", "build", "train", "convert_torch_checkpoint")
 
 AnyPath = str | os.PathLike
@@ -33,22 +33,22 @@ def claim_folder(
     option: str = "--out",
     known: Sequence[str] = (),
 ) -> Iterator[None]:
-    """Takes a folder for a command's files; where it is new it is made.
+    """Claims a folder for a command's files, and creates it if necessary.
 
-    A folder that is there must be empty, or made by us: by a command of the same kind (`SOURCES`
-    each are one), or of nothing but such folders. Left empty, it goes again.
+    An existing folder must be empty, made by a command of the same kind (each of `SOURCES` is a
+    kind), or contain only folders made by fundus-vae. A folder that stays empty is removed.
 
     Args:
       out: The folder.
-      command: Who writes.
-      reads: Files and folders that the command reads; what is empty or not there is passed over.
-      option: Of the command line, for errors.
-      known: Names that only this command writes; a folder with one of them is of this command.
+      command: Name of the command that writes.
+      reads: Files and folders that the command reads; None and missing paths are ignored.
+      option: Name of the command-line option, for errors.
+      known: Names that only this command writes; a folder with one of them counts as its own.
 
     Raises:
-      UsageError: The folder is one that is read, lies in one or holds one; it is a file; it was not
-        made by us; a symbolic link in it leads elsewhere; or another process is writing to it.
-      DataError: It cannot be written.
+      UsageError: The folder is an input, lies in one or contains one; it is a file; it was not made
+        by fundus-vae; a symbolic link in it leads elsewhere; or another process writes to it.
+      DataError: The folder cannot be written.
     """
     if is_remote(out):
         yield
@@ -67,7 +67,7 @@ def claim_folder(
         try:
             yield
         finally:
-            # Before the lock is released, or it might be another's.
+            # Before the lock is released: afterwards the marker may belong to another process.
             if made and _names(real) == {MARKER}:
                 marker.unlink()
 
@@ -83,23 +83,23 @@ def claim_new(
     replaces: bool = False,
     parents: bool = False,
 ) -> Iterator[None]:
-    """Takes the place of one file, or of a folder that appears whole, for a command.
+    """Claims the path of one file, or of a folder that is renamed into place when complete.
 
-    The lock is a hidden file beside it, which goes when the command ends.
+    The lock is a hidden file in the parent folder. It is removed when the command ends.
 
     Args:
       out: The file or folder.
-      command: Who writes.
-      reads: As for `claim_folder`.
-      option: Of the command line, for errors.
-      folder: An empty folder may be there.
-      replaces: Anything may be there: the command itself knows what it may replace or continue.
-      parents: True makes the folder around it; else it must be there.
+      command: Name of the command that writes.
+      reads: See `claim_folder`.
+      option: Name of the command-line option, for errors.
+      folder: Accepts an empty folder at `out`.
+      replaces: Accepts anything at `out`: the command checks what it may replace or continue.
+      parents: Creates the parent folder; otherwise it must exist.
 
     Raises:
-      UsageError: Something is there already; the place is one that is read or lies in one; another
-        process is writing there; or there is no folder around it.
-      DataError: The folder around it cannot be written.
+      UsageError: `out` exists already, is an input or lies in one; another process writes to it; or
+        its parent folder does not exist.
+      DataError: The parent folder cannot be written.
     """
     if is_remote(out):
         yield
@@ -121,15 +121,15 @@ def claim_new(
 
 
 def refuse_overlap(out: AnyPath, reads: Iterable[AnyPath], *, option: str = "--out") -> None:
-    """Refuses to write where a command reads. Symbolic and hard links count as what they lead to.
+    """Refuses an output that overlaps an input. Symbolic and hard links count as their targets.
 
     Args:
-      out: A file or folder, there or not.
-      reads: Files and folders; what is not there is passed over.
-      option: Of the command line, for errors.
+      out: A file or folder, which need not exist.
+      reads: Input files and folders; missing ones are ignored.
+      option: Name of the command-line option, for errors.
 
     Raises:
-      UsageError: `out` is one of `reads`, lies in one, or holds one.
+      UsageError: `out` is one of `reads`, lies in one, or contains one.
     """
     above = _identities(out)
     itself = _identity(out)
@@ -140,8 +140,8 @@ def refuse_overlap(out: AnyPath, reads: Iterable[AnyPath], *, option: str = "--o
             raise UsageError(f"{option} {out} is {path}, which is read; give another place")
         if source in above and os.path.isdir(path):
             raise UsageError(
-                f"{option} {out} lies in {path}, which is read: the next run would read what this "
-                "one writes; give another place"
+                f"{option} {out} lies in {path}, which is read: the next run would read the "
+                "output of this one; give another place"
             )
         if itself and itself in _identities(path):
             raise UsageError(
@@ -152,7 +152,7 @@ def refuse_overlap(out: AnyPath, reads: Iterable[AnyPath], *, option: str = "--o
 
 def _refuse_foreign(real: Path, out: AnyPath, command: str, option: str, known) -> None:
     names = _names(real)
-    # A marker alone: nothing was written yet, or somebody else begins at this moment.
+    # A marker alone: nothing was written yet, or another process has just started.
     if names <= {MARKER} or any(name in names for name in known):
         return
     maker = read_holder(real / MARKER).get("command")
@@ -175,9 +175,9 @@ def _kind(command: str) -> str:
 
 
 def _refuse_links(real: Path, reads: list[AnyPath], command: str, option: str) -> None:
-    """Folders in a folder of ours may be links to what is not ours.
+    """Refuses links to folders outside `real`, except for training runs.
 
-    Only runs may keep parts elsewhere, checkpoints on a larger disk for instance.
+    A run may keep parts elsewhere, for example checkpoints on a larger disk.
     """
     home = _identity(real)
     for folder, names, _ in os.walk(real):
@@ -194,7 +194,7 @@ def _refuse_links(real: Path, reads: list[AnyPath], command: str, option: str) -
 
 @contextlib.contextmanager
 def _made_folder(folder: Path) -> Iterator[None]:
-    """Makes a folder and those above it; those that are empty at the end go again."""
+    """Creates a folder and its parents; on exit, removes the created ones that are empty."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -220,7 +220,7 @@ def _names(folder: Path) -> set[str]:
 
 
 def _identity(path: AnyPath) -> tuple[int, int] | None:
-    """Device and inode of what a path leads to; None where there is nothing."""
+    """Returns device and inode of the target of a path; None if it does not exist."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -229,6 +229,6 @@ def _identity(path: AnyPath) -> tuple[int, int] | None:
 
 
 def _identities(path: AnyPath) -> set[tuple[int, int]]:
-    """Of what a path leads to and of every folder above it."""
+    """Returns device and inode of the target of a path and of every folder above it."""
     real = Path(os.path.realpath(path))
     return {found for step in (real, *real.parents) if (found := _identity(step))}

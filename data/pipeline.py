@@ -1,7 +1,7 @@
-"""From a built dataset to this host's batches of tiles.
+"""Batches of tiles for this process, from a built dataset.
 
-Records are read at random, so the order is a pure function of the seed: global batch k holds the
-same rows in the same order on any number of hosts, and nothing needs saving but k.
+Records are read by random access, so the order is a pure function of the seed: global batch k has
+the same rows in the same order for any number of processes, and k is the whole iterator state.
 """
 
 import contextlib
@@ -36,35 +36,33 @@ def train_batches(
     threads: int | None = None,
     prefetch: int | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches; batch k is a function of (seed, k).
+    """Returns endless batches; batch k is a function of (seed, k).
 
-    Every epoch is a new permutation of the split and follows the one before without a gap, within
-    a batch if need be. Tiles larger than `size` are cropped at random, keyed by the seed and the
-    row's number since the start.
+    Every epoch is a new permutation of the split. An epoch may begin inside a batch: no tile is
+    dropped. The crop of a larger tile is a function of the seed and the row's number since step 0.
 
     Args:
       dataset: From `open_dataset`.
       size: Height and width of the tiles, pixels.
-      seed: Of the order and the crops.
+      seed: Seed of the order and the crops.
       batch_size: Rows of a global batch.
-      rows: Which rows of each global batch this host wants; None for all.
-      start_step: Number of batches already taken.
-      context: Whether to give each tile's photograph along.
-      labels: Whether to give each tile's label along.
-      split: Which split.
-      threads: Decoding threads; None for one a core.
-      prefetch: Batches held ready; None for one a thread and two more.
+      rows: Rows of each global batch that this process loads; None for all.
+      start_step: Number of the first batch.
+      context: Adds `thumbnail` and `fov_circle` of each tile's photograph.
+      labels: Adds `label`.
+      split: Name of the split.
+      threads: Decoding threads; None for one per core.
+      prefetch: Number of batches decoded in advance; None for two more than the threads.
 
     Returns:
-      Iterator of `image` uint8 [rows, size, size, 3] and `tile_id` str [rows]; with `context` of
-      `thumbnail` uint8 [rows, THUMBNAIL, THUMBNAIL, 3] and `fov_circle` float32 [rows, 3] too
-      (see `vae.data.thumbnails`);
-      with `labels` of `label` str [rows].
+      Iterator of dicts: `image` uint8 [rows, size, size, 3] and `tile_id` str [rows]; with
+      `context` also `thumbnail` uint8 [rows, THUMBNAIL, THUMBNAIL, 3] and `fov_circle` float32
+      [rows, 3] (see `vae.data.thumbnails`); with `labels` also `label` str [rows].
 
     Raises:
-      UsageError: There is no such split, or are no such rows.
-      DataError: There are no thumbnails; from the iterator: a record is damaged, or its tile is too
-        small.
+      UsageError: The split does not exist, or `rows` are not rows of the batch.
+      DataError: The dataset has no thumbnails, or its tiles are too small; from the iterator: a
+        record is damaged, or its tile is too small.
     """
     source = dataset.source(split)
     _check_size(dataset, size)
@@ -86,7 +84,7 @@ def train_batches(
         batch = {"image": images, "tile_id": np.array(tile_ids)} | _stacked(around)
         return batch | {"label": np.array(names)} if labels else batch
 
-    # A thread decodes a whole batch into its place: no copies, and little for Python to arrange.
+    # Each thread decodes a whole batch into one array: no copies, and little Python overhead.
     batches = grain.MapDataset.range(sys.maxsize).map(decode_batch)
     iterator = iter(batches.to_iter_dataset(_read_options(threads, prefetch)))
     iterator.set_state({"next_index": start_step})
@@ -105,28 +103,29 @@ def eval_batches(
     limit: int | None = None,
     threads: int | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Every tile of a split once, in the order of the files.
+    """Returns every tile of a split once, in the order of the files.
 
-    Tiles larger than `size` are cropped where their id says, the same at every call.
+    Tiles larger than `size` are cropped at a place that is a function of their id.
 
     Args:
       dataset: From `open_dataset`.
-      split: Which split.
+      split: Name of the split.
       size: Height and width of the tiles, pixels.
-      seed: Of the sample that `limit` takes.
+      seed: Seed of the sample that `limit` takes.
       batch_size: Rows of a global batch.
-      rows: Which rows of each global batch this host wants; None for all.
-      context: Whether to give each tile's photograph along, as `train_batches` does.
+      rows: Rows of each global batch that this process loads; None for all.
+      context: Adds `thumbnail` and `fov_circle`, as `train_batches` does.
       limit: Takes a random sample of this many tiles; None takes all.
-      threads: Decoding threads; None for one a core.
+      threads: Decoding threads; None for one per core.
 
     Returns:
-      Iterator of dicts of [rows] arrays: `image` uint8 [rows, size, size, 3], `fov` bool
-      [rows, size, size] (inside the field of view), `valid` bool (False for the padding of the
-      last batch: black images, empty names), `tile_id`, `photograph`, `patient`, `label` str.
+      Iterator of dicts: `image` uint8 [rows, size, size, 3]; `fov` bool [rows, size, size], True
+      inside the field of view; `valid` bool [rows], False for the padding of the last batch (black
+      images, empty names); `tile_id`, `photograph`, `patient` and `label` str [rows].
 
     Raises:
-      DataError: From the iterator: a record is damaged or its tile too small.
+      UsageError: The split does not exist.
+      DataError: As `train_batches`.
     """
     source = dataset.source(split)
     _check_size(dataset, size)
@@ -171,10 +170,10 @@ def first_tiles(
     split: str = "train",
     batch_size: int = 64,
 ) -> Iterator[np.ndarray]:
-    """The first `count` tiles that `train_batches` gives for this seed; all, if there are fewer.
+    """Yields the first `count` tiles of `train_batches` for this seed; all, if there are fewer.
 
-    Returns:
-      Iterator of uint8 [b, size, size, 3], b <= batch_size.
+    Yields:
+      uint8 [b, size, size, 3], b <= batch_size.
     """
     count = min(count, dataset.counts.get(split, 0))
     batches = train_batches(dataset, size=size, seed=seed, batch_size=batch_size, split=split)
@@ -183,22 +182,22 @@ def first_tiles(
             yield next(batches)["image"][: count - done]
 
 
-# Of the padding of a last batch.
+# Thumbnail and FOV circle of the padding in the last batch.
 _NOWHERE = (np.zeros((THUMBNAIL, THUMBNAIL, 3), np.uint8), np.array([0, 0, 1], np.float32))
 
 
 class _Contexts:
-    """What a dataset knows of the photograph around a tile."""
+    """Thumbnail and FOV circle of the photograph around each tile."""
 
     def __init__(self, dataset: Dataset):
         self._thumbnails, self._rows = dataset.thumbnails()
 
     def of(self, example: Example, y: int, x: int) -> tuple[np.ndarray, np.ndarray]:
-        """View and place, seen from row y, column x of the tile."""
+        """Returns the thumbnail, and the FOV circle in pixels from row y, column x of the tile."""
         photograph = example.text("photograph")
         if photograph not in self._rows:
             raise DataError(
-                f"tile {example.text('tile_id')} is of {photograph}, which has no thumbnail"
+                f"tile {example.text('tile_id')}: its photograph {photograph} has no thumbnail"
             )
         return self._thumbnails[self._rows[photograph]], example.circle(y, x)
 
@@ -214,7 +213,7 @@ _NAMES = ("tile_id", "photograph", "patient", "label")
 
 
 def _check_size(dataset: Dataset, size: int) -> None:
-    """Refuses tiles that are too small before the run has taken hours to meet the first."""
+    """Refuses tiles that are too small at the start, not hours later at the first of them."""
     smallest = dataset.metadata.get("smallest")
     if smallest and min(smallest["height"], smallest["width"]) < size:
         raise _too_small(smallest["tile"], smallest["height"], smallest["width"], size)
@@ -233,10 +232,10 @@ def _read_options(threads: int | None, prefetch: int | None) -> grain.ReadOption
 
 
 def _decode_into(example: Example, out: np.ndarray, key: str) -> tuple[int, int]:
-    """Decodes a tile into `out` uint8 [size, size, 3], cropped where `key` says if larger.
+    """Decodes a tile into `out` uint8 [size, size, 3]; `key` places the crop of a larger one.
 
     Returns:
-      The origin (y, x) of the crop, pixels of the tile.
+      Row and column of the crop's origin in the tile, pixels.
     """
     image = example.decode()
     size, (height, width) = len(out), image.shape[:2]
@@ -253,19 +252,19 @@ def _decode_into(example: Example, out: np.ndarray, key: str) -> tuple[int, int]
 def paired(
     clean: Iterable[dict[str, np.ndarray]], masked: Iterable[dict[str, np.ndarray]]
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of tiles and of the same tiles masked, from two datasets with the same names.
+    """Joins batches of tiles with batches of the same tiles masked, from two datasets.
 
     Yields:
-      The batches of `clean`, `image` uint8 [b, size, size, 6]: the tile, and masked behind it.
+      The batches of `clean`, with `image` uint8 [b, size, size, 6]: the tile, then its masked form.
 
     Raises:
-      DataError: The datasets are not of the same tiles; the first pair that differs is named.
+      DataError: The tile names of the datasets differ; the message names the first such pair.
     """
     for batch, other in zip(clean, masked, strict=True):
         for name, mask_name in zip(batch["tile_id"], other["tile_id"], strict=True):
             if name != mask_name:
                 raise DataError(
-                    f"data.masked_dir: beside tile {name} stands {mask_name}; build both datasets "
-                    "from trees of the same names with the same splits"
+                    f"data.masked_dir: tile {mask_name} stands where {name} is expected; build "
+                    "both datasets from trees with the same names and the same splits"
                 )
         yield batch | {"image": np.concatenate([batch["image"], other["image"]], axis=-1)}

@@ -1,4 +1,4 @@
-"""Arithmetic on pixel values: to 8 bits, over black, the right way up."""
+"""Pixel operations: conversion to 8 bits, compositing on black, and orientation."""
 
 from typing import NamedTuple
 
@@ -9,12 +9,12 @@ from vae.data.errors import DataError
 
 
 class Picture(NamedTuple):
-    """Decoded pixels that are not sRGB yet.
+    """Decoded pixels before conversion to sRGB.
 
     Attributes:
       values: uint8 `[H, W]` or `[H, W, C]`; full range.
-      mode: Of the values, as Pillow names it: L, RGB, CMYK, LAB or YCbCr.
-      profile: The ICC profile of the file, if there is one.
+      mode: Pillow's name for the colour space: L, RGB, CMYK, LAB or YCbCr.
+      profile: ICC profile of the file, or None.
     """
 
     values: np.ndarray
@@ -22,20 +22,20 @@ class Picture(NamedTuple):
     profile: bytes | None = None
 
     def image(self) -> Image.Image:
-        """The pixels as a Pillow image."""
+        """Returns the pixels as a Pillow image."""
         height, width = self.values.shape[:2]
         return Image.frombytes(self.mode, (width, height), self.values.tobytes())
 
 
 def scaled(values: np.ndarray, top: int) -> np.ndarray:
-    """Scales values by 255 / `top`, rounded to the nearest.
+    """Scales values by 255 / `top` and rounds to the nearest integer.
 
     Args:
       values: Unsigned integers; values above `top` count as `top`.
-      top: The value that is white, up to 65535.
+      top: The value of white, 1 to 65535.
 
     Returns:
-      uint8 of the same shape; `values` itself where nothing changes.
+      uint8 of the same shape; `values` itself if nothing changes.
     """
     if top == 255 and values.dtype == np.uint8:
         return values
@@ -46,15 +46,15 @@ def scaled(values: np.ndarray, top: int) -> np.ndarray:
 
 
 def over_black(colours: np.ndarray, alpha: np.ndarray, name: str) -> np.ndarray:
-    """Composites a picture on black, the colour around a field of view.
+    """Composites a picture on black, the colour outside a field of view.
 
     Args:
       colours: uint8 or uint16 `[H, W]` or `[H, W, C]`, not multiplied by `alpha`.
-      alpha: Of the same type, `[H, W]`; the largest value is opaque.
-      name: The file, for the error.
+      alpha: Same dtype, `[H, W]`; the largest value of the dtype is opaque.
+      name: Name of the file, for the error.
 
     Returns:
-      As `colours`.
+      Same shape and dtype as `colours`.
 
     Raises:
       DataError: Every pixel is transparent.
@@ -65,12 +65,12 @@ def over_black(colours: np.ndarray, alpha: np.ndarray, name: str) -> np.ndarray:
         return colours
     if colours.ndim == 3:
         alpha = alpha[..., None]
-    product = colours.astype(np.uint32) * alpha  # 65535 squared and a half of it still fit.
+    product = colours.astype(np.uint32) * alpha  # 65535**2 + 65535 // 2 fits.
     return ((product + top // 2) // top).astype(colours.dtype)
 
 
 def require_visible(alpha: np.ndarray, name: str) -> None:
-    """Refuses a picture that its transparency hides.
+    """Refuses a fully transparent picture.
 
     Raises:
       DataError: `alpha` is 0 everywhere.
@@ -83,7 +83,7 @@ def require_visible(alpha: np.ndarray, name: str) -> None:
 
 
 def upright(values: np.ndarray, orientation: int | None) -> np.ndarray:
-    """Turns and mirrors a picture as the orientation tag of TIFF and EXIF asks for.
+    """Turns and mirrors a picture as its TIFF or EXIF orientation tag states.
 
     Args:
       values: `[H, W]` or `[H, W, C]`.
@@ -92,7 +92,7 @@ def upright(values: np.ndarray, orientation: int | None) -> np.ndarray:
     Returns:
       `[H, W]` or `[W, H]`, with channels where `values` has them.
     """
-    if orientation in (5, 6, 7, 8):  # The first row of the file is a side of the picture.
+    if orientation in (5, 6, 7, 8):  # The first row in the file is the left or right side.
         values = values.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         values = values[::-1]

@@ -1,4 +1,4 @@
-"""PNG files: their chunks, and their pixels."""
+"""PNG files: chunks and pixels."""
 
 import struct
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ _END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 def size(encoded: bytes) -> tuple[int, int] | None:
-    """Width and height as the header says; None where the file ends before."""
+    """Returns width and height from the header; None if the file ends before them."""
     return struct.unpack_from(">II", encoded, 16) if len(encoded) >= 24 else None
 
 
 def chunks(encoded: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yields the kind, the first byte and the byte behind each chunk that is whole."""
+    """Yields the type, the start and the end (exclusive) in bytes of each complete chunk."""
     at = len(SIGNATURE)
     while at + 12 <= len(encoded):
         length, kind = struct.unpack_from(">I4s", encoded, at)
@@ -32,7 +32,7 @@ def chunks(encoded: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def may_be_turned(encoded: bytes) -> bool:
-    """Says if there is a chunk that may hold an orientation: EXIF, or XMP or EXIF in a text."""
+    """Returns True if a chunk may hold an orientation: EXIF, or XMP or EXIF in a text."""
     return any(
         kind == b"eXIf" or encoded.startswith(_TEXTS, start + 8)
         for kind, start, _ in chunks(encoded)
@@ -40,12 +40,12 @@ def may_be_turned(encoded: bytes) -> bool:
 
 
 def decode(encoded: bytes) -> np.ndarray:
-    """Decodes the pixels; palettes and few bits become 8 bits, transparency becomes alpha.
+    """Decodes the pixels. Palettes and depths below 8 bits become 8 bits, transparency an alpha.
 
-    libpng writes what it thinks of other chunks to the standard error: it does not see them.
+    Other chunks are withheld from libpng, which would print warnings about them to stderr.
 
     Args:
-      encoded: The bytes of a file whose size was found within the limits.
+      encoded: The bytes of a file whose size is known to be within the limits.
 
     Returns:
       uint8 or uint16 `[H, W]` or `[H, W, C]`: grey, grey and alpha, RGB, or RGBA.

@@ -1,4 +1,4 @@
-"""The record files: TFRecord read and written here, ArrayRecord through its package.
+"""Record files: TFRecord is read and written here, ArrayRecord through its package.
 
 A TFRecord file is a sequence of
 
@@ -23,18 +23,18 @@ from vae.data.storage import AnyPath
 
 HEADER = struct.Struct("<QI")
 FOOTER = struct.Struct("<I")
-OVERHEAD = HEADER.size + FOOTER.size  # Bytes of a record beside its payload.
+OVERHEAD = HEADER.size + FOOTER.size  # Bytes of a record without its payload.
 _WAY_OUT = "restore the file or build the dataset again"
 
 
 def masked_crc32c(payload: bytes) -> int:
-    """The CRC-32C of `payload` as TFRecords store it (rotated by 15 bits, plus a constant)."""
+    """Returns a payload's CRC-32C as TFRecords store it: rotated by 15 bits, plus a constant."""
     crc = google_crc32c.value(payload)
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def write_tfrecords(path: str | os.PathLike, payloads: Iterable[bytes]) -> None:
-    """Writes a TFRecord file, byte for byte what `tf.io.TFRecordWriter` writes."""
+    """Writes a TFRecord file with the same bytes as `tf.io.TFRecordWriter`."""
     with open(path, "wb", buffering=1 << 20) as file:
         for payload in payloads:
             length = struct.pack("<Q", len(payload))
@@ -44,10 +44,10 @@ def write_tfrecords(path: str | os.PathLike, payloads: Iterable[bytes]) -> None:
 
 
 def describe(record: bytes) -> str:
-    """Names the tile and the photograph of a serialized example, damaged ones included.
+    """Names the tile and the photograph of a serialized example, which may be damaged.
 
     Returns:
-      " (tile ..., photograph ...)", or "" where the record does not tell.
+      " (tile ..., photograph ...)", or "" if neither can be read.
     """
     try:
         features = tf_example_pb2.Example.FromString(record).features.feature
@@ -59,7 +59,7 @@ def describe(record: bytes) -> str:
 
 
 def is_array_record(shard: AnyPath) -> bool:
-    """True for the name of an ArrayRecord shard."""
+    """Returns True if the name is that of an ArrayRecord shard."""
     return ".array_record" in shard.name
 
 
@@ -67,10 +67,10 @@ def scan(shard: AnyPath) -> Iterator[tuple[bytes, int]]:
     """Reads a shard from end to end and verifies every length and payload.
 
     Yields:
-      Payload and its masked crc32c.
+      Payload and its masked CRC-32C.
 
     Raises:
-      DataError: Naming the shard, the record (counted from 0) and, where it can be read, the tile.
+      DataError: Names the shard, the damaged record (from 0) and, if it can be read, the tile.
     """
     return _array_records(shard) if is_array_record(shard) else _tfrecords(shard)
 
@@ -79,7 +79,7 @@ def _tfrecords(shard: AnyPath) -> Iterator[tuple[bytes, int]]:
     size = storage.entry(shard).size
     end = 0
     with storage.open_binary(shard) as file:
-        for number in range(size):  # Ends by `end == size`; a record has at least one byte.
+        for number in range(size):  # Enough: a record has at least one byte.
             if end == size:
                 return
             header = file.read(HEADER.size)
@@ -109,7 +109,7 @@ def open_array_records(shards: list[Path]) -> array_record_data_source.ArrayReco
     """Opens ArrayRecord shards as one sequence of payloads.
 
     Raises:
-      DataError: Naming the shard that cannot be read.
+      DataError: A shard cannot be read; the message names it.
     """
     for shard in shards:
         try:
@@ -122,7 +122,7 @@ def open_array_records(shards: list[Path]) -> array_record_data_source.ArrayReco
 def read_array_record(
     source: array_record_data_source.ArrayRecordDataSource, number: int, shard: Path, record: int
 ) -> bytes:
-    """Payload `number` of a source; `shard` and `record` say which that is, in an error."""
+    """Returns payload `number` of a source; `shard` and `record` name it in errors."""
     try:
         return source[number]
     except (ValueError, RuntimeError, IndexError, OSError) as error:
@@ -130,10 +130,10 @@ def read_array_record(
 
 
 def damaged(shard: AnyPath, record: int, what: str, payload: bytes = b"") -> DataError:
-    """The error for a damaged record, naming what can be named of it."""
+    """Returns the error for a damaged record, with its tile and photograph if they can be read."""
     return DataError(f"{shard}: record {record}{describe(payload)} {what}; {_WAY_OUT}")
 
 
 def missing(shard: AnyPath, what: str = "missing") -> DataError:
-    """The error for a shard that is not there, or not all there."""
+    """Returns the error for a missing or incomplete shard."""
     return DataError(f"{shard}: {what}; {_WAY_OUT}")

@@ -1,9 +1,9 @@
 """Record files as random-access sources of serialized examples.
 
-The lengths of a TFRecord file's records are all it takes to read any of them. They are kept, with
-the checksums of the payloads, in an *index*: one small array per shard, made in a single pass that
-verifies every checksum. An index that does not add up to the size of its shard is stale.
-ArrayRecord files find their records themselves; theirs is needed only for the checksums.
+Random access to a TFRecord file needs the lengths of its records. An *index* holds these lengths
+and the payloads' checksums: a small array per shard, made in one pass that verifies every checksum.
+An index is stale if its lengths do not add up to the size of its shard. ArrayRecord files have
+random access of their own; their index serves only the checksums.
 """
 
 import concurrent.futures
@@ -33,19 +33,19 @@ from vae.data.record_files import (
 )
 from vae.data.storage import AnyPath, as_path, is_remote
 
-INDEX_DIR = "index"  # Beside the shards, and apart from them, so that `*tfrecord*` matches shards.
+INDEX_DIR = "index"  # Folder next to the shards: `*tfrecord*` must match shards only.
 _INDEX_DTYPE = np.dtype([("length", "<u4"), ("crc", "<u4")])
-_REQUESTS = 16  # Indexes that are fetched from a bucket at a time.
+_REQUESTS = 16  # Indexes fetched from a bucket at the same time.
 
 
 def read_index(shard: str | os.PathLike) -> np.ndarray:
-    """The index of a shard: from beside it, from the user's cache, or made now.
+    """Returns the index of a shard: the one next to it, else the cached one, else a new one.
 
     Args:
-      shard: A TFRecord or ArrayRecord file, also one in a bucket. Nothing is written there.
+      shard: A TFRecord or ArrayRecord file, local or in a bucket. A new index goes to the cache.
 
     Returns:
-      Structured array [records] of `length` (bytes of the payload) and `crc` (masked crc32c).
+      Structured array [records] of `length` (payload bytes) and `crc` (masked CRC-32C), uint32.
 
     Raises:
       DataError: The shard is missing, truncated or damaged.
@@ -66,7 +66,7 @@ def read_index(shard: str | os.PathLike) -> np.ndarray:
 
 
 def write_index(shard: str | os.PathLike) -> np.ndarray:
-    """Reads a shard from end to end, verifies it and writes its index beside it.
+    """Reads a shard from end to end, verifies it, and writes its index next to it.
 
     Raises:
       DataError: The shard is truncated or damaged.
@@ -86,14 +86,14 @@ def _beside(shard: AnyPath) -> AnyPath:
 
 
 def _cached(shard: AnyPath, found: storage.Entry) -> Path:
-    """Where the index of a shard that nothing is written beside goes; named by what it is of."""
+    """Returns the cache path of a shard's index, named by the shard's path, size and tag."""
     key = f"{shard if is_remote(shard) else shard.resolve()}\n{found.size}\n{found.tag}"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "fundus-vae" / INDEX_DIR / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
 
 
 def _load_index(path: AnyPath, shard: AnyPath, size: int) -> np.ndarray | None:
-    """An index, or None if there is none, or none that fits the shard of `size` bytes."""
+    """Returns an index; None if it is missing or does not fit a shard of `size` bytes."""
     try:
         index = np.load(io.BytesIO(storage.read_bytes(path)))
     except (OSError, ValueError, EOFError, MemoryError):
@@ -108,7 +108,7 @@ def _load_index(path: AnyPath, shard: AnyPath, size: int) -> np.ndarray | None:
 
 
 def _save_index(path: Path, index: np.ndarray) -> None:
-    """Writes beside and renames. An index that cannot be kept is made again the next time."""
+    """Writes an index. Ignores errors: an index that is not stored is made again next time."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as unfinished, unfinished.open("wb") as file:
@@ -118,9 +118,9 @@ def _save_index(path: Path, index: np.ndarray) -> None:
 
 
 class RecordSource:
-    """Base of the sources: shards one after another, a record by its number among them all.
+    """Base class of the sources: the concatenated shards, with records addressed by number.
 
-    Thread-safe and picklable; files are opened where and when they are first read.
+    Thread-safe and picklable; each process opens a file when it first reads it.
 
     Attributes:
       shards: The files, in order.
@@ -134,15 +134,15 @@ class RecordSource:
         counts: Sequence[int] | None = None,
         verify: bool = True,
     ):
-        """Reads, or makes, the index of every shard.
+        """Reads or makes the index of every shard.
 
         Args:
           shards: The files.
-          counts: The number of records each must hold; None accepts what is there.
-          verify: Whether to compare every record read with its checksum (1 us per 20 kB).
+          counts: Expected number of records of each shard; None accepts any.
+          verify: Compares every record with its checksum when it is read (1 us per 20 kB).
 
         Raises:
-          DataError: A shard is missing, damaged, or holds another number of records.
+          DataError: A shard is missing or damaged, or its number of records is not the expected.
         """
         self.shards = [as_path(shard) for shard in shards]
         indexes = _read_indexes(self.shards)
@@ -151,29 +151,29 @@ class RecordSource:
             if expected != count:
                 raise missing(shard, f"holds {count} records, {expected} expected")
         self.index = np.concatenate([np.empty(0, _INDEX_DTYPE), *indexes])
-        self._first = np.cumsum([0, *found])  # [shards + 1] number of each shard's first record.
+        self._first = np.cumsum([0, *found])  # [shards + 1]: number of each shard's first record.
         self._verify = verify
 
     def __len__(self) -> int:
         return len(self.index)
 
     def locate(self, number: int) -> tuple[AnyPath, int]:
-        """The shard that holds record `number`, and the record's number within it."""
+        """Returns the shard that holds record `number`, and the record's number in that shard."""
         if not 0 <= number < len(self):
             raise IndexError(f"record {number} of {len(self)}")
         shard = int(np.searchsorted(self._first, number, side="right")) - 1
         return self.shards[shard], number - int(self._first[shard])
 
     def __getitem__(self, number: int) -> bytes:
-        """The payload of record `number`.
+        """Returns the payload of record `number`.
 
         Raises:
-          DataError: It does not match its checksum, naming shard, record, tile and photograph.
+          DataError: It does not match its checksum; names the shard, record, tile and photograph.
         """
         return self._checked(number, self._read(number))
 
     def read_many(self, numbers: Sequence[int]) -> Iterator[bytes]:
-        """The payloads of some records, one after another; raises as reading one does."""
+        """Returns an iterator of the payloads of some records; raises as `__getitem__` does."""
         return (self[number] for number in numbers)
 
     def _checked(self, number: int, payload: bytes) -> bytes:
@@ -197,8 +197,8 @@ def _read_indexes(shards: Sequence[AnyPath]) -> list[np.ndarray]:
 class TFRecordSource(RecordSource):
     """The records of TFRecord shards.
 
-    Read with `pread`, which lets go of the interpreter lock while the disk works; touching a page
-    of a memory map that is not in memory would hold up every other thread.
+    It reads with `pread`, which releases the interpreter lock while the disk works. A page fault in
+    a memory map would keep the lock and block every other thread.
     """
 
     def __init__(self, shards: Sequence[str | os.PathLike], **kwargs):
@@ -247,14 +247,14 @@ def _close(files: dict[int, int]) -> None:
 
 
 class RemoteTFRecordSource(TFRecordSource):
-    """The records of TFRecord shards in a bucket: of each only its bytes, by one request."""
+    """The records of TFRecord shards in a bucket, each read by one request for its bytes."""
 
     def _read(self, number: int) -> bytes:
         (payload,) = self._fetch([number])
         return payload
 
     def read_many(self, numbers: Sequence[int]) -> Iterator[bytes]:
-        """The payloads of some records; they are asked for all at once, so that the wait is one."""
+        """Returns the payloads of some records; all requests run concurrently."""
         payloads = self._fetch(numbers)
         return (self._checked(*found) for found in zip(numbers, payloads, strict=True))
 
@@ -284,7 +284,7 @@ class ArrayRecordSource(RecordSource):
 
 
 def open_source(shards: Sequence[str | os.PathLike], **kwargs) -> RecordSource:
-    """The source for TFRecord or ArrayRecord shards, told by their names; see `RecordSource`.
+    """Returns the `RecordSource` for TFRecord or ArrayRecord shards, chosen by their names.
 
     Raises:
       UsageError: The shards are ArrayRecord files in a bucket.
@@ -295,7 +295,7 @@ def open_source(shards: Sequence[str | os.PathLike], **kwargs) -> RecordSource:
         return (RemoteTFRecordSource if remote else TFRecordSource)(shards, **kwargs)
     if remote:
         raise UsageError(
-            f"{shards[0]}: ArrayRecord files are read from a disk; have them copied with "
+            f"{shards[0]}: ArrayRecord files are read from a disk only; copy them with "
             "--config.data.cache_dir=DIR, or build with --file_format=tfrecord"
         )
     return ArrayRecordSource(shards, **kwargs)

@@ -1,6 +1,6 @@
-"""The part of a photograph that is used: the disc found, the whole picture, or a given mask.
+"""The region of a photograph to use: the detected FOV disc, the whole picture, or a given mask.
 
-Commands share three options for it: `--fov`, `--fov_mask` and `--max_lost_share`.
+The commands share three options for the region: `--fov`, `--fov_mask` and `--max_lost_share`.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from vae.data.images import IMAGE_SUFFIXES, read_image
 
 CHOICES = ("auto", "none")
 
-# A mask is a disc if its rim is nowhere further off: pixels, or a share of the radius.
+# A mask counts as a disc if its rim is at most this far from a circle: pixels, share of the radius.
 _RIM, _RIM_SHARE = 2, 0.005
 
 
@@ -28,9 +28,9 @@ class FovChoice:
     """How the field of view of photographs is found.
 
     Attributes:
-      fov: "auto" searches the disc, "none" takes the whole picture.
-      fov_mask: Folder with a mask for each photograph, which replaces the search; or None.
-      max_lost_share: Largest share of the lit area outside the disc, 0 to 1; more is refused.
+      fov: "auto" detects the lit disc, "none" takes the whole picture.
+      fov_mask: Folder with a mask for each photograph, used instead of detection; or None.
+      max_lost_share: Largest accepted share of the lit area outside the disc, 0 to 1.
     """
 
     fov: str = "auto"
@@ -38,23 +38,23 @@ class FovChoice:
     max_lost_share: float = MAX_LOST_SHARE
 
     def __post_init__(self):
-        """Refuses what makes no sense.
+        """Checks the values.
 
         Raises:
-          UsageError: A value is out of range, there is no such folder, or both are given.
+          UsageError: A value is invalid, or `fov_mask` is given with `fov` "none".
         """
         if self.fov not in CHOICES:
             raise UsageError(f"fov {self.fov!r}: expected one of {', '.join(CHOICES)}")
         if not 0 <= self.max_lost_share <= 1:
             raise UsageError(f"max_lost_share {self.max_lost_share}: expected a share from 0 to 1")
         if self.fov_mask is not None and self.fov == "none":
-            raise UsageError("fov none takes the whole picture and fov_mask a part: choose one")
+            raise UsageError("fov none takes the whole picture, fov_mask a part of it: choose one")
         if self.fov_mask is not None and not os.path.isdir(self.fov_mask):
             raise UsageError(f"fov_mask {self.fov_mask}: no such folder; expected one of masks")
 
     @property
     def given(self) -> bool:
-        """True where the disc is not searched."""
+        """True if the disc is not detected: the whole picture or a mask is used."""
         return self.fov == "none" or self.fov_mask is not None
 
 
@@ -63,12 +63,12 @@ AUTO = FovChoice()
 
 @dataclasses.dataclass(frozen=True)
 class Region:
-    """The part of a photograph that is used.
+    """The region of a photograph to use.
 
     Attributes:
-      fov: The disc; unknown where there is none.
-      mask: bool [H, W] where the choice was not the disc, else None.
-      lost_share: Share of the lit area outside, 0 to 1; -1 where the whole picture is taken.
+      fov: The disc; unknown if the region is not a disc.
+      mask: bool [H, W] for the whole picture or a given mask; None for the detected disc.
+      lost_share: Share of the lit area outside the region, 0 to 1; -1 for the whole picture.
     """
 
     fov: FieldOfView
@@ -76,7 +76,7 @@ class Region:
     lost_share: float
 
     def inside(self, height: int, width: int) -> np.ndarray:
-        """The region as bool [height, width], the photograph's size."""
+        """Returns the region as bool [height, width], the size of the photograph in pixels."""
         return self.fov.mask(height, width) if self.mask is None else self.mask
 
 
@@ -91,31 +91,31 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fov_mask",
         metavar="DIR",
-        help="masks instead of the search: DIR/<path or name of the photograph>[_mask].png or "
-        "another image format, of its size, white inside",
+        help="use masks instead of detection: DIR/<path or name of the photograph>[_mask].png or "
+        "another image format, with the size of the photograph, white inside",
     )
     parser.add_argument(
         "--max_lost_share",
         type=float,
         default=MAX_LOST_SHARE,
         metavar="SHARE",
-        help="refuse a photograph of whose lit area more lies outside the disc that was found "
+        help="refuse a photograph if a larger share of its lit area is outside the detected disc "
         f"({MAX_LOST_SHARE})",
     )
 
 
 def find_region(image: np.ndarray, path: str, name: str, choice: FovChoice) -> Region:
-    """Finds the part of a photograph that is used.
+    """Finds the region of a photograph to use.
 
     Args:
       image: uint8 [H, W, 3].
-      path: Of its file, for errors.
-      name: Its path below the folder that was searched, without suffix, by which a mask is found.
-      choice: How.
+      path: Path of its file, for errors.
+      name: Its path below the searched folder, without suffix; the mask has the same name.
+      choice: The options.
 
     Raises:
-      NoSurroundError, DataError: See `vae.data.fov.locate_fov`; or the mask is missing, unreadable,
-        empty, or of another size.
+      NoSurroundError: See `vae.data.fov.locate_fov`.
+      DataError: See `locate_fov`; or the mask is missing, unreadable, empty, or of another size.
     """
     height, width = image.shape[:2]
     if choice.fov == "none":
@@ -130,13 +130,13 @@ def find_region(image: np.ndarray, path: str, name: str, choice: FovChoice) -> R
 
 
 def _disc_of(mask: np.ndarray) -> FieldOfView:
-    """The disc of a mask that is one up to its rim, else the unknown field of view."""
+    """Returns the disc that a mask shows, or the unknown field of view if it is not a disc."""
     picture = np.repeat(mask[..., None] * np.uint8(255), 3, axis=2)
     try:
         disc = locate_fov(picture).fov
     except DataError:
         return UNKNOWN
-    # Where the disc stands for the mask, nothing may show that the mask hides.
+    # The disc replaces the mask, so it must not show pixels that the mask hides.
     side = 2 * math.ceil(max(_RIM, _RIM_SHARE * disc.radius)) + 1
     wider = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
     found, given = disc.mask(*mask.shape).astype(np.uint8), mask.astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Gives photographs their patients and splits. A patient is never in two splits."""
+"""Assignment of photographs to patients and splits. A patient is never in two splits."""
 
 import collections
 import csv
@@ -21,7 +21,7 @@ REGEX_EXAMPLE = (
 
 
 class _Known(NamedTuple):
-    """Patient, label and split of a photograph; `split` is "" where nobody named one."""
+    """Patient, label and split of a photograph; `split` is "" if the user named none."""
 
     patient: str
     label: str
@@ -30,7 +30,7 @@ class _Known(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Assignment:
-    """Names of a photograph, its patient, label and split; composed (`vae.data.names`)."""
+    """Names of a photograph, its patient, label and split, in Unicode NFC (`vae.data.names`)."""
 
     photograph: str
     patient: str
@@ -40,14 +40,14 @@ class Assignment:
 
 @dataclasses.dataclass(slots=True)
 class _Person:
-    """Patients who are put into one split: one, or several who share copies of a photograph.
+    """One patient, or several who share copies of a photograph and therefore a split.
 
     Attributes:
-      names: Of the patients.
-      labels: Of their photographs.
-      named: The split that somebody named, or "".
-      draw: In [0, 1), the place between the splits.
-      split: The split in the end.
+      names: Names of the patients.
+      labels: Labels of their photographs.
+      named: The split that the user named, or "".
+      draw: Number in [0, 1) that decides the split.
+      split: The final split.
     """
 
     names: list[str]
@@ -70,38 +70,38 @@ def assign_splits(
     photograph_is_patient: bool = True,
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Assignment]:
-    """Gives every photograph a patient, a label and a split.
+    """Assigns every photograph a patient, a label and a split.
 
-    Patients come from the CSV file, else from the regular expression, else each photograph is its
-    own. A split that the file does not name follows from a hash of the patient's name, so it stays
-    the same when photographs are added. There are two exceptions: a split that would be empty takes
-    the patient whose hash is nearest to it, until it has one of its own; and with `stratify` the
-    place of a patient among those of the same label counts.
+    Patients come from the CSV file, else from the regular expression; else each photograph is a
+    patient of its own. If the file names no split, a hash of the patient's name decides it, so the
+    split stays the same when photographs are added. There are two exceptions. A split that would be
+    empty takes the patient with the nearest hash, until the hash of some patient falls into it.
+    With `stratify`, the rank of a patient among those of the same label decides.
 
     Args:
       photographs: Ids "<folders>/<stem>", each once; the last folder is the label.
-      searched: For each photograph the text that `patient_regex` is searched in; None for the ids.
+      searched: The text of each photograph to search with `patient_regex`; None for the ids.
       patients: CSV file with the columns photograph and patient, and optionally label and split.
         `photograph` is an id or the end of one ("<stem>", "<folder>/<stem>"), with or without an
-        image suffix. Its label replaces the folder's.
-      patient_regex: The first group, else the whole match, is the patient.
-      val: Share of the patients for validation; 0 wants the split empty.
-      test: Share of the patients for the test; 0 wants the split empty.
-      stratify: "label" takes the shares of the patients of each label; None of all together.
-      copies: Groups of photographs whose files have the same content. They share a split: where
-        nothing tells patients apart as one patient, else by putting their patients into one split.
-      photograph_is_patient: Whether photographs without any word on patients are accepted, each as
-        its own patient.
-      report: Receives a line on what looks wrong but is no error.
+        image suffix. The label of the file replaces the name of the folder.
+      patient_regex: Regular expression; its first group, else the whole match, is the patient.
+      val: Share of the patients for validation, 0 to 1; 0 requests an empty split.
+      test: Share of the patients for the test, 0 to 1; 0 requests an empty split.
+      stratify: "label" applies the shares to the patients of each label; None to all patients.
+      copies: Groups of photographs whose files have the same content. A group shares a split: it is
+        one patient if patients are unknown, else all its patients are put into one split.
+      photograph_is_patient: Without `patients` and `patient_regex`, accepts each photograph as its
+        own patient.
+      report: Receives one-line warnings.
 
     Returns:
       An assignment for each given id, in the given order.
 
     Raises:
-      UsageError: A share or the expression is no good, or nothing tells patients apart and
+      UsageError: A share or the expression is invalid, or patients are unknown and
         `photograph_is_patient` is false.
-      DataError: The file is unreadable or contradicts itself, photographs are missing from it or
-        do not match the expression, or there are not enough patients for the splits.
+      DataError: The file is unreadable or contradicts itself; photographs are missing from it or
+        do not match the expression; or there are not enough patients for the splits.
     """
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
         raise UsageError(f"val {val} and test {test}: expected shares from 0, together below 1")
@@ -126,7 +126,7 @@ def assign_splits(
         rows = [_Known(first.get(id, id), label_of(id), "") for id in ids]
     else:
         raise UsageError(
-            f"no word on patients, and tiles of one patient in two splits would leak:"
+            f"no word on patients; without patients, tiles of one patient may leak between splits:"
             f" {REGEX_EXAMPLE}; --patients_unknown accepts each photograph as its own patient"
         )
     known = dict(zip(ids, rows, strict=True))
@@ -140,7 +140,7 @@ def assign_splits(
 
 
 def hash_split(patient: str, val: float, test: float) -> str:
-    """The split of a patient, a function of the name and the shares only."""
+    """Returns the split of a patient, a function of the name and the shares only."""
     return _cut(_draw(patient), val, test)
 
 
@@ -150,14 +150,14 @@ def _from_regex(
     """Finds the patient in the path of each photograph.
 
     Args:
-      expression: The first group, else the whole match, is the patient.
-      ids: Ids of the photographs, composed.
-      searched: The text that the expression is searched in, for each photograph.
-      report: Receives a line where folders alone tell patients apart.
+      expression: Regular expression; its first group, else the whole match, is the patient.
+      ids: Ids of the photographs, in Unicode NFC.
+      searched: The text of each photograph to search.
+      report: Receives a line if patients differ only in their folders.
 
     Raises:
-      UsageError: `expression` is no regular expression.
-      DataError: It finds no patient in some photographs.
+      UsageError: `expression` is not a regular expression.
+      DataError: The expression finds no patient in some photographs.
     """
     try:
         pattern = re.compile(composed(expression))
@@ -172,8 +172,8 @@ def _from_regex(
         raise DataError(
             f"patient_regex {expression!r} finds no patient in {len(unmatched)} of {len(ids)}"
             f" photographs: {shorten(unmatched)}; it is searched in the path below the folder,"
-            f" without the suffix, for example in {unmatched[0]!r}; where ^ is to be the beginning"
-            f" of a file's name, write (?:^|/)"
+            f" without the suffix, for example in {unmatched[0]!r}; for the beginning of a file's"
+            f" name write (?:^|/) instead of ^"
         )
     by_name = collections.defaultdict(set)
     for patient in patients:
@@ -181,9 +181,9 @@ def _from_regex(
     alike = [" and ".join(sorted(names)) for names in by_name.values() if len(names) > 1]
     if alike:
         report(
-            f"patient_regex {expression!r} takes folders for a part of the patient:"
-            f" {shorten(alike)} count as different people; if they are not, write [^/] for the"
-            f" characters of a name"
+            f"patient_regex {expression!r} makes folders a part of the patient's name:"
+            f" {shorten(alike)} count as different people; if they are the same person, match the"
+            f" characters of a name with [^/]"
         )
     return [_Known(patient, label_of(id), "") for id, patient in zip(ids, patients, strict=True)]
 
@@ -193,8 +193,8 @@ def _from_csv(path: Path, ids: Sequence[str], report: Callable[[str], None]) -> 
 
     Args:
       path: CSV file with the columns photograph and patient, and optionally label and split.
-      ids: Ids of the photographs, composed.
-      report: Receives a line on rows of no photograph.
+      ids: Ids of the photographs, in Unicode NFC.
+      report: Receives a line on rows that match no photograph.
 
     Raises:
       DataError: The file is unreadable or contradicts itself, or photographs are missing from it.
@@ -209,7 +209,7 @@ def _from_csv(path: Path, ids: Sequence[str], report: Callable[[str], None]) -> 
     unmatched = []
     for line, row in rows:
         matches = _matching(row["photograph"], by_tail)
-        if len(matches) > 1:  # the same file name in several folders: the label may tell
+        if len(matches) > 1:  # The label may tell files of one name apart.
             matches = [id for id in matches if label_of(id) == row["label"]] or matches
         if not matches:
             unmatched.append(row["photograph"])
@@ -233,13 +233,13 @@ def _from_csv(path: Path, ids: Sequence[str], report: Callable[[str], None]) -> 
 
 
 def _tails(id: str) -> Iterator[str]:
-    """ "a/b/c" -> "a/b/c", "b/c", "c"."""
+    """Returns an id and its ends: "a/b/c" -> "a/b/c", "b/c", "c"."""
     parts = id.split("/")
     return ("/".join(parts[start:]) for start in range(len(parts)))
 
 
 def _matching(name: str, by_tail: Mapping[str, list[str]]) -> list[str]:
-    """The ids that a row may mean: the one it is, else those it is a tail of."""
+    """Returns the ids that a name may mean: the id equal to it, else those that end with it."""
     forward = name.replace("\\", "/").removeprefix("./")
     for form in (name, forward, _without_suffix(forward)):
         if matches := by_tail.get(form):
@@ -270,7 +270,7 @@ def _read_patients(path: Path) -> list[tuple[int, Mapping[str, str]]]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: is no UTF-8 CSV file: {error}") from error
+        raise DataError(f"{path}: is not a UTF-8 CSV file: {error}") from error
 
     cleaned = []
     for line, row in rows:
@@ -308,10 +308,10 @@ def _listed(copies: Iterable[Sequence[str]]) -> str:
 def _persons(
     known: dict[str, _Known], copies: Sequence[Sequence[str]], report: Callable[[str], None]
 ) -> dict[str, _Person]:
-    """The person of each patient's name.
+    """Returns the `_Person` of each patient's name.
 
     Raises:
-      DataError: Two splits are named for one person.
+      DataError: The user named two splits for one person.
     """
     persons: dict[str, _Person] = {}
     named: dict[str, str] = {}  # patient: photograph
@@ -350,7 +350,7 @@ def _persons(
     if joined:
         people = {min(person.names): sorted(person.names) for person in persons.values()}
         report(
-            "patients of different names share copies and are put into one split: "
+            "patients with different names share copies and are put into one split: "
             + shorten(" and ".join(names) for names in people.values() if len(names) > 1)
         )
     return persons
@@ -366,7 +366,7 @@ def _choose(
     """Sets the split of each person.
 
     Raises:
-      DataError: There is nobody left for a split.
+      DataError: No patient is left for a split.
     """
     for person in people:
         person.draw = _draw(min(person.names))
@@ -374,7 +374,7 @@ def _choose(
         _spread(people)
     for person in people:
         person.split = person.named or _cut(person.draw, val, test)
-    # From the lowest draws to the highest.
+    # The test split has the lowest draws and train the highest.
     for split, share in (("test", test), ("val", val), ("train", 1.0)):
         present = collections.Counter(person.split for person in people)
         if not share or present[split]:
@@ -383,7 +383,7 @@ def _choose(
         if not movable:
             way_out = "name splits in a --patients file"
             if split != "train":
-                way_out = f"--{split} 0 wants none, or {way_out}"
+                way_out = f"request an empty split with --{split} 0, or {way_out}"
             raise DataError(
                 f"split {split} is empty: none of {len(people)} patients can be put into it;"
                 f" {way_out}"
@@ -391,17 +391,17 @@ def _choose(
         order = sorted(movable, key=lambda person: (person.draw, min(person.names)))
         moved = order[-1 if split == "train" else 0]
         report(
-            f"no patient fell into {split} by the hash of the name: {min(moved.names)!r} is moved"
+            f"the hash of the name puts no patient into {split}: {min(moved.names)!r} is moved"
             f" there from {moved.split}"
         )
         moved.split = split
 
 
 def _spread(people: Sequence[_Person]) -> None:
-    """Replaces draws by places among the people of the same label: a systematic sample of each.
+    """Replaces draws by evenly spaced ones within each label: a systematic sample per label.
 
-    A label's places begin at a draw of its own: with few people of each of many labels, the splits
-    take their shares of all.
+    The draws of a label begin at a hash of the label. With many labels of few people each, the
+    splits still have the right shares of all people.
     """
     by_label = collections.defaultdict(list)
     for person in people:

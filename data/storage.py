@@ -1,8 +1,8 @@
-"""Files wherever they are: on a disk of this machine, or in a bucket such as gs://.
+"""Access to files on a local disk or in a bucket such as gs://.
 
-Paths in a bucket are `epath.Path`s. What is in them is read through fsspec, not through `epath`:
-where tensorflow is installed that would take tensorflow's reader, which knows no concurrent reads
-of parts, and would bring tensorflow into every process that reads tiles.
+Paths in a bucket are `epath.Path`s. Their contents are read through fsspec, not through `epath`:
+with tensorflow installed, `epath` would use tensorflow's reader, which has no concurrent range
+reads, and would import tensorflow into every process that reads tiles.
 """
 
 import contextlib
@@ -22,16 +22,16 @@ from vae.data.files import require_regular
 
 AnyPath = Path | epath.Path
 _SCHEMES = ("gs://", "s3://", "az://", "hf://")
-_CHUNK = 8 << 20  # Bytes of a request where a file is read from end to end.
+_CHUNK = 8 << 20  # Bytes per request when a file is read from end to end.
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A file as a listing tells of it.
+    """A file as listed by its storage.
 
     Attributes:
-      size: Bytes.
-      tag: Changes when the file is replaced: a checksum where the storage knows one, else a time.
+      size: Size in bytes.
+      tag: Changes when the file is replaced: a checksum if the storage has one, else a time.
     """
 
     size: int
@@ -39,15 +39,15 @@ class Entry:
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-    """True for a path in a bucket, "gs://bucket/folder"."""
+    """Returns True for a path in a bucket, such as "gs://bucket/folder"."""
     return "://" in os.fspath(path)
 
 
 def as_path(path: str | os.PathLike) -> AnyPath:
-    """A path to join and to print: a `pathlib.Path` on this machine, else an `epath.Path`.
+    """Returns a `pathlib.Path` for a local path, an `epath.Path` for one in a bucket.
 
     Raises:
-      UsageError: Nothing here reads from such a place.
+      UsageError: The scheme of the path is not supported.
     """
     if not is_remote(path):
         return Path(path)
@@ -57,7 +57,7 @@ def as_path(path: str | os.PathLike) -> AnyPath:
 
 
 def names(folder: AnyPath) -> set[str]:
-    """The names of what is in a folder, by one listing; empty where there is no such folder."""
+    """Returns the names of the entries of a folder; empty if the folder does not exist."""
     if not is_remote(folder):
         try:
             return set(os.listdir(folder))
@@ -65,7 +65,7 @@ def names(folder: AnyPath) -> set[str]:
             return set()
     with _told(folder):
         fs, path = filesystem(folder)
-        fs.invalidate_cache(path)  # A listing kept from before may be of the dataset before.
+        fs.invalidate_cache(path)  # A cached listing may be of an older dataset.
         try:
             return {os.path.basename(name.rstrip("/")) for name in fs.ls(path, detail=False)}
         except (FileNotFoundError, NotADirectoryError):
@@ -73,7 +73,7 @@ def names(folder: AnyPath) -> set[str]:
 
 
 def entries(folder: AnyPath) -> dict[str, Entry]:
-    """Every file below a folder by its relative path, hidden ones left out."""
+    """Returns every file below a folder by its relative path, without hidden files."""
     with _told(folder):
         fs, path = filesystem(folder)
         fs.invalidate_cache(path)
@@ -84,10 +84,10 @@ def entries(folder: AnyPath) -> dict[str, Entry]:
 
 
 def entry(path: AnyPath) -> Entry:
-    """Size and tag of one file.
+    """Returns size and tag of one file.
 
     Raises:
-      FileNotFoundError: There is none.
+      FileNotFoundError: The file does not exist.
     """
     if not is_remote(path):
         stat = os.stat(path)
@@ -98,11 +98,11 @@ def entry(path: AnyPath) -> Entry:
 
 
 def read_bytes(path: AnyPath) -> bytes:
-    """A whole file.
+    """Returns the content of a file.
 
     Raises:
-      OSError: It is not there or cannot be read.
-      DataError: It is no regular file.
+      OSError: The file does not exist or cannot be read.
+      DataError: It is not a regular file, or the storage client failed.
     """
     if not is_remote(path):
         require_regular(path, "a file to read", missing_ok=True)
@@ -113,7 +113,7 @@ def read_bytes(path: AnyPath) -> bytes:
 
 
 def download(path: AnyPath, target: Path) -> None:
-    """Copies a file to this machine's disk."""
+    """Copies a file to the local disk."""
     with _told(path):
         fs, name = filesystem(path)
         fs.get_file(name, os.fspath(target))
@@ -121,10 +121,10 @@ def download(path: AnyPath, target: Path) -> None:
 
 @contextlib.contextmanager
 def open_binary(path: AnyPath) -> Iterator[IO[bytes]]:
-    """Opens a file to be read from its beginning to its end.
+    """Opens a file for reading from beginning to end.
 
     Raises:
-      DataError: It is no regular file.
+      DataError: It is not a regular file, or the storage client failed.
     """
     if not is_remote(path):
         require_regular(path, "a file to read", missing_ok=True)
@@ -139,21 +139,21 @@ def open_binary(path: AnyPath) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def open_text(path: AnyPath) -> Iterator[IO[str]]:
-    """Opens a UTF-8 file, with or without a byte-order mark; line ends stay as `csv` needs them."""
+    """Opens a UTF-8 file; drops a byte-order mark and keeps line ends, as `csv` requires."""
     with open_binary(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
         yield text
 
 
 def read_ranges(paths: Sequence[AnyPath], starts: Sequence[int], ends: Sequence[int]) -> list:
-    """Parts of files in one bucket: a request each, all under way at once.
+    """Reads byte ranges of files in one bucket by concurrent requests, one per range.
 
     Args:
-      paths: The file of each part.
-      starts: Its first byte.
-      ends: The byte after its last.
+      paths: The file of each range.
+      starts: First byte of each range.
+      ends: End of each range in bytes, exclusive.
 
     Returns:
-      The bytes of each, or the exception that reading it raised.
+      The bytes of each range, or the exception that reading it raised.
     """
     if not paths:
         return []
@@ -164,15 +164,15 @@ def read_ranges(paths: Sequence[AnyPath], starts: Sequence[int], ends: Sequence[
 
 
 def filesystem(path: AnyPath) -> tuple[fsspec.AbstractFileSystem, str]:
-    """What reads a path, and the path's name there.
+    """Returns the file system of a path, and the path's name in it.
 
     Raises:
       UsageError: The package that reads such paths is missing.
     """
     if not is_remote(path):
         return LocalFileSystem(), os.path.abspath(path)
-    # Else gcsfs asks at every read, where nobody is logged in, of which kind the bucket is. Only
-    # zonal buckets are read in another way: who has one sets it to true.
+    # By default gcsfs queries the type of the bucket at every read without credentials. Only zonal
+    # buckets need the type; their users set the variable to true.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
         return fsspec.core.url_to_fs(os.fspath(path))
@@ -185,7 +185,7 @@ def filesystem(path: AnyPath) -> tuple[fsspec.AbstractFileSystem, str]:
 
 @contextlib.contextmanager
 def _told(path: AnyPath) -> Iterator[None]:
-    """What storage clients raise, which is anything, becomes one line that names the path."""
+    """Turns any exception of a storage client into a one-line `DataError` that names the path."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError, FundusError):

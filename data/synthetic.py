@@ -1,4 +1,4 @@
-"""Procedural fundus photographs: made in milliseconds, with everything the code looks for."""
+"""Procedural fundus photographs, drawn in milliseconds, for tests and demonstrations."""
 
 import os
 from collections.abc import Sequence
@@ -13,16 +13,16 @@ from vae.data.images import write_image
 def fundus_photograph(
     seed: int | Sequence[int], size: int = 256, *, left: bool = False, noise: float = 2.0
 ) -> np.ndarray:
-    """Draws a picture with the parts of a fundus photograph; the same one for the same arguments.
+    """Draws a synthetic fundus photograph, a function of the arguments.
 
-    An orange-red disc with vignetting and choroidal texture, an optic disc with its cup, a macula,
-    branching vessels and sensor noise, on a nearly black surround.
+    It shows an orange-red disc with vignetting and choroidal texture, an optic disc with its cup, a
+    macula, branching vessels and sensor noise, on a nearly black surround.
 
     Args:
-      seed: Anything `numpy.random.default_rng` takes; sets colours, positions and vessels.
+      seed: Seed for `numpy.random.default_rng`; decides colours, positions and vessels.
       size: Side of the square picture in pixels.
-      left: Whether the optic disc lies on the left, as in a left eye.
-      noise: Standard deviation of the sensor noise, in grey levels.
+      left: Puts the optic disc on the left, as in a left eye.
+      noise: Standard deviation of the sensor noise in grey levels, 0 to 255.
 
     Returns:
       uint8 `[size, size, 3]`.
@@ -64,10 +64,10 @@ def write_photographs(
     seed: int = 0,
     labels: Sequence[str] = ("synthetic",),
 ) -> list[Path]:
-    """Writes `<directory>/<label>/p<number>_<R|L>.png`, the labels in turn from patient to patient.
+    """Writes `<directory>/<label>/p<number>_<R|L>.png`; the labels alternate between patients.
 
     Returns:
-      The files, in the order they were written.
+      The files in the order of writing.
     """
     written = []
     for patient in range(patients):
@@ -83,7 +83,7 @@ def write_photographs(
 def _smooth_noise(
     rng: np.random.Generator, size: int, width: float, amplitude: float
 ) -> np.ndarray:
-    """Gaussian noise blurred to spots of `width` pixels, with the given standard deviation."""
+    """Returns Gaussian noise with spots of `width` pixels and the given standard deviation."""
     coarse = max(4, round(size / max(width, 1.0)) * 2)
     noise = rng.normal(size=(coarse, coarse)).astype(np.float32)
     field = cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)
@@ -98,7 +98,7 @@ def _vessels(
     disc_x: float,
     disc_y: float,
 ) -> np.ndarray:
-    """Vessel density in [0, 1], `[size, size, 1]`: four arcades that bend and branch."""
+    """Returns vessel density in [0, 1], `[size, size, 1]`: four arcades that bend and branch."""
     canvas = np.zeros((size, size), np.uint8)
     # (x, y, direction, bend per step, width in pixels, steps left); lengths in FOV radii.
     arcades = ((2.3, 0.05), (-2.3, -0.05), (0.9, -0.03), (-0.9, 0.03))

@@ -1,4 +1,4 @@
-"""Thumbnails: the field of view of a photograph in few pixels, and where a tile lies in it."""
+"""Thumbnails: the field of view of a photograph at low resolution; FOV circles of tiles."""
 
 import io
 import os
@@ -12,16 +12,16 @@ from vae.data.errors import DataError
 from vae.data.files import replacing
 from vae.data.fov import FieldOfView
 
-# Side of a thumbnail in pixels, and half of it in radii of the field of view.
+# Side of a thumbnail in pixels; half its side in radii of the field of view.
 THUMBNAIL, MARGIN = 64, 1.1
-# Beside photographs.csv, uint8 [photographs, THUMBNAIL, THUMBNAIL, 3] in the order of its rows.
+# Next to photographs.csv: uint8 [photographs, THUMBNAIL, THUMBNAIL, 3] in the order of its rows.
 THUMBNAILS = "thumbnails.npy"
 
 
 def centre_of(fov: FieldOfView, height: int, width: int) -> tuple[float, float, float]:
-    """Row and column of the centre of a photograph's field of view, and its radius, pixels.
+    """Returns the FOV circle of a photograph: row and column of the centre, and radius, in pixels.
 
-    Where no field of view is known, the middle of the photograph and half its longer side.
+    If the field of view is unknown: the middle of the photograph and half its longer side.
     """
     if fov.known:
         return fov.y, fov.x, fov.radius
@@ -31,31 +31,31 @@ def centre_of(fov: FieldOfView, height: int, width: int) -> tuple[float, float, 
 def circle_of(
     fov: FieldOfView, height: int, width: int, y: float = 0.0, x: float = 0.0
 ) -> np.ndarray:
-    """Where the field of view lies as seen from a tile.
+    """Returns the FOV circle of a photograph in the coordinates of a tile.
 
     Args:
-      fov: Of the photograph, in its pixels.
-      height: Of the photograph, pixels.
-      width: Of the photograph, pixels.
-      y: The tile's first row in the photograph.
-      x: Its first column.
+      fov: Field of view of the photograph, in its pixels.
+      height: Height of the photograph, pixels.
+      width: Width of the photograph, pixels.
+      y: First row of the tile in the photograph.
+      x: First column of the tile in the photograph.
 
     Returns:
-      float32 [3]: row and column of the centre in pixels of the tile, and the radius.
+      float32 [3]: row and column of the centre relative to the tile's first pixel, and radius.
     """
     row, column, radius = centre_of(fov, height, width)
     return np.array([row - y, column - x, radius], np.float32)
 
 
 def make_thumbnail(photograph: np.ndarray, fov: FieldOfView) -> np.ndarray:
-    """Reduces the square of `MARGIN` radii around the centre of the field of view.
+    """Reduces the square with half-side `MARGIN` radii around the centre of the field of view.
 
     Args:
       photograph: uint8 [H, W, 3].
-      fov: Its field of view.
+      fov: Field of view of the photograph.
 
     Returns:
-      uint8 [THUMBNAIL, THUMBNAIL, 3], means over areas; black outside the field of view and the
+      uint8 [THUMBNAIL, THUMBNAIL, 3], area means; black outside the field of view and outside the
       photograph.
     """
     height, width = photograph.shape[:2]
@@ -63,7 +63,7 @@ def make_thumbnail(photograph: np.ndarray, fov: FieldOfView) -> np.ndarray:
     if fov.known:
         photograph = np.where(fov.mask(height, width)[..., None], photograph, np.uint8(0))
     reach = MARGIN * radius
-    # Whole pixels: half of one is a hundredth of a thumbnail's pixel in photographs of any use.
+    # Whole pixels: at usual sizes half a pixel is a hundredth of a thumbnail's pixel.
     top, left = round(row - reach + 0.5), round(column - reach + 0.5)
     side = max(1, round(2 * reach))
     square = np.zeros((side, side, 3), np.uint8)
@@ -76,7 +76,7 @@ def make_thumbnail(photograph: np.ndarray, fov: FieldOfView) -> np.ndarray:
 
 
 def write_thumbnail(path: str | os.PathLike, thumbnail: np.ndarray) -> None:
-    """Writes one thumbnail as an array file, beside its place and then renamed."""
+    """Writes one thumbnail as a .npy file, to a temporary name and then renamed."""
     with replacing(path) as unfinished, unfinished.open("wb") as file:
         np.save(file, thumbnail)
 
@@ -84,15 +84,15 @@ def write_thumbnail(path: str | os.PathLike, thumbnail: np.ndarray) -> None:
 def pack_thumbnails(
     path: str | os.PathLike, files: Iterable[str | os.PathLike], count: int
 ) -> None:
-    """Writes thumbnails one after another into one array file, beside its place and then renamed.
+    """Packs thumbnail files into one .npy file, written to a temporary name and then renamed.
 
     Args:
-      path: The array file.
-      files: Of `write_thumbnail`, in the order of the array.
-      count: How many.
+      path: The .npy file.
+      files: Files written by `write_thumbnail`, in the order of the array.
+      count: Number of files.
 
     Raises:
-      DataError: One of them cannot be read, or is no thumbnail.
+      DataError: A file cannot be read, or is not a thumbnail.
     """
     shape = (count, THUMBNAIL, THUMBNAIL, 3)
     with replacing(path) as unfinished:
@@ -111,17 +111,17 @@ def pack_thumbnails(
 
 
 def open_thumbnails(path: storage.AnyPath, count: int) -> np.ndarray:
-    """The thumbnails of a dataset; on this machine's disk they are read when they are looked at.
+    """Opens the thumbnails of a dataset; a local file is memory-mapped.
 
     Args:
-      path: The array file.
-      count: How many photographs there are.
+      path: The .npy file.
+      count: Number of photographs.
 
     Returns:
       uint8 [count, THUMBNAIL, THUMBNAIL, 3].
 
     Raises:
-      DataError: It is damaged, or of other photographs.
+      DataError: The file is damaged, or its shape or dtype does not match.
     """
     try:
         if storage.is_remote(path):

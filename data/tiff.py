@@ -1,7 +1,7 @@
-"""TIFF files as their tags describe them; what no tag describes clearly is refused by name.
+"""TIFF files, read as their tags state. An unsupported or ambiguous tag is refused by name.
 
-The one reader is tifffile. It undoes compression, planes and packing; the meaning of the values
-(white, palettes, transparency, orientation) is settled here.
+tifffile undoes compression, planes and packing. This module interprets the values: white, palettes,
+transparency, orientation.
 """
 
 import io
@@ -19,14 +19,14 @@ from vae.data.pixels import Picture
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SAMPLE_FORMATS = {2: "signed integers", 3: "floating point", 5: "complex", 6: "complex"}
-_UNSIGNED, _UNDEFINED = 1, 4  # "Undefined" is what old writers call unsigned.
+_UNSIGNED, _UNDEFINED = 1, 4  # Old writers say "undefined" for unsigned.
 _REDUCED, _MASK = 1, 4  # Bits of NewSubfileType.
 _OLD_REDUCED = 2  # A value of SubfileType.
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # Values of ExtraSamples.
 _CMYK_INKS = 1
 _ICC_PROFILE = 34675
 _JPEG = COMPRESSION.JPEG
-# Each of these stops at the size that the tags state.
+# The decoders of these stop at the size that the tags state.
 _COMPRESSIONS = (
     *(COMPRESSION.NONE, COMPRESSION.LZW, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE),
     *(COMPRESSION.PACKBITS, COMPRESSION.ZSTD, COMPRESSION.LZMA, _JPEG),
@@ -42,32 +42,32 @@ _CHANNELS = {
     PHOTOMETRIC.SEPARATED: 4,
 }
 _MAX_SAMPLES = 16
-_MAX_PAGES = 100  # One and its reduced copies.
+_MAX_PAGES = 100  # One full-size page and its reduced copies.
 _YCBCR_COEFFICIENTS = (0.299, 0.587, 0.114)
 _YCBCR_RANGES = (0, 255, 128, 255, 128, 255)
 
 
 def is_tiff(encoded: bytes) -> bool:
-    """Says if the bytes are a TIFF or BigTIFF file."""
+    """Returns True if the bytes are a TIFF or BigTIFF file."""
     return encoded[:4] in _MAGIC
 
 
 def decode_tiff(encoded: bytes, name: str) -> Picture:
-    """Decodes the one full-size picture of a TIFF file; reduced copies of it are passed over.
+    """Decodes the one full-size picture of a TIFF file and ignores its reduced copies.
 
-    Transparency is composited on black. Samples that no tag describes are left out beside RGB,
-    and refused beside grey, where they may be further colours.
+    Transparent pixels are composited on black. Extra samples that no tag describes are ignored for
+    RGB, and refused for grey, because they may be further colours.
 
     Args:
       encoded: The bytes of the file.
-      name: The file, for an error.
+      name: Name of the file, for errors.
 
     Returns:
-      The picture, upright, of mode L, RGB, CMYK or LAB.
+      The upright picture, of mode L, RGB, CMYK or LAB.
 
     Raises:
-      DataError: There is no full-size picture or several, a tag has a value that is not read
-        here, the picture is too large, or the file is damaged.
+      DataError: There is no full-size picture or several, the value of a tag is not supported,
+        the picture is too large, or the file is damaged.
     """
     try:
         with tifffile.TiffFile(io.BytesIO(encoded)) as file:
@@ -77,7 +77,7 @@ def decode_tiff(encoded: bytes, name: str) -> Picture:
             return _picture(page, _samples(page), name)
     except (DataError, MemoryError):
         raise
-    except Exception as error:  # The decoders raise nearly everything.
+    except Exception as error:  # The decoders raise many types.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name}: cannot be decoded: {reason}") from error
 
@@ -85,7 +85,7 @@ def decode_tiff(encoded: bytes, name: str) -> Picture:
 def _full_page(file: tifffile.TiffFile, name: str) -> TiffPage:
     found = []
     if (pages := len(file.pages)) > _MAX_PAGES:
-        raise DataError(f"{name}: holds {pages} TIFF pages; expected one picture a file")
+        raise DataError(f"{name}: holds {pages} TIFF pages; expected one picture per file")
     for number in range(pages):
         page = file.pages.get(number)
         kind = int(page.tags.valueof("NewSubfileType") or 0)
@@ -98,14 +98,14 @@ def _full_page(file: tifffile.TiffFile, name: str) -> TiffPage:
         planes = _planes_behind(file, found[0])
     if planes != 1:
         raise DataError(
-            f"{name}: holds {planes} full-size TIFF pages; expected one picture a file, in colour"
-            " (RGB) if these are its channels"
+            f"{name}: holds {planes} full-size TIFF pages; expected one picture per file; if the"
+            " pages are colour channels, save one RGB page"
         )
     return found[0]
 
 
 def _planes_behind(file: tifffile.TiffFile, page: TiffPage) -> int:
-    """How many planes follow each other without pages, as ImageJ and tifffile write them."""
+    """Returns the number of planes in a page; ImageJ and tifffile store several in one."""
     if page.imagedepth > 1:
         return page.imagedepth
     if file.is_imagej:
@@ -117,7 +117,7 @@ def _planes_behind(file: tifffile.TiffFile, page: TiffPage) -> int:
 
 
 def _require_readable(page: TiffPage, name: str) -> None:
-    """Refuses what the tags say and is not read here, before any memory is taken for pixels."""
+    """Refuses unsupported tags before memory is allocated for pixels."""
     limits.require_pixels(page.imagewidth, page.imagelength, name)
     if page.is_tiled:
         limits.require_pixels(page.tilewidth, page.tilelength, name)
@@ -172,16 +172,16 @@ def _require_plain_ycbcr(page: TiffPage, name: str) -> None:
 
 
 def _extra_samples(page: TiffPage) -> tuple[int, ...]:
-    """The kind of each sample behind the colours; 0 where no tag names it."""
+    """Returns the ExtraSamples kind of each sample after the colours; 0 if no tag states it."""
     count = page.samplesperpixel - _CHANNELS[page.photometric]
     kinds = tuple(int(kind) for kind in page.extrasamples)
     return (kinds + (0,) * count)[:count]
 
 
 def _require_whole(page: TiffPage, encoded: bytes, name: str) -> None:
-    """Refuses missing strips, and JPEG strips of another size or with damage inside.
+    """Refuses missing strips, and JPEG strips that are too large or damaged.
 
-    tifffile fills what is missing with zeros, and its JPEG decoder fills damage with grey.
+    tifffile fills missing strips with zeros, and its JPEG decoder fills damage with grey.
     """
     for start, data in _stored(page, encoded):
         if not data:
@@ -202,13 +202,13 @@ def _stored(page: TiffPage, encoded: bytes) -> Iterator[tuple[int, bytes]]:
     for start, count in places[:expected]:
         whole = start > 0 and start + count <= len(encoded)
         if page.compression != _JPEG:
-            count = min(count, 1)  # Enough to see that there is something.
+            count = min(count, 1)  # One byte shows that the data exists.
         yield start, encoded[start : start + count] if whole else b""
 
 
 def _samples(page: TiffPage) -> np.ndarray:
-    """All samples as they are stored: uint8 or uint16 `[H, W, samples]`."""
-    values = page.asarray(squeeze=False, maxworkers=1)  # Samples or 1, 1, H, W, 1 or samples.
+    """Returns all samples as stored: uint8 or uint16 `[H, W, samples]`."""
+    values = page.asarray(squeeze=False, maxworkers=1)  # [samples | 1, 1, H, W, 1 | samples].
     values = np.moveaxis(values[:, 0, ..., 0], 0, 2) if values.shape[0] > 1 else values[0, 0]
     return values.astype(np.uint8) if values.dtype == bool else values
 
@@ -235,7 +235,7 @@ def _picture(page: TiffPage, samples: np.ndarray, name: str) -> Picture:
         alpha = pixels.scaled(samples[..., number], top)
         if kind == _UNASSOCIATED:
             colours = pixels.over_black(colours, alpha, name)
-        else:  # The stored colours are those over black.
+        else:  # The stored colours are already composited on black.
             pixels.require_visible(alpha, name)
         break
     colours = pixels.upright(colours, page.tags.valueof("Orientation"))
@@ -246,14 +246,14 @@ def _picture(page: TiffPage, samples: np.ndarray, name: str) -> Picture:
 
 
 def _colour_map(page: TiffPage) -> np.ndarray:
-    """The palette: uint8 `[2 ** bits, 3]`."""
+    """Returns the palette: uint8 `[2 ** bits, 3]`."""
     colours = np.asarray(page.tags.valueof("ColorMap", ()))
     if colours.size != 3 << page.bitspersample:
         raise ValueError(
             f"TIFF tag ColorMap of {colours.size} values, expected {3 << page.bitspersample}"
         )
     colours = colours.reshape(3, -1).T
-    # Writers multiply values of 8 bits by 256 or by 257, and some by nothing.
+    # Writers scale 8-bit values by 256 or 257; some do not scale them.
     return (colours >> 8 if colours.max() > 255 else colours).astype(np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Photographs -> a tree of tiles with its manifest: `fundus-vae make-tiles`."""
+"""Conversion of photographs to a folder of tiles with a manifest: `fundus-vae make-tiles`."""
 
 import collections
 import dataclasses
@@ -33,21 +33,21 @@ from vae.data.splits import REGEX_EXAMPLE, SPLITS, Assignment, assign_splits
 from vae.data.thumbnails import THUMBNAILS, pack_thumbnails
 
 _OPTIONS = "make_tiles.json"
-# Names in the folder of tiles that no folder of photographs may have.
+# Names in the folder of tiles; no folder of photographs may have one of them.
 _TAKEN = frozenset((MANIFEST, PHOTOGRAPHS, THUMBNAILS, OVERLAYS, REJECTED, _OPTIONS))
 
 
 @dataclasses.dataclass(frozen=True)
 class TilingSummary:
-    """What `make_tiles` did.
+    """The result of `make_tiles`.
 
     Attributes:
-      out: The directory of tiles.
-      tiles: Tiles of each (label, split).
-      photographs: Photographs of each (label, split), rejected ones excluded.
+      out: The folder of tiles.
+      tiles: Number of tiles of each (label, split).
+      photographs: Number of photographs of each (label, split), without rejected ones.
       rejected: The failure of each photograph that gave no tiles.
-      reused: How many photographs were finished already.
-      size: Bytes of all tiles.
+      reused: Number of photographs that an earlier call had finished.
+      size: Size of all tiles in bytes.
       seconds: Wall time.
     """
 
@@ -60,7 +60,7 @@ class TilingSummary:
     seconds: float
 
     def __str__(self) -> str:
-        """A table of counts by label and split, then the rejected photographs."""
+        """Returns a table of counts by label and split, and the list of rejected photographs."""
         width = max(len(label) for label, _ in self.tiles)
         lines = [f"{'tiles':{width}}" + "".join(f"{split:>10}" for split in SPLITS)]
         for label in sorted({label for label, _ in self.tiles}):
@@ -101,48 +101,49 @@ def make_tiles(
     workers: int | None = None,
     progress: bool = True,
 ) -> TilingSummary:
-    """Cuts every photograph of a tree into tiles inside its field of view.
+    """Cuts every photograph below a folder into tiles inside its field of view.
 
-    A photograph's id is its path below `photographs` without the suffix (directly in it,
-    "<name of the folder>/<stem>"), and its tiles are `out/<id>/<stem>_y<y>_x<x>.png`. Its label is
-    the name of its folder, or the word of `patients`. `manifest.csv`, `photographs.csv` and
-    `thumbnails.npy`, the photographs in 64 x 64 pixels, are written at the end. After an
-    interruption the same call continues: finished photographs are not cut again. Photographs whose
-    files have the same content are reported and share a split.
+    A photograph's id is its path below `photographs` without suffix. For a photograph directly in
+    that folder, it is "<name of the folder>/<stem>". Its tiles are `out/<id>/<stem>_y<y>_x<x>.png`.
+    Its label comes from `patients`, else it is the name of its folder. `manifest.csv`,
+    `photographs.csv` and `thumbnails.npy` (uint8, 64 x 64 pixels) are written at the end. After an
+    interruption, the same call continues and does not cut finished photographs again. Photographs
+    whose files have the same content are reported and share a split.
 
     Args:
-      photographs: Folder searched for images, with its subfolders.
+      photographs: Folder that is searched for images, with its subfolders.
       out: New or empty folder, or one that the same call has begun.
       tile: Side of a tile in pixels.
-      stride: Pixels between neighbouring tiles, before a jitter of up to 4 pixels.
-      min_fov: Smallest share of a tile inside the field of view.
-      fov: "auto" finds the lit disc, "none" takes the whole picture.
-      fov_mask: Folder with a mask for each photograph instead, see `vae.data.region`.
-      max_lost_share: Largest share of the lit area outside the disc; more is rejected.
+      stride: Distance of neighbouring tiles in pixels, before a jitter of up to 4 pixels.
+      min_fov: Smallest share of a tile inside the field of view, above 0, at most 1.
+      fov: "auto" detects the lit disc, "none" takes the whole picture.
+      fov_mask: Folder with a mask for each photograph, or None, see `vae.data.region`.
+      max_lost_share: Largest accepted share of the lit area outside the disc, 0 to 1.
       fov_width: Scales each photograph so that its field of view has this diameter in pixels.
-      file_format: "png", or "jpg" (quality 95, 4:4:4) for the tiles of train; val's and test's
-        are always PNG.
+      file_format: "png" or "jpg" (quality 95, 4:4:4) for the tiles of train; those of val and
+        test are always PNG.
       patients: CSV file with photograph, patient and optionally label, split.
-      patient_regex: Searched in each path below `photographs`, without the suffix; the first
-        group, else the whole match, is the patient.
+      patient_regex: Regular expression that is searched in each path below `photographs`, without
+        suffix; its first group, else the whole match, is the patient.
       patients_unknown: Confirms that each photograph counts as its own patient.
-      val: Share of the patients for validation, where the file names no split.
-      test: Share of the patients for the test, where the file names no split.
-      stratify: "label" takes these shares of the patients of each label.
-      limit: Cuts only so many photographs, of every split in turn.
+      val: Share of the patients for validation, if the file names no split.
+      test: Share of the patients for the test, if the file names no split.
+      stratify: "label" applies these shares to the patients of each label.
+      limit: Largest number of photographs to cut, taken from the splits in turn; None for all.
       overlays: Writes pictures of the fields of view and the tiles to `out/overlays`.
-      seed: Of the jitter.
-      workers: Processes; as many as there are cores unless told. 1 stays in this process.
-      progress: Prints what is going to be done and how far it is.
+      seed: Seed of the jitter.
+      workers: Number of processes; None for one per core, 1 for this process only.
+      progress: Prints an estimate and the progress.
 
     Returns:
-      Counts, and the photographs rejected with reasons (in `out/rejected.csv` too); as a string it
-      is the table to print.
+      Counts, and the rejected photographs with reasons (also in `out/rejected.csv`); `str` of it is
+      the table to print.
 
     Raises:
-      UsageError: An option is out of range, or `out` was begun with other options, was not made by
-        this function, or is being written to by another process.
-      DataError: No photographs, ambiguous names, an empty split, no photograph left, or no space.
+      UsageError: An option is out of range; or `out` was begun with other options, was not made by
+        this function, or another process writes to it.
+      DataError: There are no photographs, their names are ambiguous, a split is empty, all
+        photographs are rejected, or the disk is full.
     """
     start = time.monotonic()
     say = _say if progress else _stay_silent
@@ -174,7 +175,7 @@ def make_tiles(
     if patients is None and patient_regex is None and not patients_unknown:
         say(
             f"No word on patients: each of the {len(files):,} photographs counts as its own"
-            f" patient. If some show the same person, tell them apart: {REGEX_EXAMPLE}."
+            f" patient. If several show one person, name the patients: {REGEX_EXAMPLE}."
         )
     chosen = _limited(assigned, limit)
     jobs = [
@@ -228,13 +229,13 @@ def _check_options(
 
 
 def _flat(cut: CutSettings) -> dict[str, object]:
-    """The options that decide the pixels of tiles, under their own names."""
+    """Returns the options that decide the pixels of tiles, by name."""
     options = dataclasses.asdict(cut)
     return options | options.pop("choice")
 
 
 def _limited(assigned: Mapping[str, Assignment], limit: int | None) -> Mapping[str, Assignment]:
-    """The first `limit` photographs, taken from the splits in turn."""
+    """Returns the first `limit` photographs, taken from the splits in turn."""
     if limit is None:
         return assigned
     ranks: collections.Counter[str] = collections.Counter()
@@ -247,14 +248,14 @@ def _limited(assigned: Mapping[str, Assignment], limit: int | None) -> Mapping[s
 
 
 def _begin(out: Path, options: Mapping[str, object]) -> None:
-    """Notes the options in `out`, or refuses a folder that was begun with others."""
+    """Writes the options to `out`, or refuses a folder that was begun with other options."""
     path = out / _OPTIONS
     if path.exists():
         require_regular(path, "the options of make-tiles")
         try:
             before = json.loads(path.read_bytes())
         except ValueError as error:
-            raise DataError(f"{path}: is damaged: {error}; delete {out} and begin anew") from None
+            raise DataError(f"{path}: is damaged: {error}; delete {out} and start again") from None
         for name, value in options.items():
             if before.get(name) != value:
                 raise UsageError(
@@ -276,7 +277,7 @@ def _conclude(
     reused: int,
     start: float,
 ) -> TilingSummary:
-    """Writes the tables and counts."""
+    """Writes the tables and the thumbnails, and returns the summary."""
     cut_ones = [
         (job, assignment, result)
         for job, assignment, result in zip(jobs, assignments, results, strict=True)
@@ -315,7 +316,7 @@ def _conclude(
             for y, x, share in r.tiles
         ),
     )
-    # The tables above hold the tiles of the other splits; nothing that was cut is lost.
+    # Raised after the tables are written, so that no tile of the other splits is lost.
     lost = {a.split for a in assignments} - {a.split for _, a, _ in cut_ones}
     if lost:
         raise DataError(

@@ -6,7 +6,7 @@ latents = model.encode(tiles)              # uint8 [N, H, W, 3] -> float32 [N, H
 tiles = model.decode(latents)              # -> uint8 [N, H, W, 3]
 photograph = model.reconstruct(photograph) # uint8 [H, W, 3] of any size, without seams
 clear = vae.load_enhancer().enhance(photograph, fov)
-tiles = vae.load_sampler().sample(range(16), seed=0)  # of nobody's eyes
+tiles = vae.load_sampler().sample(range(16), seed=0)  # synthetic tiles
 """
 
 from pathlib import Path
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 __all__ = ["EnhancementModel", "Model", "Sampler", "load_enhancer", "load_model", "load_sampler"]
 
-# In a checkout `vae.data` and `vae.configs` are the folders data/ and configs/ beside this package;
-# installed they lie in it.
+# In a checkout `vae.data` and `vae.configs` are the folders data/ and configs/ next to this
+# package. An installed package contains them.
 if (_CHECKOUT := Path(__file__).resolve().parents[1]).joinpath("run_experiment.py").is_file():
     __path__.append(str(_CHECKOUT))
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    # Lazily, so that commands which only cut or build tiles do not wait for JAX.
+    # Lazy imports, so that commands which only cut or build tiles do not wait for JAX.
     if name in __all__:
         from vae.inference import enhance, model, sample
 

@@ -1,6 +1,6 @@
-"""Image quality as pure functions: SSIM, PSNR, and where they are allowed to look.
+"""Image quality metrics as pure functions: SSIM and PSNR, with and without a mask.
 
-Everything is float32 whatever the inputs: at 50 dB a tenth of a grey level decides.
+All computations are float32 for any input dtype: at 50 dB a tenth of a grey level matters.
 """
 
 import jax
@@ -12,39 +12,39 @@ from vae.precision import HIGHEST
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
 K1, K2 = 0.01, 0.03
-# A tile without any error would score infinite dB; 1e-4 grey levels squared caps it at 88.1 dB.
+# Lower limit of the mean squared error, grey levels squared: it caps PSNR at 88.1 dB.
 MIN_MSE = 1e-4
 MAX_BAND = 512
 
 
 def to_float(image: jax.Array) -> jax.Array:
-    """uint8 [...] in 0..255 -> float32 [...] in [-1, 1]."""
+    """Converts uint8 [...] in 0..255 to float32 [...] in [-1, 1]."""
     return image.astype(jnp.float32) / 127.5 - 1.0
 
 
 def to_uint8(image: jax.Array) -> jax.Array:
-    """float [...] in [-1, 1] -> uint8 [...], rounded to the nearest level and clipped."""
+    """Converts float [...] in [-1, 1] to uint8 [...], rounded to the nearest level and clipped."""
     return jnp.clip(jnp.round((image.astype(jnp.float32) + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
 
 def gaussian_window() -> np.ndarray:
-    """The 1-D Gaussian of the SSIM window, float32 [SSIM_WINDOW], sums to one."""
+    """Returns the 1-D Gaussian of the SSIM window, float32 [SSIM_WINDOW], with sum 1."""
     offsets = np.arange(SSIM_WINDOW) - (SSIM_WINDOW - 1) / 2
     window = np.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
     return (window / window.sum()).astype(np.float32)
 
 
 def _blur(x: jax.Array) -> jax.Array:
-    """Separable Gaussian filter at valid positions: [B, H, W, C] -> [B, H-10, W-10, C]."""
+    """Applies the Gaussian filter at valid positions: [B, H, W, C] -> [B, H-10, W-10, C]."""
     return _blur_axis(_blur_axis(x, 1), 2)
 
 
 def _blur_axis(x: jax.Array, axis: int) -> jax.Array:
     """Filters axis 1 or 2 of [B, H, W, C].
 
-    Up to the size of a tile by a product with a band matrix: its gradient is another product,
-    where XLA's CPU backend takes sixteen times as long over the gradient of shifted slices. A
-    band matrix grows with the square of the side, so whole photographs take the slices.
+    Up to `MAX_BAND` pixels it multiplies by a band matrix, whose gradient is another product: on
+    CPUs XLA takes sixteen times as long for the gradient of shifted slices. The band matrix grows
+    with the square of the side, so larger images use the slices.
     """
     window, side = gaussian_window(), x.shape[axis]
     valid = side - SSIM_WINDOW + 1
@@ -57,13 +57,13 @@ def _blur_axis(x: jax.Array, axis: int) -> jax.Array:
 
 
 def ssim_map(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Structural similarity at every valid window position.
+    """Computes structural similarity (SSIM) at every valid window position.
 
     Wang, Bovik, Sheikh, Simoncelli (2004), eq. 13: Gaussian window of 11 pixels, sigma 1.5,
     K = 0.01 and 0.03, population covariance.
 
     Args:
-      a: [B, H, W, C], values in [0, 1], H and W at least 11.
+      a: [B, H, W, C], values in [0, 1], H and W at least 11; otherwise raises ValueError.
       b: Like `a`.
 
     Returns:
@@ -72,9 +72,8 @@ def ssim_map(a: jax.Array, b: jax.Array) -> jax.Array:
     if min(a.shape[1:3]) < SSIM_WINDOW:
         raise ValueError(f"SSIM needs sides of at least {SSIM_WINDOW} pixels, got {a.shape[1:3]}")
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-    # Shifting both by the same constant leaves the covariances what they are and keeps float32
-    # from cancelling: E[x^2] - E[x]^2 of values around zero. Nothing depends on the shift, so no
-    # gradient flows through it.
+    # A common shift avoids cancellation in E[x^2] - E[x]^2 and does not change the covariances. The
+    # result does not depend on the shift, so its gradient is stopped.
     shift = jax.lax.stop_gradient(jnp.mean(a, axis=(1, 2), keepdims=True))
     a_shifted, b_shifted = a - shift, b - shift
     mean_a, mean_b = _blur(a_shifted), _blur(b_shifted)
@@ -86,19 +85,19 @@ def ssim_map(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def ssim(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Mean SSIM of each example: [B, H, W, C] in [0, 1] twice -> float32 [B]."""
+    """Returns the mean SSIM of each example, float32 [B]; a and b are [B, H, W, C] in [0, 1]."""
     return jnp.mean(ssim_map(a, b), axis=(1, 2, 3))
 
 
 def window_inside(mask: jax.Array) -> jax.Array:
-    """Where a whole SSIM window lies inside a mask: bool [B, H, W] -> bool [B, H-10, W-10]."""
+    """Marks SSIM windows that lie inside a mask: bool [B, H, W] -> bool [B, H-10, W-10]."""
     return jax.lax.reduce_window(
         mask, True, jax.lax.bitwise_and, (1, SSIM_WINDOW, SSIM_WINDOW), (1, 1, 1), "VALID"
     )
 
 
 def masked_ssim(a: jax.Array, b: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean SSIM over the windows that lie wholly inside the mask.
+    """Returns the mean SSIM over the windows that lie completely inside the mask.
 
     Args:
       a: [B, H, W, C], values in [0, 1].
@@ -106,7 +105,7 @@ def masked_ssim(a: jax.Array, b: jax.Array, mask: jax.Array) -> jax.Array:
       mask: bool [B, H, W], the field of view.
 
     Returns:
-      float32 [B]; NaN for an example where no window fits.
+      float32 [B]; NaN for an example without such a window.
     """
     inside = window_inside(mask)
     total = jnp.sum(jnp.where(inside, jnp.mean(ssim_map(a, b), axis=-1), 0.0), axis=(1, 2))
@@ -115,7 +114,7 @@ def masked_ssim(a: jax.Array, b: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def masked_psnr(a: jax.Array, b: jax.Array, mask: jax.Array) -> jax.Array:
-    """Peak signal-to-noise ratio over the pixels of the mask, peak 255.
+    """Returns the peak signal-to-noise ratio (PSNR) over the pixels of the mask, peak 255.
 
     Args:
       a: [B, H, W, C] in grey levels 0..255, any dtype.
@@ -123,7 +122,7 @@ def masked_psnr(a: jax.Array, b: jax.Array, mask: jax.Array) -> jax.Array:
       mask: bool [B, H, W].
 
     Returns:
-      float32 [B] in dB, at most 88.1 (`MIN_MSE`); NaN where the mask is empty.
+      float32 [B] in dB, at most 88.1 (`MIN_MSE`); NaN if the mask is empty.
     """
     error = jnp.square(a.astype(jnp.float32) - b.astype(jnp.float32)).mean(axis=-1)
     count = jnp.sum(mask, axis=(1, 2))

@@ -1,4 +1,4 @@
-"""Several processes that run one program: who speaks, what the first decides, what all have."""
+"""Communication of the processes of a run: printing, broadcasting, summing, gathering."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -34,20 +34,20 @@ def by_first_process(compute: Callable[[], Any], like: Any) -> Any:
 
 
 def sum_over_processes(values: np.ndarray) -> np.ndarray:
-    """The sum over all processes of float64 [n], the same on each."""
+    """Returns the sum of float64 [n] over all processes, the same on each process."""
     if jax.process_count() == 1:
         return values
-    # Float64 would be cut to float32 on the way; as bytes it travels whole.
+    # JAX would convert float64 to float32, so the values are sent as bytes.
     gathered = _gather(np.ascontiguousarray(values).view(np.uint8))
     return gathered.view(np.float64).sum(axis=0)
 
 
 def gather_names(names: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
-    """The names of all processes' rows, in the order of the rows.
+    """Gathers the names of all processes' rows, in the order of the rows.
 
     Args:
-      names: Columns of str [n], this process's.
-      rows: int [n], their rows; the processes together have 0, 1, ... N-1, as many on each.
+      names: Columns of str [n] of this process.
+      rows: int [n], row numbers, with the same n on each process; together they are 0, ... N-1.
 
     Returns:
       Columns of str [N], the same on every process.
@@ -59,7 +59,7 @@ def gather_names(names: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str,
     gathered = {}
     for column, values in names.items():
         encoded = np.char.encode(np.asarray(values, np.str_), "utf-8")
-        # One width for all processes: a gather needs equal shapes.
+        # All processes use one string width, because a gather needs equal shapes.
         width = int(_gather(np.array([encoded.dtype.itemsize], np.int32)).max())
         fixed = np.ascontiguousarray(encoded.astype(f"S{max(width, 1)}"))
         wide = np.ascontiguousarray(_gather(fixed.view(np.uint8).reshape(len(fixed), -1)))

@@ -1,6 +1,6 @@
-"""Precision of products: float32 stays float32 on every backend.
+"""Precision of products: float32 products are computed in float32 on every backend.
 
-TF32 and bf16 passes are the default on accelerators and cost half a dB at 50 dB.
+The defaults on accelerators, TF32 and bf16 passes, cost half a dB at 50 dB.
 """
 
 import jax
@@ -10,5 +10,5 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
-    """`HIGHEST` for float32; None, the backend's default, for shorter types."""
+    """Returns `HIGHEST` for float32, and None (the backend's default) for shorter dtypes."""
     return HIGHEST if jnp.dtype(dtype) == jnp.float32 else None

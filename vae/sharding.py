@@ -1,4 +1,4 @@
-"""Where arrays live: the mesh ("data", "fsdp"), the batch over both, large leaves over "fsdp"."""
+"""Sharding over the mesh ("data", "fsdp"): batches over both axes, large leaves over "fsdp"."""
 
 import functools
 import re
@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp")
 
-# First match wins. "fsdp": the largest dimension that divides; "replicate": everywhere whole.
+# The first match applies. "fsdp" shards the largest divisible dimension; "replicate" shards none.
 RULES = (
     (r"(^|/)(pca|latent_mean|latent_var|step)(/|$)", "replicate"),
     (r".*", "fsdp"),
@@ -20,37 +20,37 @@ RULES = (
 
 
 def path_name(path: tuple) -> str:
-    """A tree path as text: `linear/analysis`."""
+    """Converts a tree path to text, for example `linear/analysis`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
-    """The mesh over all devices of all hosts; data = -1 takes what fsdp leaves."""
+    """Makes the mesh over the devices of all processes; data = -1 is the device count / fsdp."""
     data = jax.device_count() // fsdp if data == -1 else data
     return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same whole array on every device."""
+    """Returns the sharding of a complete copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over all devices: both axes of the mesh carry examples."""
+    """Returns the sharding of rows over all devices: both mesh axes divide the batch."""
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
 def partition(path: str, shape: tuple[int, ...], fsdp: int, min_size: int) -> PartitionSpec:
-    """How one leaf is cut.
+    """Returns the partition of one leaf.
 
     Args:
-      path: Its place in the state, `params/encoder/stage0/block0/conv1/kernel`.
-      shape: Its shape.
+      path: Path in the train state, for example `params/encoder/stage0/block0/conv1/kernel`.
+      shape: Shape of the leaf.
       fsdp: Size of the mesh's "fsdp" axis.
       min_size: Leaves with fewer values are replicated: gathering them costs more than it saves.
 
     Returns:
-      The partition; a large leaf of which no dimension divides is replicated, and reported.
+      The partition. A large leaf without a divisible dimension is replicated, with a warning.
     """
     rule = next(rule for pattern, rule in RULES if re.search(pattern, path))
     if rule == "replicate" or fsdp == 1 or np.prod(shape, dtype=np.int64) < min_size:
@@ -64,7 +64,7 @@ def partition(path: str, shape: tuple[int, ...], fsdp: int, min_size: int) -> Pa
 
 
 def tree_sharding(tree, mesh: Mesh, min_size: int):
-    """The sharding of every leaf of an abstract (or real) tree, by `partition`."""
+    """Returns the sharding of every leaf of an abstract or real tree, by `partition`."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(
             mesh, partition(path_name(path), leaf.shape, mesh.shape["fsdp"], min_size)
@@ -74,7 +74,7 @@ def tree_sharding(tree, mesh: Mesh, min_size: int):
 
 
 def device_bytes(tree, sharding) -> int:
-    """What each device holds of a tree of abstract (or real) arrays with their shardings, bytes."""
+    """Returns the bytes per device of a tree of abstract or real arrays with given shardings."""
     return sum(
         leaf.dtype.itemsize * int(np.prod(where.shard_shape(leaf.shape)))
         for leaf, where in zip(jax.tree.leaves(tree), jax.tree.leaves(sharding), strict=True)
@@ -82,15 +82,15 @@ def device_bytes(tree, sharding) -> int:
 
 
 def largest_leaves(tree, sharding, count: int = 6) -> str:
-    """A report of where a state goes: what a device holds, and the parameters that weigh most.
+    """Formats a report of a state's size per device and of its largest parameters.
 
     Args:
-      tree: A state, abstract or real, whose `params` are listed.
-      sharding: Of `tree_sharding`, for the same tree.
-      count: How many parameters.
+      tree: A train state, abstract or real, whose `params` are listed.
+      sharding: Result of `tree_sharding` for the same tree.
+      count: Number of parameters to list.
 
     Returns:
-      A line for the whole, and one for each parameter: path, shape, partition, megabytes a device.
+      A line for the state, and a line per parameter: path, shape, partition, MB, MB per device.
     """
     whole = sum(leaf.dtype.itemsize * leaf.size for leaf in jax.tree.leaves(tree))
     held = device_bytes(tree, sharding)
@@ -117,10 +117,10 @@ def largest_leaves(tree, sharding, count: int = 6) -> str:
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """The rows of a global batch that this process feeds: ascending, int [b].
+    """Returns the rows of a global batch that this process feeds, int [b], ascending.
 
-    Read from the sharding, for a process number says nothing about where its devices stand in the
-    mesh: on a TPU slice they need not even stand together.
+    They are read from the sharding, because the process index does not determine the position of
+    its devices in the mesh. On a TPU slice the devices need not be adjacent.
     """
     indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     spans = sorted({index[0].indices(batch_size)[:2] for index in indices.values()})
@@ -128,7 +128,7 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows -> global arrays over all devices."""
+    """Makes global arrays over all devices from this process's rows."""
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
@@ -136,9 +136,9 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 
 
 def put(tree: Any, sharding: NamedSharding) -> Any:
-    """Arrays that every process has -> the same over the devices of a sharding.
+    """Places arrays that every process holds on the devices of a sharding.
 
-    One that lies over several processes already stays as it is.
+    Arrays that are already distributed over several processes are returned unchanged.
     """
 
     def placed(array: np.ndarray | jax.Array) -> jax.Array:
@@ -152,7 +152,7 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def whole(mesh: Mesh, tree: Any) -> Any:
-    """Arrays in any sharding -> whole on every device. All processes call it together."""
+    """Replicates arrays of any sharding on every device. All processes must call it together."""
     return _whole(mesh)(tree)
 
 

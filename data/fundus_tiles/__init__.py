@@ -1,7 +1,7 @@
-"""The tfds dataset `fundus_tiles`: directories of tiles -> sharded records.
+"""The tfds dataset `fundus_tiles`: sharded records made from a folder of tiles.
 
 `build.build` makes it; readers of a dataset need only the names below.
 """
 
 NAME = "fundus_tiles"
-VERSION = "1.2.0"  # Of the examples; the reader refuses another one.
+VERSION = "1.2.0"  # Version of the examples; the reader refuses any other.

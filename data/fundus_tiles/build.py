@@ -1,4 +1,4 @@
-"""Building a dataset in its place, or leaving nothing behind."""
+"""Build of the dataset `fundus_tiles`: complete, or nothing is left behind."""
 
 import contextlib
 import csv
@@ -26,21 +26,21 @@ from vae.data.fundus_tiles.collect import TileList, collect
 from vae.data.fundus_tiles.shards import TooManyRejectedError
 from vae.data.outputs import claim_folder
 
-_STAGING = f".building-{platform.node()}-"  # Plus the process's number on this machine.
+_STAGING = f".building-{platform.node()}-"  # Followed by the process id on this machine.
 
 
 @dataclasses.dataclass(frozen=True)
 class BuildReport:
-    """What a build did.
+    """The result of a build.
 
     Attributes:
-      path: The directory of the shards.
-      counts: Tiles per split.
-      rejected: (tile, reason) of what was left out.
-      unlisted: Images the manifest does not name.
+      path: The folder of the shards.
+      counts: Number of tiles per split.
+      rejected: (tile, reason) of each tile that was left out.
+      unlisted: Images that the manifest does not name.
       bytes: Size of the shards.
-      seconds: What it took; 0 where the dataset was there already.
-      patients_known: Whether the splits are known to be by patient.
+      seconds: Wall time; 0 if the dataset existed already.
+      patients_known: True if the splits are known to separate patients.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class BuildReport:
     patients_known: bool
 
     def __str__(self) -> str:
-        """The counts by split, and what was left out."""
+        """Returns the counts by split and the number of rejected tiles."""
         counts = ", ".join(f"{split} {count:,}" for split, count in self.counts.items())
         text = f"{counts} tiles, {self.bytes / 1e6:,.1f} MB"
         if self.seconds:
@@ -62,12 +62,12 @@ class BuildReport:
             listed = self.path.parents[1] / REJECTED
             text += f"\n{len(self.rejected):,} damaged or missing tiles left out, see {listed}"
         if not self.patients_known:
-            text += "\npatients are unknown: tiles of one may be in two splits, tables will say so"
+            text += "\npatients are unknown: two splits may share a patient, tables will say so"
         return text
 
     @property
     def tiles_per_second(self) -> float:
-        """The rate, rejected tiles included; 0 where nothing had to be built."""
+        """Tiles per second, rejected ones included; 0 if nothing was built."""
         tiles = sum(self.counts.values()) + len(self.rejected)
         return tiles / self.seconds if self.seconds else 0.0
 
@@ -91,35 +91,35 @@ def build(
     beam_options: str = "",
     report: Callable[[str], None] = print,
 ) -> BuildReport:
-    """Builds the dataset of a directory of tiles.
+    """Builds the dataset of a folder of tiles.
 
-    Every tile is decoded once to validate it. Damaged and missing ones are left out and listed in
+    Every tile is decoded once for validation. Damaged and missing tiles are left out and listed in
     `DATA_DIR/rejected.csv`. An interrupted or failed build leaves nothing but that list.
 
     Args:
-      tiles: Directory of tiles, also gs://bucket/folder, see
+      tiles: Folder of tiles, local or gs://bucket/folder, see
         `vae.data.fundus_tiles.collect.collect`.
-      data_dir: Where to; the shards go to `DATA_DIR/fundus_tiles/<version>`.
+      data_dir: Output folder; the shards are written to `DATA_DIR/fundus_tiles/<version>`.
       file_format: "tfrecord" or "array_record".
-      max_rejected: Share of the tiles that may be left out.
+      max_rejected: Largest accepted share of rejected tiles, 0 to 1.
       patients: Without a manifest: CSV file with photograph, patient and optionally label, split.
-      patient_regex: Without a manifest: searched in the paths of the photographs' folders below
-        `tiles`; the first group, else the whole match, is the patient.
-      patients_unknown: Without a manifest: accepts that nothing tells patients apart.
+      patient_regex: Without a manifest: regular expression that is searched in the paths of tile
+        folders below `tiles`; its first group, else the whole match, is the patient.
+      patients_unknown: Without a manifest: accepts each photograph as its own patient.
       val: Without a manifest: share of the patients for validation.
       test: Without a manifest: share of the patients for the test.
-      stratify: Without a manifest: "label" takes these shares of the patients of each label.
-      workers: Threads that read and validate, with `beam` processes; None for one a core.
-      shard_bytes: About how large a shard is.
-      overwrite: Replaces a dataset of other tiles; the old one stays until the new one is whole.
-      beam: Has Apache Beam write the shards, the same ones.
-      beam_options: Beam's, "runner=DataflowRunner,project=..."; "" for processes of this machine.
-      report: Receives lines for a person.
+      stratify: Without a manifest: "label" applies these shares to the patients of each label.
+      workers: Threads that read and validate, or processes with `beam`; None for one per core.
+      shard_bytes: Approximate size of a shard.
+      overwrite: Replaces an existing dataset once the new one is complete.
+      beam: Writes the same shards with Apache Beam.
+      beam_options: "runner=DataflowRunner,project=..."; "" for processes of this machine.
+      report: Receives one-line messages.
 
     Raises:
-      UsageError: Another dataset is there, or an option makes no sense; `data_dir` holds what no
-        build made, or another process is writing to it.
-      DataError: The tiles cannot be used, or too many are damaged, or the disk is too small.
+      UsageError: Another dataset exists, an option is invalid, `data_dir` contains files that no
+        build made, or another process writes to it.
+      DataError: The tiles cannot be used, too many are damaged, or the disk is too small.
     """
     if file_format not in ("tfrecord", "array_record"):
         raise UsageError(f"file_format {file_format!r}: expected tfrecord or array_record")
@@ -129,8 +129,8 @@ def build(
         raise UsageError(f"workers {workers}: expected at least 1")
     if storage.is_remote(data_dir):
         raise UsageError(
-            f"data_dir {data_dir}: shards are written to a disk, with --beam one that all workers "
-            "share; build there and upload the folder, a run reads it where it is"
+            f"data_dir {data_dir}: shards are written to a disk, with --beam to one that all "
+            "workers share; build there and upload the folder: runs read it from the bucket"
         )
     if beam_options and not beam:
         raise UsageError(f"beam_options {beam_options!r} are for --beam")
@@ -161,7 +161,7 @@ def build(
         need = int(found.sizes.clip(min=0).sum()) + 512 * len(found)
         report(
             f"{len(found)} tiles -> {target}: {need / 2**30:.2f} GiB as {file_format}, "
-            "no temporary disk beside it"
+            "no temporary disk space"
         )
         with _staging(data_dir) as staging:
             if (free := shutil.disk_usage(staging).free) < need:
@@ -199,7 +199,7 @@ def _existing(
     file_format: str,
     report: Callable[[str], None],
 ) -> BuildReport:
-    """Accepts a finished dataset of the same tiles, refuses any other."""
+    """Reports a complete dataset of the same tiles; refuses any other."""
     dataset = open_dataset(data_dir)
     for what, there, wanted in (
         ("other tiles", dataset.metadata["tiles"], tiles.fingerprint()),
@@ -231,7 +231,7 @@ def _report(
 
 @contextlib.contextmanager
 def _staging(data_dir: Path) -> Iterator[Path]:
-    """A directory beside the target that is gone afterwards, as is `data_dir` if left empty."""
+    """Yields a temporary folder in `data_dir`; on exit removes it and new folders left empty."""
     existing = [parent for parent in (data_dir, *data_dir.parents) if parent.exists()]
     staging = data_dir / f"{_STAGING}{os.getpid()}"
     try:
@@ -264,7 +264,7 @@ def _running(pid: int) -> bool:
 
 
 def _replace(target: Path, new: Path) -> None:
-    """Renames `new` to `target`; what was there is removed once that is done."""
+    """Renames `new` to `target`; an old `target` is moved next to `new`, to be removed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     old = new.with_name(f"{new.name}.old")
     if target.exists():

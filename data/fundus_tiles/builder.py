@@ -1,7 +1,7 @@
-"""The tfds builder: examples, their features, and how they get into shards.
+"""The tfds builder: examples, features and the writing of shards.
 
-Built shard by shard from a list that is shuffled beforehand, so nothing is buffered or sorted on
-the way: memory holds the list and a few tiles, and no temporary disk is needed.
+The list of tiles is shuffled first and then written shard by shard, so examples are neither
+buffered nor sorted. Memory holds the list and a few tiles; no temporary disk space is needed.
 """
 
 import os
@@ -27,18 +27,15 @@ SHARD_BYTES = 256 << 20
 class FundusTiles(tfds.core.ShardBasedBuilder):
     """Tiles of retinal fundus photographs.
 
-    `vae.data.fundus_tiles.build` is the usual way to it. `tfds build` works too:
+    The usual entry is `vae.data.fundus_tiles.build`. `tfds build` works too:
 
         tfds build fundus_tiles --imports vae.data.fundus_tiles.builder --manual_dir TILES
 
-    with `--beam_pipeline_options=runner=...` on Apache Beam.
-
-    Attributes:
-      rejected: (tile, reason) of what the build left out, once it ran.
+    For Apache Beam add `--beam_pipeline_options=runner=...`.
     """
 
     VERSION = tfds.core.Version(VERSION)
-    # Else looked for by the name of this module, which is no folder in a checkout.
+    # By default tfds searches a folder named after this module; a checkout has none.
     pkg_dir_path = epath.Path(__file__).parent
     MANUAL_DOWNLOAD_INSTRUCTIONS = "The directory of tiles that `fundus-vae make-tiles` made."
 
@@ -52,15 +49,15 @@ class FundusTiles(tfds.core.ShardBasedBuilder):
         progress: Callable[[int], object] | None = None,
         **kwargs,
     ):
-        """Takes what tfds builders take, and more.
+        """Creates the builder.
 
         Args:
           tiles: From `collect`; None collects tfds's manual directory.
-          max_rejected: Share of the tiles that may be left out as damaged.
-          shard_bytes: About how large a shard is.
-          workers: Threads that read and validate; None for one a core.
-          progress: Called with the number of tiles just dealt with.
-          **kwargs: `data_dir`, `file_format` and so on.
+          max_rejected: Largest accepted share of damaged tiles, 0 to 1.
+          shard_bytes: Approximate size of a shard.
+          workers: Threads that read and validate; None for one per core.
+          progress: Called with the number of newly processed tiles.
+          **kwargs: Arguments of tfds builders: `data_dir`, `file_format` and others.
         """
         self._tiles = tiles
         self._shard_bytes = shard_bytes
@@ -69,7 +66,7 @@ class FundusTiles(tfds.core.ShardBasedBuilder):
 
     @property
     def rejected(self) -> list[tuple[str, str]]:
-        """(tile, reason) of what the build left out, sorted by tile."""
+        """(tile, reason) of each tile that the build left out, sorted by tile."""
         return sorted(self._notes.rejected)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -108,7 +105,7 @@ class FundusTiles(tfds.core.ShardBasedBuilder):
         return shards
 
     def _download_and_prepare(self, dl_manager, download_config=None) -> None:
-        """Builds the shards, then what lies beside them, all in tfds's temporary directory."""
+        """Builds the shards and the files next to them, all in tfds's temporary directory."""
         config = download_config
         beams = config is not None and bool(config.beam_runner or config.beam_options)
         if beams:
@@ -117,7 +114,7 @@ class FundusTiles(tfds.core.ShardBasedBuilder):
             super()._download_and_prepare(dl_manager, config)
         tiles, directory = self._tiles, Path(self.data_dir)
         written = {name: info.num_examples for name, info in self.info.splits.items()}
-        rejected = len(tiles) - sum(written.values())  # Counted: nothing may be lost unnoticed.
+        rejected = len(tiles) - sum(written.values())  # Counted, so that no loss goes unnoticed.
         if rejected > self._notes.limit * len(tiles):
             raise TooManyRejectedError(self.rejected, len(tiles), self._notes.limit)
         for split, count in written.items():
@@ -129,7 +126,7 @@ class FundusTiles(tfds.core.ShardBasedBuilder):
             beside = tiles.photographs.parent
             if THUMBNAILS in storage.names(beside):
                 storage.download(beside / THUMBNAILS, directory / THUMBNAILS)
-        if not beams:  # There the workers did.
+        if not beams:  # With Beam the workers write the indexes.
             for info in self.info.splits.values():
                 for path in info.filepaths:
                     records.write_index(path)
@@ -141,7 +138,7 @@ class FundusTiles(tfds.core.ShardBasedBuilder):
         )
 
     def _write_on_beam(self, dl_manager, config: tfds.download.DownloadConfig) -> None:
-        """As tfds writes the shards, but by Beam's workers; the same files."""
+        """Writes the same shards as tfds does, by Beam's workers."""
         features = self.info.features
         serializer = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
         writer = tfds.core.writer.ShardWriter(features, serializer, self._example_writer())
@@ -170,7 +167,7 @@ class FundusTiles(tfds.core.ShardBasedBuilder):
 
 
 class _ExampleWriter(tfds.core.writer.ExampleWriter):
-    """Writes TFRecords without tensorflow, other formats as tfds does; always the same bytes."""
+    """Writer of TFRecords without tensorflow, and of other formats by tfds; deterministic."""
 
     def write(self, path, examples):
         examples = ((key, _in_order(serialized)) for key, serialized in examples)
@@ -181,7 +178,9 @@ class _ExampleWriter(tfds.core.writer.ExampleWriter):
 
 
 def _in_order(serialized: bytes) -> bytes:
-    """The example with its features sorted: protobuf leaves their order to chance in each process,
-    and a dataset built again of the same tiles would look like another one."""
+    """Returns the example with sorted features.
+
+    Protobuf's own order differs between processes, and a second build would have other bytes.
+    """
     example = tf_example_pb2.Example.FromString(serialized)
     return example.SerializeToString(deterministic=True)

@@ -1,4 +1,4 @@
-"""Finding the tiles of a tree, with or without a manifest, and what is known of each."""
+"""Search for the tiles below a folder, with or without a manifest, and their properties."""
 
 import array
 import collections
@@ -22,7 +22,7 @@ from vae.data.storage import AnyPath, is_remote
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Origin:
-    """What the tiles of one photograph have in common; columns of the manifest, -1 if unknown."""
+    """Properties shared by the tiles of one photograph: manifest columns, -1 if unknown."""
 
     photograph: str
     patient: str
@@ -47,11 +47,11 @@ class TileList:
     """Tiles to build a dataset from, about 150 bytes each: millions fit in memory.
 
     Attributes:
-      root: The directory the paths are relative to.
+      root: The folder that the paths are relative to.
       paths: Relative path of each tile, with forward slashes.
-      sizes: int64 [tiles] of bytes; -1 where a manifest names a file that is not there.
-      patients_known: Whether anybody said whose tiles they are.
-      photographs: The table of photographs beside the manifest, or None.
+      sizes: int64 [tiles], size in bytes; -1 if the file that a manifest names is missing.
+      patients_known: True if the patients are known.
+      photographs: Path of the table of photographs next to the manifest, or None.
       unlisted: Images below `root` that the manifest does not name.
     """
 
@@ -81,14 +81,14 @@ class TileList:
         return len(self.paths)
 
     def example(self, number: int) -> dict[str, str | int | float]:
-        """All features of a tile but its image."""
+        """Returns all features of a tile except its image."""
         origin, y, x = (column[number] for column in self._rows)
         known = {name: getattr(self._origin_list[origin], name) for name in _ORIGIN_COLUMNS}
         del known["split"]
         return known | {"tile_id": tile_id(self.paths[number]), "y": y, "x": x}
 
     def select(self, numbers: np.ndarray) -> "TileList":
-        """The list of some of the tiles, in the order given, with their photographs only."""
+        """Returns a list of the given tiles, in the given order, with only their photographs."""
         part = TileList(
             self.root.absolute() if isinstance(self.root, Path) else self.root,
             patients_known=self.patients_known,
@@ -101,9 +101,9 @@ class TileList:
         return part
 
     def order(self) -> dict[str, np.ndarray]:
-        """The numbers of each split's tiles, shuffled by a hash of their ids; no empty splits.
+        """Returns the numbers of each non-empty split's tiles, sorted by a hash of their ids.
 
-        So files are a fair mix wherever one starts to read, and adding tiles keeps the order.
+        Every part of a shard is thus a random sample, and new tiles do not change the order.
         """
         keys = np.fromiter((_hash(tile_id(path)) for path in self.paths), np.uint64, len(self))
         order = np.argsort(keys, kind="stable")
@@ -113,7 +113,7 @@ class TileList:
         return {name: of_split for name, of_split in numbers.items() if len(of_split)}
 
     def fingerprint(self) -> str:
-        """A digest of paths, sizes and everything known of the tiles, whatever their order."""
+        """Returns a digest of all paths, sizes and properties, independent of the tiles' order."""
         total = 0
         for number, path in enumerate(self.paths):
             origin, y, x = (column[number] for column in self._rows)
@@ -123,7 +123,7 @@ class TileList:
 
 
 def tile_id(path: str) -> str:
-    """A tile's relative path without its suffix."""
+    """Returns a tile's relative path without its suffix."""
     return path.rpartition(".")[0]
 
 
@@ -138,26 +138,26 @@ def collect(
     stratify: str | None = None,
     report: Callable[[str], None] = print,
 ) -> TileList:
-    """Lists the tiles below a directory.
+    """Lists the tiles below a folder.
 
-    With a `manifest.csv` the manifest says everything. Without one, the path of a tile's folder
-    below `root` is its photograph, the folder above that its label, and the splits follow from the
-    options.
+    A `manifest.csv` gives all properties. Without one, the path of a tile's folder below `root` is
+    its photograph, the parent of that folder is its label, and the options decide the splits.
 
     Args:
-      root: Directory of tiles, also one in a bucket.
+      root: Folder of tiles, local or in a bucket.
       patients: CSV file with photograph, patient and optionally label, split.
-      patient_regex: Searched in the paths of the photographs' folders below `root`; the first
-        group, else the whole match, is the patient.
-      patients_unknown: Accepts that nothing tells patients apart.
+      patient_regex: Regular expression that is searched in the paths of the tile folders below
+        `root`; its first group, else the whole match, is the patient.
+      patients_unknown: Accepts each photograph as its own patient.
       val: Share of the patients for validation.
       test: Share of the patients for the test.
-      stratify: "label" takes these shares of the patients of each label.
-      report: Receives a line on what looks wrong but is no error.
+      stratify: "label" applies these shares to the patients of each label.
+      report: Receives one-line warnings.
 
     Raises:
-      UsageError: Nothing tells patients apart, or two things do.
-      DataError: No tiles, a bad manifest, two tiles of one name, or an empty split.
+      UsageError: Patients are unknown, or two options define them.
+      DataError: There are no tiles, the manifest is invalid, two tiles have one name, or a split
+        is empty.
     """
     root = storage.as_path(root)
     there = storage.names(root)
@@ -192,8 +192,8 @@ def _from_manifest(root: AnyPath, table: AnyPath | None, report: Callable[[str],
         tiles.add(row.tile, origin, row.y, row.x)
         patients.add(row.patient)
         photographs.add(row.photograph)
-    # make-tiles that was told nothing of patients names each after its photograph, or after
-    # another photograph of the same content.
+    # Without patients, make-tiles names each patient after its photograph, or after another
+    # photograph with the same content.
     tiles.patients_known = not patients <= photographs
 
     sizes = dict.fromkeys(tiles.paths, -1)
@@ -234,7 +234,7 @@ def _from_tree(root: AnyPath, report: Callable[[str], None], **options: Any) -> 
             )
     assigned = assign_splits(
         list(folders),
-        # The root itself has no path below it: its id, which is its name, is searched.
+        # The root has no path below itself, so its id is searched, which is its name.
         searched=[folder or id for id, folder in folders.items()],
         report=report,
         **options,
@@ -255,16 +255,16 @@ def _from_tree(root: AnyPath, report: Callable[[str], None], **options: Any) -> 
 
 
 def _files(root: AnyPath, left_out: collections.Counter[str]) -> Iterator[tuple[str, int]]:
-    """Relative path and size in bytes of every image below `root`, sorted; no hidden ones.
+    """Lists every image below `root` except hidden ones, sorted.
 
-    Not `find_images`: a list of millions of `Path`s would take more memory than all the rest.
+    `find_images` is not used: its list of `Path`s for millions of tiles would need too much memory.
 
     Args:
-      root: Directory of tiles.
+      root: Folder of tiles.
       left_out: Counts the other files by their suffix; see `vae.data.finding.Found`.
 
     Yields:
-      The path, and -1 for the size of a link to nothing.
+      Relative path, and size in bytes (-1 for a broken link).
 
     Raises:
       DataError: A folder cannot be read, or the name of an image is not UTF-8.
@@ -285,7 +285,7 @@ def _remote_files(root: AnyPath) -> Iterator[tuple[str, int]]:
 
 def _local_files(root: Path, folder: str, visited: set[str]) -> Iterator[tuple[str, int]]:
     real = os.path.realpath(root / folder)
-    if real in visited:  # A link to a folder that was listed.
+    if real in visited:  # A link to a folder that is already listed.
         return
     visited.add(real)
     try:

@@ -1,7 +1,7 @@
-"""Encoded tiles: which bytes may stay as they are, without metadata, and whether they are whole.
+"""Encoded tiles: validation and removal of metadata.
 
-8-bit RGB JPEG and PNG files keep their pixels bit for bit: only segments that could tell about
-people, cameras or software are cut out. Everything else is decoded and encoded again as PNG.
+8-bit RGB JPEG and PNG files keep their pixels bit for bit: only segments that may identify people,
+cameras or software are removed. All other files are decoded and encoded again as PNG.
 """
 
 import dataclasses
@@ -15,14 +15,14 @@ from vae.data.errors import DataError
 from vae.data.images import decode_image, encode_image, is_srgb_gamma, require_encoded_size
 
 _PNG_KEPT = {b"IHDR", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"sBIT"}
-_PNG_RECODED = {b"iCCP", b"tRNS", b"eXIf", b"cICP", b"acTL"}  # Profile, alpha, turn, animation.
+_PNG_RECODED = {b"iCCP", b"tRNS", b"eXIf", b"cICP", b"acTL"}  # Colour, alpha, EXIF, animation.
 
 _COM, _APP0, _APP1, _APP2, _APP14 = 0xFE, 0xE0, 0xE1, 0xE2, 0xEE
 _APPS = set(range(0xE0, 0xF0)) | {_COM}
 
 
 class _Recode(Exception):
-    """The picture is not 8-bit RGB as it stands."""
+    """The file must be decoded and encoded again, because it is not plain 8-bit RGB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,19 +35,19 @@ class Encoded:
 
 
 def prepare(encoded: bytes) -> Encoded:
-    """Validates a tile by decoding it, and frees it of metadata.
+    """Validates a tile by decoding it, and removes its metadata.
 
-    The chunks of a PNG must match their checksums. A JPEG has none: it must reach its end marker,
-    and its decoder must meet nothing that it would warn of, where others go on and fill the rest
-    with grey. That finds what was cut short and nearly all of what lost or had overwritten 512
-    bytes, but only one in ten to five single flipped bits: mostly such a file is a JPEG as valid
-    as any other, of another picture. Nobody can see that without the file it once was.
+    The chunks of a PNG must match their checksums. A JPEG has no checksums: it must reach its end
+    marker and decode without any warning; other decoders continue and fill the rest with grey.
+    These checks find all truncated JPEGs and nearly all with 512 bytes lost or overwritten, but
+    only 10% to 20% of single flipped bits. A flipped bit usually leaves a valid JPEG of a slightly
+    different picture, which cannot be detected without the original file.
 
     Args:
       encoded: The bytes of an image file.
 
     Raises:
-      DataError: The bytes are empty, truncated, damaged or no image.
+      DataError: The bytes are empty, truncated, damaged or not an image.
     """
     require_encoded_size(encoded, "the tile")
     try:
@@ -74,7 +74,7 @@ def prepare(encoded: bytes) -> Encoded:
 
 
 def _strip_jpeg(encoded: bytes) -> bytes:
-    """The same JPEG with no segments but those that decoding needs."""
+    """Returns the JPEG with only the segments that decoding needs."""
     kept = []
     for segment in jpeg.segments(encoded):
         marker, body = segment.marker, segment.body
@@ -84,7 +84,7 @@ def _strip_jpeg(encoded: bytes) -> bytes:
             raise _Recode
         if marker == _APP2 and encoded.startswith(b"ICC_PROFILE", body):
             raise _Recode
-        # JFIF states the density, Adobe's segment the colour transform.
+        # Adobe's segment states the colour transform, JFIF the pixel density.
         needed = (marker == _APP0 and encoded.startswith(b"JFIF", body)) or (
             marker == _APP14 and encoded.startswith(b"Adobe", body)
         )
@@ -95,19 +95,19 @@ def _strip_jpeg(encoded: bytes) -> bytes:
 
 
 def _turned(app1: bytes) -> bool:
-    """True if an EXIF segment asks for the picture to be turned or mirrored."""
+    """Returns True if an EXIF segment asks for the picture to be turned or mirrored."""
     if not app1.startswith(b"Exif\0\0"):
         return False
     exif = Image.Exif()
     try:
         exif.load(app1)
         return exif.get(ExifTags.Base.Orientation, 1) not in (0, 1)
-    except Exception:  # As viewers do, take a damaged EXIF for none.
+    except Exception:  # A damaged EXIF counts as none, as in viewers.
         return False
 
 
 def _strip_png(encoded: bytes) -> bytes:
-    """The same PNG with no chunks but those that decoding needs."""
+    """Returns the PNG with only the chunks that decoding needs."""
     kept = [png.SIGNATURE]
     kind, view = b"", memoryview(encoded)
     for kind, start, stop in png.chunks(encoded):

@@ -1,12 +1,12 @@
-"""The shards of a build written by Apache Beam: on many machines, or processes of this one.
+"""Writing the shards of a build with Apache Beam: on many machines, or in local processes.
 
-tfds has a way of its own, which takes every list of tiles into the description of the pipeline
-(services accept about 10 MB), and mixes up the lengths of more than ten shards. Here a shard is a
-*job*, a file beside the shards that a worker reads, and whose result it writes there. Jobs are the
-same work as without Beam, so the shards are the same bytes; done twice, as runners do when they
-lose sight of a worker, they give the same files again.
+The Beam support of tfds puts every list of tiles into the description of the pipeline (services
+accept about 10 MB), and confuses the lengths of more than ten shards. Here a shard is a *job*: a
+file next to the shards, which a worker reads and where it writes the result. A job does the same
+work as a build without Beam, so the shards have the same bytes. A runner that loses contact with a
+worker may run a job twice; the files are the same again.
 
-Workers need this package, and see the tiles and the data directory under the same paths.
+Workers need this package, and must see the tiles and the data folder under the same paths.
 """
 
 import dataclasses
@@ -29,8 +29,8 @@ from vae.data.fundus_tiles.shards import Notes, Shard, TooManyRejectedError
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-_JOBS = "jobs"  # Beside the shards while they are built.
-_THREADS = 4  # Of a job: they wait for files, the runner starts as many jobs as there are cores.
+_JOBS = "jobs"  # Folder next to the shards during the build.
+_THREADS = 4  # Per job. They wait for files; the runner starts one job per core.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class _Job:
 
 @dataclasses.dataclass(frozen=True)
 class _Done:
-    """What became of a job; `smallest` as in `Notes`."""
+    """The result of a job; `smallest` is as in `Notes`."""
 
     count: int
     rejected: list[tuple[str, str]]
@@ -52,14 +52,15 @@ class _Done:
 
 
 def parse_options(text: str, workers: int | None = None) -> "PipelineOptions":
-    """Beam's options from "runner=DataflowRunner,project=...", as `tfds build` takes them.
+    """Parses Beam's options.
 
     Args:
-      text: Without a runner, processes of this machine do the work.
-      workers: How many of these; None for one a core.
+      text: "runner=DataflowRunner,project=...", as for `tfds build`. Without a runner, processes of
+        this machine do the work.
+      workers: Number of these processes; None for one per core.
 
     Raises:
-      UsageError: Apache Beam is not installed, or no such runner.
+      UsageError: Apache Beam is not installed, or the runner does not exist.
     """
     try:
         from apache_beam.options.pipeline_options import PipelineOptions
@@ -71,7 +72,7 @@ def parse_options(text: str, workers: int | None = None) -> "PipelineOptions":
     flags = [f"--{option.strip().removeprefix('--')}" for option in text.split(",") if option]
     runner = [flag.partition("=")[2] for flag in flags if flag.startswith("--runner=")]
     if not runner:
-        # The engine of the DirectRunner, which would first try to download another one.
+        # The engine of the DirectRunner. The DirectRunner first tries to download another one.
         flags += [
             "--runner=FnApiRunner",
             "--direct_running_mode=multi_processing",
@@ -96,10 +97,10 @@ def write_shards(
     """Writes every shard and its index.
 
     Args:
-      shards: Per split, the examples of each shard and the file they go to.
-      writer: Turns examples into a file; given to every worker.
-      notes: Receives what the workers noted.
-      runner: Beam's runner; None for that of the options.
+      shards: Per split, the examples and the output file of each shard.
+      writer: Writes examples to a file; every worker receives a copy.
+      notes: Receives the notes of the workers.
+      runner: Beam's runner; None for the one in the options.
       options: Beam's options.
 
     Returns:
@@ -130,7 +131,7 @@ def write_shards(
             )
     except FundusError:
         raise
-    except Exception as error:  # Every runner has its own.
+    except Exception as error:  # Every runner has its own exception types.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[-1] if lines else type(error).__name__
         raise DataError(f"the Beam pipeline failed: {reason}") from error
@@ -148,7 +149,7 @@ def write_shards(
 
 
 def _run(file: str) -> None:
-    """Does the job in a file, on a worker."""
+    """Runs the job in a file, on a worker."""
     job: _Job = pickle.loads(Path(file).read_bytes())
     count = 0
     try:
@@ -156,7 +157,7 @@ def _run(file: str) -> None:
             count = job.writer.write(examples=job.shard(), path=unfinished)
         records.write_index(job.path)
     except TooManyRejectedError:
-        pass  # An error would make the runner try again. The build ends when all jobs are done.
+        pass  # An error would make the runner retry. The build fails when all jobs are done.
     done = _Done(count, job.shard.notes.rejected, job.shard.notes.smallest)
     write_beside(_result(file), json.dumps(dataclasses.asdict(done)).encode())
 

@@ -1,4 +1,4 @@
-"""The examples of one shard, read from their files, and what is met on the way."""
+"""The examples of one shard, read from their files, and notes on rejected tiles."""
 
 import collections
 import concurrent.futures
@@ -11,15 +11,15 @@ from vae.data.errors import DataError
 from vae.data.fundus_tiles.collect import TileList
 from vae.data.fundus_tiles.encoded import Encoded, prepare
 
-_LOOK_AHEAD = 32  # Tiles per worker that are read before they are written.
-_STOP_AFTER = 100  # Rejected tiles to list before a build that is lost is given up.
+_LOOK_AHEAD = 32  # Tiles per worker that are read ahead of the writer.
+_STOP_AFTER = 100  # A failing build continues until this many rejected tiles are listed.
 
 
 class TooManyRejectedError(DataError):
     """More tiles are damaged than the build may leave out.
 
     Attributes:
-      rejected: (tile, reason) of those found so far.
+      rejected: (tile, reason) of each rejected tile so far, sorted.
     """
 
     def __init__(self, rejected: list[tuple[str, str]], total: int, limit: float):
@@ -34,15 +34,15 @@ class TooManyRejectedError(DataError):
 
 @dataclasses.dataclass
 class Notes:
-    """What was met on the way, shared by the shards of a build.
+    """Settings and notes shared by the shards of a build.
 
     Attributes:
-      workers: Threads that read and validate; None for one a core.
-      progress: Called with the number of tiles just dealt with.
-      total: Tiles of the build.
-      limit: Share of them that may be rejected.
-      rejected: (tile, reason).
-      smallest: The tile with the shortest side: its id, height and width.
+      workers: Threads that read and validate; None for one per core.
+      progress: Called with the number of newly processed tiles.
+      total: Number of tiles of the build.
+      limit: Largest accepted share of rejected tiles.
+      rejected: (tile, reason) of each rejected tile.
+      smallest: Id, height and width in pixels of the tile with the shortest side.
     """
 
     workers: int | None
@@ -58,7 +58,7 @@ class Notes:
             self.smallest = {"tile": tile, "height": height, "width": width}
 
     def merge(self, rejected: list[tuple[str, str]], smallest: dict[str, str | int]) -> None:
-        """Adds what was noted elsewhere."""
+        """Adds the notes of another process."""
         self.rejected += rejected
         if smallest:
             self.note(**smallest)
@@ -68,8 +68,8 @@ class Shard:
     """The examples of one shard.
 
     Attributes:
-      tiles: What they are of.
-      notes: Of the whole build.
+      tiles: The tiles of the shard.
+      notes: Notes of the whole build.
     """
 
     def __init__(self, tiles: TileList, notes: Notes):
@@ -77,12 +77,12 @@ class Shard:
         self.notes = notes
 
     def apart(self, workers: int) -> "Shard":
-        """The same for another process: it notes for itself what it meets."""
+        """Returns a copy for another process, with notes of its own."""
         notes = Notes(workers, None, total=self.notes.total, limit=self.notes.limit)
         return Shard(self.tiles, notes)
 
     def __call__(self) -> Iterator[tuple[int, dict]]:
-        """Yields the examples; threads read and validate the tiles, a bounded number ahead."""
+        """Yields (number, example); threads read and validate a bounded number of tiles ahead."""
         tiles, notes = self.tiles, self.notes
         workers = notes.workers or available_cores()
         pending: collections.deque[concurrent.futures.Future] = collections.deque()
@@ -107,7 +107,7 @@ class Shard:
         return prepare(encoded)
 
     def _example(self, number: int, read: concurrent.futures.Future) -> Iterator[tuple[int, dict]]:
-        """Yields the example, or nothing where the tile had to be rejected."""
+        """Yields (number, example), or nothing if the tile is rejected."""
         notes, example = self.notes, self.tiles.example(number)
         if notes.progress:
             notes.progress(1)
@@ -123,7 +123,7 @@ class Shard:
 
 
 class _ReadOnce:
-    """Bytes that are let go when read: tfds keeps a shard's examples until the shard is done."""
+    """Bytes that are freed when read: tfds keeps a shard's examples until the shard is complete."""
 
     def __init__(self, data: bytes):
         self._data = data

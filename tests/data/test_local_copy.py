@@ -96,7 +96,7 @@ def test_file_that_comes_short_is_refused(source, tmp_path, said, monkeypatch):
         target.write_bytes(Path(path).read_bytes()[:-1])
 
     monkeypatch.setattr("vae.data.storage.download", short)
-    with pytest.raises(DataError, match=r"\d+ bytes came of \d+"):
+    with pytest.raises(DataError, match=r"\d+ of \d+ bytes arrived"):
         _open(source, tmp_path, said)
     assert set(_content(tmp_path / "cache")) == set()
 

@@ -110,7 +110,7 @@ def test_faulty_files_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"lacks the column\(s\) label, split"):
         read_manifest(path)
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="no UTF-8 CSV"):
+    with pytest.raises(DataError, match="not a UTF-8 CSV"):
         read_manifest(path)
     path.write_text(HEADER + "\na.png,cut,off\n")
     with pytest.raises(DataError, match="line 2: no label"):

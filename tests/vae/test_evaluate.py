@@ -431,7 +431,7 @@ def test_two_processes_agree_with_one(split, evaluation, variables, mesh, tmp_pa
     assert jpeg["ssim"] == pytest.approx(_row(evaluation, "jpeg")["ssim"], abs=1e-5)
     for index, content in enumerate(both):
         assert [row["photograph"] for row in content["photographs"]["rows"]] == ["photo0"]
-        reason = "cannot be read on another host" if index == 0 else "only1.png"
+        reason = "cannot be read by another process" if index == 0 else "only1.png"
         assert reason in content["photographs"]["notes"][0]
 
 

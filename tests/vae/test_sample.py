@@ -123,7 +123,7 @@ def test_vectors_have_a_prior_of_their_own(vector_model):
     np.testing.assert_array_equal(sampler.sample([2]), tiles[2:])
     latents = sampler.latents(range(2000))
     assert latents.std() == pytest.approx(1, abs=0.02)
-    with pytest.raises(UsageError, match="knows of none"):
+    with pytest.raises(UsageError, match="has no labels"):
         sampler.latents([0], label="left")
 
 
@@ -138,8 +138,8 @@ def test_normal_is_a_prior_of_every_model():
 @pytest.mark.parametrize(
     "first, second, message",
     [
-        ("f8c8", "PRIOR", "decoded by another model they are nothing"),
-        ("f8c4", "f8c8", "no prior but of the architecture autoencoder_kl"),
+        ("f8c8", "PRIOR", "can decode its samples"),
+        ("f8c4", "f8c8", "not a prior: its architecture is autoencoder_kl"),
         ("PRIOR", "PRIOR", "two priors"),
         ("enhance", None, "no autoencoder"),
         ("VECTOR", "PRIOR", "is not for it"),

@@ -1,1 +1,1 @@
-"""A trained model from anything that holds one; no training code, no optimizer."""
+"""Reading and writing of trained models, independent of training code and optimizers."""

@@ -1,4 +1,4 @@
-"""The config of a stored model, checked against the config file of its architecture."""
+"""Configs of stored models, validated against the config file of their architecture."""
 
 import importlib
 from typing import Any
@@ -10,7 +10,7 @@ FUNDUS_VAE = "fundus_vae"
 ENHANCER = "enhancer"
 PRIOR = "prior"
 
-# The config file whose settings a model of each architecture has.
+# The config file that defines the settings of each architecture.
 CONFIG_FILES = {
     AUTOENCODER_KL: "vae.configs.fundus256",
     FUNDUS_VAE: "vae.configs.published",
@@ -19,7 +19,7 @@ CONFIG_FILES = {
 }
 ARCHITECTURES = tuple(CONFIG_FILES)
 
-# Limits on the sizes that a stored model may claim, far above any that is trained here.
+# Upper limits of the sizes in a stored config, far above those of any model trained here.
 LARGEST_SIZE = 1 << 14
 LARGEST = {
     "downsample": 64,
@@ -33,10 +33,10 @@ LONGEST = 16
 
 
 def reference_config(architecture: str) -> ConfigDict:
-    """Returns all settings of an architecture's config file, with the values of its default preset.
+    """Returns the default config of an architecture's config file.
 
     Raises:
-      ValueError: No config file has this architecture.
+      ValueError: The architecture is unknown.
     """
     if architecture not in ARCHITECTURES:
         known = ", ".join(map(repr, ARCHITECTURES))
@@ -48,9 +48,9 @@ def setting_problems(reference: ConfigDict, config: ConfigDict, prefix: str = ""
     """Lists the unknown, missing and mistyped settings of a config.
 
     Args:
-      reference: All settings, with values of their types; a whole number will do for a float.
-      config: To be checked.
-      prefix: Of the settings' names.
+      reference: All settings, with values of their types; an integer is valid for a float.
+      config: The config to check.
+      prefix: Prefix of the settings' names in the messages.
     """
     problems = [
         f"unknown key {prefix}{key}; known there: {', '.join(reference)}"
@@ -81,7 +81,7 @@ def from_dict(stored: dict[str, Any]) -> ConfigDict:
 
     Raises:
       AttributeError, KeyError, TypeError, ValueError: Its settings are not those of its
-        architecture's config file, or it claims a larger model than any that is trained here.
+        architecture's config file, or its sizes exceed the limits of this module.
     """
     config = ConfigDict(_tuples(stored))
     if problems := setting_problems(reference_config(config.model.architecture), config):
@@ -91,10 +91,10 @@ def from_dict(stored: dict[str, Any]) -> ConfigDict:
 
 
 def _check_sizes(config: ConfigDict) -> None:
-    """Refuses sizes that no model has: computing the shapes alone would take for ever.
+    """Checks the size limits: for huge sizes even the computation of shapes would not end.
 
     Raises:
-      ValueError: Names the setting.
+      ValueError: A size exceeds its limit; the message names the setting.
     """
     for group, names in (("model", config.model), ("data", ("size", "crop"))):
         for name in names:
@@ -108,7 +108,7 @@ def _check_sizes(config: ConfigDict) -> None:
 
 
 def _tuples(value: Any) -> Any:
-    """Turns JSON's lists into tuples, which configs have."""
+    """Converts JSON's lists to the tuples that configs contain."""
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(value) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Leaves of trees by their paths, and where two trees differ."""
+"""Leaves of trees by path, and differences of two trees."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,16 +9,16 @@ from vae.sharding import path_name
 
 
 def by_path(tree: Any) -> dict[str, Any]:
-    """Leaves by path: `params/encoder/stage0/block0/conv1/kernel`, `pca/fit/mean`."""
+    """Maps paths to leaves: `params/encoder/stage0/block0/conv1/kernel`, `pca/fit/mean`."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def differences(stored: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """A line for each leaf that is missing, unknown or of another shape.
+    """Returns a line for each leaf that is missing, unknown or different.
 
     Args:
-      stored: What is known of each leaf, its shape for instance, by path.
-      expected: Likewise.
+      stored: Path -> properties of a stored leaf, for example its shape.
+      expected: Path -> the same properties of the expected leaf.
     """
     return [
         f"{name}: {stored.get(name, 'absent')} stored, {expected.get(name, 'none')} expected"

@@ -1,4 +1,4 @@
-"""A trained model on disk: a run's workdir, one checkpoint of it, or an exported file."""
+"""Loads trained models from workdirs, checkpoints, exported files and bundled weights."""
 
 import dataclasses
 import hashlib
@@ -24,21 +24,21 @@ CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 KINDS = (
     "a run's workdir, checkpoints/STEP inside it, what convert_torch_checkpoint wrote, an exported "
-    f".safetensors file, or weights that ship: {', '.join(weights.NAMES)}"
+    f".safetensors file, or the name of bundled weights: {', '.join(weights.NAMES)}"
 )
 
 
 def write_config(workdir: epath.PathLike, config: ConfigDict) -> None:
-    """Writes the run's config into its workdir; finished or not at all."""
+    """Writes the run's config into its workdir, atomically."""
     text = json.dumps(config.to_dict(), indent=2) + "\n"
     write_beside(epath.Path(workdir) / CONFIG, text.encode())
 
 
 def read_config(workdir: epath.PathLike) -> ConfigDict:
-    """The config of a run; settings that are newer than the run have their defaults.
+    """Reads the config of a run.
 
     Raises:
-      DataError: There is none, or it is damaged.
+      DataError: The config is missing, damaged or of another version.
     """
     path = epath.Path(workdir) / CONFIG
     if "://" not in os.fspath(path):
@@ -59,23 +59,23 @@ def read_config(workdir: epath.PathLike) -> ConfigDict:
 
 
 def load_saved(path: str | os.PathLike) -> SavedModel:
-    """Reads a model.
+    """Loads a model.
 
     Args:
       path: A workdir (its newest checkpoint), a checkpoint directory `.../checkpoints/STEP`, an
-        exported `.safetensors` file, a directory with such a file, as conversion leaves it, or
-        the name of weights that ship, as "f8c32".
+        exported `.safetensors` file, a directory with such a file, as written by the conversion, or
+        the name of bundled weights, for example "f8c32".
 
     Raises:
-      DataError: It is none of them, or it is damaged; or it is the name of weights that ship and
-        also that of a file or folder here.
+      DataError: It is none of them or is damaged, or bundled weights and a file or folder here have
+        this name.
     """
     name, path = os.fspath(path), epath.Path(path).absolute()
     ships = weights.shipped(name)
     if ships is not None:
         if path.exists():
             raise DataError(
-                f"{name} is the name of weights that ship, and of {path}; write ./{name} for the "
+                f"{name} is the name of bundled weights and of {path}; write ./{name} for the "
                 f"latter, {ships} for the former"
             )
         return read_safetensors(ships)
@@ -99,7 +99,7 @@ def load_saved(path: str | os.PathLike) -> SavedModel:
     if not (workdir / CHECKPOINTS).exists():
         raise DataError(f"{workdir} has no checkpoint yet; train it first")
     from vae.checkpoints.orbax_io import (
-        OrbaxCheckpoints,  # Orbax takes a second that files need not wait.
+        OrbaxCheckpoints,  # Importing Orbax takes a second, and files do not need it.
     )
 
     checkpoints = OrbaxCheckpoints(workdir / CHECKPOINTS)
@@ -123,23 +123,23 @@ def load_saved(path: str | os.PathLike) -> SavedModel:
 
 
 def averaged(saved: SavedModel, others: Sequence[SavedModel]) -> SavedModel:
-    """A model with the mean of several models' variables, of runs that went on from the same one.
+    """Averages the variables of several models whose runs continued from the same model.
 
-    Between such runs the loss is often lowest in the middle: Wortsman et al., "Model soups" (2022).
+    The mean often has a lower loss than each of them: Wortsman et al., "Model soups" (2022).
 
     Args:
-      saved: The first, whose path, step and description the result has.
-      others: More; with none of them the first itself.
+      saved: The first model. The result has its path, step, config and provenance.
+      others: The other models; if empty, `saved` is returned.
 
     Raises:
-      DataError: They are of different sizes.
+      DataError: The models have different sizes.
     """
     model = saved.config.model.to_dict()
     for other in others:
         if other.config.model.to_dict() != model:
             raise DataError(
                 f"{other.path} holds the model {other.config.model.to_dict()}, and {saved.path} "
-                f"{model}; models of one size have a mean"
+                f"{model}; only models of one size have a mean"
             )
 
     def mean(*leaves):
@@ -156,7 +156,7 @@ def averaged(saved: SavedModel, others: Sequence[SavedModel]) -> SavedModel:
 
 
 def variables_hash(variables: dict[str, Any]) -> str:
-    """Names a model in everything made with it: hex digest of every variable's path and bytes."""
+    """Returns a hash that identifies a model: 16 hex digits over all variables' paths and bytes."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
         digest.update(jax.tree_util.keystr(path).encode())
@@ -165,7 +165,7 @@ def variables_hash(variables: dict[str, Any]) -> str:
 
 
 def _abstract_item(config: ConfigDict) -> dict[str, Any]:
-    """Shapes and dtypes of the model in a checkpoint."""
+    """Returns the shapes and dtypes of the model in a checkpoint."""
     from vae.checkpoints.orbax_io import model_item
 
     variables, statistics = abstract_model(config)
@@ -175,7 +175,7 @@ def _abstract_item(config: ConfigDict) -> dict[str, Any]:
 
 
 def _on_one_device(abstract: Any) -> Any:
-    """A checkpoint of a pod is read onto whatever is here."""
+    """Adds the sharding on one local device: a checkpoint may come from a pod."""
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract
@@ -183,7 +183,7 @@ def _on_one_device(abstract: Any) -> Any:
 
 
 def _what(path: epath.Path) -> str:
-    """What somebody took for a model."""
+    """Describes a path that is not a model, for an error message."""
     if path.is_dir():
         if (path / "manifest.csv").exists():
             return "a folder of tiles"

@@ -1,4 +1,4 @@
-"""The module that a config describes, and the shapes of its variables. Nothing is trained here."""
+"""Builds the module that a config describes, and gives the shapes of its variables."""
 
 import functools
 
@@ -20,12 +20,12 @@ from vae.models import (
 )
 from vae.models.enhancer import with_wide_likelihood
 
-# The start of the linear path: the units of the model, and the codec.
+# Initialization of the linear path: PCA sets the units of the model, overlapping PPCA the codec.
 LinearFit = tuple[PCA, OverlappingPPCA]
 
 
 def make_model(config: ConfigDict) -> nn.Module:
-    """The flax module that a config describes."""
+    """Returns the flax module that a config describes."""
     settings = {
         key: tuple(value) if isinstance(value, tuple | list) else value
         for key, value in config.model.items()
@@ -43,22 +43,22 @@ _MODULES = {
 
 
 def join_variables(params: dict, fixed: dict, batch_stats: dict) -> dict:
-    """The collections of a module's variables; without an empty one."""
+    """Joins the collections of a module's variables; omits empty batch statistics."""
     return {"params": params, **fixed} | ({"batch_stats": batch_stats} if batch_stats else {})
 
 
 def split_variables(variables: dict) -> tuple[dict, dict, dict]:
-    """The parts that `join_variables` joins: params, fixed, batch_stats."""
+    """Inverts `join_variables`: returns params, fixed, batch_stats."""
     fixed = dict(variables)
     return fixed.pop("params"), fixed, fixed.pop("batch_stats", {})
 
 
 def initial_variables(config: ConfigDict, fit: LinearFit | None = None) -> dict:
-    """Fresh variables of a run's model. Traceable by `jax.eval_shape`.
+    """Initializes the variables of a run's model. Traceable by `jax.eval_shape`.
 
     Args:
-      config: The run's.
-      fit: To the training data, where `has_linear_path`: then step 0 is the linear codec.
+      config: Config of the run.
+      fit: Linear fit to the training data, if `has_linear_path`; step 0 is then the linear codec.
     """
     if config.model.architecture == PRIOR:
         side, channels = config.model.latent_side, config.model.latent_channels
@@ -74,10 +74,10 @@ def initial_variables(config: ConfigDict, fit: LinearFit | None = None) -> dict:
 
 
 def blank_statistics(config: ConfigDict, variables: dict) -> dict[str, jax.Array]:
-    """Of latents before the first batch; of a prior those that it was fitted to."""
+    """Returns the latent statistics of step 0: 0 and 1, or those of a prior's fitted Gaussian."""
     if config.model.architecture == PRIOR:
         spectrum = variables["spectrum"]["fit"]
-        # A position's variance is the mean of its waves'.
+        # The variance of a position is the mean of the variances over frequencies.
         variance = jnp.mean(jnp.sum(jnp.square(spectrum.colour), axis=-1), axis=(0, 1))
         return {"latent_mean": jnp.copy(spectrum.mean), "latent_var": variance}
     image = jax.ShapeDtypeStruct((1, config.data.crop, config.data.crop, 3), jnp.float32)
@@ -87,12 +87,12 @@ def blank_statistics(config: ConfigDict, variables: dict) -> dict[str, jax.Array
 
 
 def has_linear_path(config: ConfigDict) -> bool:
-    """True for a model that starts as the best linear codec."""
+    """Returns True for a model that is initialized as the best linear codec."""
     return config.model.architecture in (AUTOENCODER_KL, ENHANCER)
 
 
 def abstract_fit(config: ConfigDict) -> LinearFit:
-    """Shapes and dtypes of the fit that a run starts from."""
+    """Returns the shapes and dtypes of the linear fit that initializes a run."""
     patch, channels = 3 * config.model.downsample**2, config.model.latent_channels
     grid = (config.model.linear_kernel,) * 2
     shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
@@ -112,10 +112,10 @@ def abstract_fit(config: ConfigDict) -> LinearFit:
 
 
 def abstract_model(config: ConfigDict) -> tuple[dict, dict[str, jax.ShapeDtypeStruct]]:
-    """Shapes and dtypes of a model; nothing is allocated.
+    """Returns shapes and dtypes of a model without allocating arrays.
 
     Returns:
-      The variables, and the statistics of the latents: `latent_mean` and `latent_var`.
+      The variables, and the latent statistics `latent_mean` and `latent_var`.
     """
 
     def model(fit):

@@ -1,8 +1,8 @@
-"""Checkpoints by Orbax, as far as a model is read from them.
+"""Reads models from Orbax checkpoints.
 
 `checkpoints/STEP/model` holds the averaged parameters, the other variables and the latent
-statistics; `checkpoints/STEP/training`, which training alone reads, the optimizer's state, and the
-raw parameters where those of the model are averages; `.../provenance` tells their data and model.
+statistics. `checkpoints/STEP/training` is read only by training; it holds the optimizer state, and
+the raw parameters if the model's are averages. `.../provenance` identifies the data and the model.
 """
 
 import logging as python_logging
@@ -21,18 +21,18 @@ MODEL, TRAINING, PROVENANCE = "model", "training", "provenance"
 
 
 class _Raised(python_logging.Filter):
-    """Drops records about Orbax's tasks, with their tracebacks: it raises the same."""
+    """Drops log records of Orbax's tasks with their tracebacks: Orbax raises the same errors."""
 
     def filter(self, record: python_logging.LogRecord) -> bool:
         frames = traceback.extract_tb(record.exc_info[2]) if record.exc_info else []
         return not any("orbax" in path for path in (record.pathname, *(f.filename for f in frames)))
 
 
-_RAISED = _Raised()  # one object: adding it again changes nothing
+_RAISED = _Raised()  # one object, because loggers ignore a filter that they already have
 
 
 class OrbaxCheckpoints:
-    """The checkpoints of one directory, to be read; `vae.training.checkpoint` writes them."""
+    """Reader of the checkpoints of one directory; `vae.training.checkpoint` writes them."""
 
     def __init__(self, directory: epath.PathLike, keep: int = 3):
         self.directory = epath.Path(directory).absolute()
@@ -55,11 +55,11 @@ class OrbaxCheckpoints:
         )
 
     def latest_step(self) -> int | None:
-        """The newest complete checkpoint's step."""
+        """Returns the step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
     def provenance(self, step: int) -> dict[str, Any]:
-        """The provenance that `save` was given with the checkpoint."""
+        """Returns the provenance of a checkpoint; raises DataError if it cannot be read."""
         try:
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(**{PROVENANCE: ocp.args.JsonRestore()})
@@ -71,21 +71,21 @@ class OrbaxCheckpoints:
         return restored[PROVENANCE]
 
     def close(self) -> None:
-        """Releases the threads."""
+        """Stops the threads."""
         self._manager.close()
 
     def restore_model(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
         """Reads a model.
 
         Args:
-          step: Of a complete checkpoint.
+          step: Step of a complete checkpoint.
           abstract: Shapes, dtypes and shardings, from `model_item`.
 
         Returns:
-          step, ema_params, fixed, batch_stats, latent_mean, latent_var.
+          A dict of step, ema_params, fixed, batch_stats, latent_mean, latent_var.
 
         Raises:
-          DataError: Damaged, or of another model (every differing leaf is named).
+          DataError: The checkpoint is damaged or of another model (up to 8 differences are named).
         """
         return {"fixed": {}, "batch_stats": {}} | self._restore(step, {MODEL: abstract})[MODEL]
 
@@ -107,21 +107,21 @@ class OrbaxCheckpoints:
     def _unreadable(self, step: int, error: Exception) -> DataError:
         return DataError(
             f"checkpoint {self.directory / str(step)} cannot be read: {one_line(error)}; remove "
-            "that directory to fall back to the one before it"
+            "that directory to use the previous checkpoint"
         )
 
 
 def model_item(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a model that a checkpoint stores; empty collections are not stored."""
+    """Returns the fields of a model to store; empty collections are omitted."""
     return {n: field for n, field in fields.items() if not isinstance(field, dict) or field}
 
 
 def _compare(path: epath.Path, saved: Any, wanted: Any) -> None:
-    """Raises unless every leaf has its shape and dtype: a restore would cast a dtype silently."""
+    """Raises if a leaf differs in shape or dtype, because a restore would silently cast dtypes."""
     if saved is None:
-        raise ValueError("an item of it is missing")
+        raise ValueError("a part of the checkpoint is missing")
 
-    # Named tuples of the optimizer come back as dicts, of the same paths.
+    # Orbax returns the optimizer's named tuples as dicts with the same paths.
     stored, expected = (
         {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in by_path(tree).items()}
         for tree in (saved.tree if hasattr(saved, "tree") else saved, wanted)
@@ -135,5 +135,5 @@ def _compare(path: epath.Path, saved: Any, wanted: Any) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """An error's text in one line of at most 300 characters."""
+    """Formats an error in one line of at most 300 characters."""
     return " ".join(str(error).split())[:300]

@@ -1,4 +1,4 @@
-"""The version and command that made something, and a model without the folders of this machine."""
+"""Provenance of outputs (version, command, date), and removal of local paths from models."""
 
 import dataclasses
 import datetime
@@ -14,27 +14,27 @@ from vae.checkpoints.safetensors_io import SavedModel
 
 
 def provenance(argv: Sequence[str] | None = None) -> dict[str, str]:
-    """`version`, of this package, and `command`: `argv`, or the arguments of this process."""
+    """Returns the package's `version` and the `command`: `argv`, or this process's arguments."""
     argv = [Path(sys.argv[0]).name, *sys.argv[1:]] if argv is None else argv
     return {"version": vae.__version__, "command": shlex.join(argv)}
 
 
 def dated_provenance() -> dict[str, str]:
-    """`version`, `command` and `date` (UTC), for files of figures."""
+    """Returns `version`, `command` and `date` (UTC), for files of metrics."""
     now = datetime.datetime.now(datetime.UTC)
     return {**provenance(), "date": now.isoformat(timespec="seconds")}
 
 
 def portable(saved: SavedModel) -> SavedModel:
-    """The model without the folders of this machine: paths in its config and command become names.
+    """Removes folders from the paths in a model's config and command; only their names remain.
 
-    A file that is given away should say neither who trained it nor where.
+    A distributed file must not show who trained the model, or where.
     """
     config = saved.config.copy_and_resolve_references()
     for key in {"dir", "masked_dir", "cache_dir"} & set(config.data):
         config.data[key] = epath.Path(config.data[key]).name
     config.init_from = epath.Path(config.init_from).name
-    # Bfloat16 is for training on an accelerator: half the digits, and slow on a CPU.
+    # bfloat16 is for training on accelerators: it has half the digits and is slow on CPUs.
     config.train.compute_dtype = "float32"
     if "prior" in config:
         config.prior.autoencoder = epath.Path(config.prior.autoencoder).name

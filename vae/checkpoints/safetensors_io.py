@@ -1,4 +1,4 @@
-"""A model in one `.safetensors` file: tensors, and in the metadata config and provenance."""
+"""A model in one `.safetensors` file, with config and provenance in its metadata."""
 
 import dataclasses
 import json
@@ -20,22 +20,22 @@ from vae.models.autoencoder import LINEAR
 
 MODEL_FILE = "model.safetensors"
 FORMAT = "fundus-vae 1"
-# What stands beside the variables.
+# Tensors that are stored in addition to the variables.
 STATISTICS = ("latent_mean", "latent_var")
 
 
 @dataclasses.dataclass(frozen=True)
 class SavedModel:
-    """What a run or a conversion left for its users.
+    """A trained model, from a run or a conversion.
 
     Attributes:
-      path: Of the checkpoint or file.
-      config: The run's.
-      step: Steps taken.
-      variables: For `module.apply`: averaged parameters and whatever else the module has.
-      latent_mean: float32 [C], mean of the latents over the training's last batches.
-      latent_var: float32 [C], their variance.
-      provenance: Version, command, fingerprint of the dataset, as far as known.
+      path: Path of the checkpoint or file.
+      config: Config of the run.
+      step: Optimizer steps taken.
+      variables: Variables for `module.apply`: averaged parameters and the other collections.
+      latent_mean: float32 [C], mean of the latents over the last training batches.
+      latent_var: float32 [C], variance of the latents over the same batches.
+      provenance: Version, command and fingerprint of the dataset, as far as known.
     """
 
     path: epath.Path
@@ -48,18 +48,18 @@ class SavedModel:
 
 
 def write_safetensors(path: epath.PathLike, saved: SavedModel, *, dtype: str = "float32") -> None:
-    """Writes a model as one file, beside and then renamed.
+    """Writes a model to one file, under a temporary name that is then renamed.
 
     Args:
-      path: Of the file, on a local disk.
+      path: Path of the file, on a local disk.
       saved: The model.
-      dtype: "float16" stores the kernels of convolutions and dense layers in half the bytes; the
-        linear path, where 50 dB are made, norms, biases and statistics stay float32.
+      dtype: "float16" stores the kernels of convolutions and dense layers in half the bytes. The
+        linear path, which needs the precision at 50 dB, norms, biases and statistics stay float32.
 
     Raises:
-      DataError: It cannot be written; nothing is left behind.
+      DataError: The file cannot be written; no partial file remains.
     """
-    # The library takes every array's memory as contiguous, whatever its strides.
+    # The library ignores strides and assumes contiguous memory.
     tensors = {
         name: np.asarray(jax.device_get(leaf), order="C")
         for name, leaf in by_path(saved.variables).items()
@@ -83,17 +83,17 @@ def write_safetensors(path: epath.PathLike, saved: SavedModel, *, dtype: str = "
             unfinished.touch()
             mode = unfinished.stat().st_mode
             save_file(tensors, unfinished, metadata)
-            unfinished.chmod(mode)  # the library's own is for nobody else to read
+            unfinished.chmod(mode)  # the library makes the file readable by its owner only
     except SafetensorError as error:
         raise DataError(f"{path}: cannot be written ({error}); free some disk space") from error
 
 
 def read_safetensors(path: epath.PathLike) -> SavedModel:
-    """Reads what `write_safetensors` wrote.
+    """Reads a model written by `write_safetensors`.
 
     Raises:
-      DataError: Damaged, of another kind, or its tensors are not those of its config: all missing,
-        unknown and misshapen ones are named.
+      DataError: The file is damaged, of another format or version, or its tensors do not match its
+        config; all missing and unknown tensors and those of other shapes are named.
     """
     path = epath.Path(path)
     require_regular(path, "an exported .safetensors file")
@@ -102,8 +102,8 @@ def read_safetensors(path: epath.PathLike) -> SavedModel:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise DataError(
-                    f"{path}: its metadata say format {metadata.get('format')!r}, expected "
-                    f"{FORMAT!r}, as `fundus-vae export` and convert_torch_checkpoint write it"
+                    f"{path}: its metadata has the format {metadata.get('format')!r}, expected "
+                    f"{FORMAT!r}, as written by `fundus-vae export` and convert_torch_checkpoint"
                 )
             config = from_dict(json.loads(metadata["config"]))
             names = file.keys()
@@ -115,7 +115,7 @@ def read_safetensors(path: epath.PathLike) -> SavedModel:
             shapes = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
             if problems := differences(have, shapes):
                 raise DataError(
-                    f"{path}: {len(problems)} tensors are not those of its config: "
+                    f"{path}: {len(problems)} tensors do not match its config: "
                     + "; ".join(problems)
                 )
             leaves = {
@@ -146,7 +146,7 @@ def _may_be_short(name: str, leaf: np.ndarray) -> bool:
 
 
 def _check_depth(path: epath.Path, config: ConfigDict, tensors: int) -> None:
-    """Refuses a config of more blocks than the file has tensors, before they are shaped."""
+    """Raises DataError for more blocks than tensors, whose shapes would take long to compute."""
     for name in ("encoder_depth", "decoder_depth", "stages", "depths"):
         if sum(blocks := config.model.get(name, ())) > tensors:
             raise DataError(

@@ -1,4 +1,4 @@
-"""The command `fundus-vae`: photographs to a dataset, and a trained model put to use."""
+"""The command `fundus-vae`: makes datasets from photographs, trains models and applies them."""
 
 import argparse
 import contextlib
@@ -13,8 +13,8 @@ import vae
 from vae.cli.options import claim_outputs
 from vae.data.errors import FundusError, UsageError, escape_output, show
 
-# Each registers its subcommands by `add(commands)`; what they need is imported when they run.
-# What a command writes and reads it declares by `vae.cli.options.declare`.
+# Each module registers its subcommands by `add(commands)` and imports what they need when they run.
+# A command declares what it writes and reads by `vae.cli.options.declare`.
 MODULES = (
     "dataset",
     "reconstruct",
@@ -28,10 +28,10 @@ MODULES = (
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises a wrong command as an error of one line instead of printing all of its options."""
+    """A parser that raises a wrong command as a one-line error, without printing all options."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; `{self.prog} --help` shows what there is")
+        raise UsageError(f"{message}; `{self.prog} --help` lists the options")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,14 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit code: 0, 1 for bad data, 2 for wrong usage, 130 after Ctrl-C, 143 after SIGTERM.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["train"]:  # Its flags are absl's, and it handles signals by itself.
+    if argv[:1] == ["train"]:  # Its flags are absl's, and it handles signals itself.
         from vae.cli import train
 
         train.main(["fundus-vae train", *argv[1:]])
     escape_output()
     parser = Parser(
         prog="fundus-vae",
-        description="Photographs to tiles, tiles to datasets, training, trained models in use.",
+        description="Cuts photographs into tiles, builds datasets, trains models and applies them. "
+        "The help of an option ends with its default in parentheses.",
     )
     parser.add_argument("--version", action="version", version=f"fundus-vae {vae.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -68,20 +69,20 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         run, command = arguments.pop("run"), arguments.pop("command")
         with claim_outputs(command, arguments):
             return run(**arguments)
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # The reader, for example `head`, has closed the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (FundusError, OSError) as error:
         return show(error)
     except KeyboardInterrupt:
-        print("interrupted; no half file is left, and the same command can be run again",
+        print("interrupted; no incomplete file is left, and the same command can be run again",
               file=sys.stderr)  # fmt: skip
         return 130
 
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[list[int]]:
-    """Has SIGTERM end a command as Ctrl-C does; yields a list of the signals that came."""
+    """Makes SIGTERM end a command as Ctrl-C does; yields a list of the signals received."""
     signals: list[int] = []
 
     def interrupt(number: int, frame: Any) -> NoReturn:
@@ -90,7 +91,7 @@ def _terminable() -> Iterator[list[int]]:
 
     try:
         before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # Not the main thread: signals are somebody else's.
+    except ValueError:  # Not the main thread, which alone can set signal handlers.
         yield signals
         return
     try:

@@ -25,28 +25,28 @@ def _add_make_tiles(commands) -> None:
     )
     add = parser.add_argument
     add("--photographs", required=True, metavar="DIR",
-        help="with subfolders; a photograph's folder is its label")  # fmt: skip
+        help="folder, searched with subfolders; a photograph's folder is its label")  # fmt: skip
     add("--out", required=True, metavar="DIR", help="new, or begun by the same command")
     add("--tile", type=int, default=256, metavar="PIXELS", help="side of a tile (256)")
-    add("--stride", type=int, default=128, metavar="PIXELS", help="between tiles (128)")
+    add("--stride", type=int, default=128, metavar="PIXELS", help="distance between tiles (128)")
     add("--min_fov", type=float, default=0.9, metavar="SHARE",
         help="smallest share of a tile inside the field of view (0.9)")  # fmt: skip
     add_fov_options(parser)
     add("--fov_width", type=int, metavar="PIXELS", help="scale every field of view to this width")
     add("--format", dest="file_format", choices=("png", "jpg"), default="png",
-        help="of training tiles; val and test are always png")  # fmt: skip
+        help="format of training tiles; val and test are always png (png)")  # fmt: skip
     _add_split_options(parser)
     add("--limit", type=int, metavar="N", help="cut only N photographs")
-    add("--overlays", action="store_true", help="draw the field of view and tiles found")
-    add("--seed", type=int, default=0, help="of the tiles' jitter (0)")
-    add("--workers", type=int, metavar="N", help="processes (one a core)")
+    add("--overlays", action="store_true", help="draw the field of view and the tiles")
+    add("--seed", type=int, default=0, help="seed of the tiles' jitter (0)")
+    add("--workers", type=int, metavar="N", help="number of processes (one per core)")
     parser.set_defaults(run=_make_tiles)
 
 
 def _add_build(commands) -> None:
     parser = commands.add_parser(
         "build",
-        help="tiles to sharded TFRecords",
+        help="build a dataset of sharded TFRecords from tiles",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Validates every tile and writes sharded records with an index.",
         epilog="examples:\n"
@@ -60,34 +60,34 @@ def _add_build(commands) -> None:
         "--tiles",
         required=True,
         metavar="DIR",
-        help="of make-tiles, or [...]/LABEL/PHOTOGRAPH/*.png",
+        help="output of make-tiles, or [...]/LABEL/PHOTOGRAPH/*.png",
     )
-    add("--data_dir", required=True, metavar="DIR", help="where the dataset goes")
+    add("--data_dir", required=True, metavar="DIR", help="folder of the dataset")
     add("--file_format", choices=("tfrecord", "array_record"), default="tfrecord",
-        help="tfds's other format")  # fmt: skip
+        help="format of the records (tfrecord)")  # fmt: skip
     add("--max_rejected", type=float, default=0.001, metavar="SHARE",
-        help="refuse to build when more tiles than this are damaged (0.001)")  # fmt: skip
+        help="refuse to build if a larger share of tiles is damaged (0.001)")  # fmt: skip
     _add_split_options(parser)
-    add("--overwrite", action="store_true", help="replace a dataset that is there")
+    add("--overwrite", action="store_true", help="replace an existing dataset")
     add("--workers", type=int, metavar="N",
-        help="threads that validate, with --beam processes (one a core)")  # fmt: skip
-    add("--beam", action="store_true", help="have Apache Beam write the same shards")
+        help="validation threads, or processes with --beam (one per core)")  # fmt: skip
+    add("--beam", action="store_true", help="write the same shards with Apache Beam")
     add("--beam_options", default="", metavar="A=B,C=D",
-        help="Beam's: runner=DataflowRunner,... (processes of this machine)")  # fmt: skip
+        help="options of Beam: runner=DataflowRunner,... (processes of this machine)")  # fmt: skip
     parser.set_defaults(run=_build)
 
 
 def _add_split_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--patients", metavar="CSV",
-        help="columns photograph (name or path below DIR), patient[, label, split]")  # fmt: skip
+        help="a table: photograph (name or path below DIR), patient[, label, split]")  # fmt: skip
     add("--patient_regex", metavar="REGEX",
-        help="its first group is the patient, in the path below DIR without the suffix: (P\\d+)_ "
-        "finds P07 in hrf/P07_L and in site/P07_1/OD")  # fmt: skip
-    add("--patients_unknown", action="store_true", help="accept that nobody knows; tables say so")
-    add("--val", type=float, default=0.1, metavar="SHARE", help="of the patients (0.1)")
-    add("--test", type=float, default=0.1, metavar="SHARE", help="of the patients (0.1)")
-    add("--stratify", choices=("label",), help="take these shares of each label's patients")
+        help="a pattern whose first group is the patient, searched in the path below DIR without "
+        "the suffix: (P\\d+)_ finds P07 in hrf/P07_L and in site/P07_1/OD")  # fmt: skip
+    add("--patients_unknown", action="store_true", help="accept unknown patients; tables say so")
+    add("--val", type=float, default=0.1, metavar="SHARE", help="share of the patients (0.1)")
+    add("--test", type=float, default=0.1, metavar="SHARE", help="share of the patients (0.1)")
+    add("--stratify", choices=("label",), help="take these shares of the patients of each label")
 
 
 def _make_tiles(**options) -> int:
@@ -97,7 +97,7 @@ def _make_tiles(**options) -> int:
     print(summary)
     print(f"next: fundus-vae build --tiles {options['out']} --data_dir DIR", flush=True)
     if summary.rejected:
-        # The tiles of the others are there, complete; but a script must be able to tell.
+        # The other tiles are complete, but the exit code must tell scripts of the failures.
         raise DataError(f"{len(summary.rejected)} photographs gave no tiles; they are listed above")
     return 0
 

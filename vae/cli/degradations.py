@@ -1,4 +1,4 @@
-"""`degradations`: a photograph made bad in every way that enhancement learns to undo."""
+"""`degradations`: a photograph under every degradation that enhancement learns to undo."""
 
 import argparse
 from pathlib import Path
@@ -12,16 +12,16 @@ def add(commands) -> None:
     """Registers the command."""
     parser = commands.add_parser(
         "degradations",
-        help="a contact sheet of a photograph under every degradation",
+        help="draw a contact sheet of a photograph under every degradation",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Draws one photograph under each degradation that enhancement is to undo, at "
-        "five severities.",
+        description="Draws one photograph under each degradation that enhancement is trained to "
+        "undo, at five severities.",
         epilog="examples:\n  fundus-vae degradations eye.jpg --out sheet.png",
     )
     add = parser.add_argument
     add("photograph", metavar="PHOTOGRAPH", help="an image file")
     add("--out", required=True, metavar="FILE", help="the sheet, a new .png or .jpg")
-    add("--seed", type=int, default=0, help="of what is drawn at random (0)")
+    add("--seed", type=int, default=0, help="seed of all random draws (0)")
     declare(parser, {"out": claim_new}, reads=("photograph",))
     parser.set_defaults(run=_degradations)
 

@@ -1,4 +1,4 @@
-"""`embed`: latents to vectors, clusters and a map."""
+"""`embed`: vectors, clusters and a map from latents."""
 
 import argparse
 import itertools
@@ -13,25 +13,25 @@ def add(commands) -> None:
     """Registers the command."""
     parser = commands.add_parser(
         "embed",
-        help="vectors, clusters and a map of encoded images",
+        help="compute vectors, clusters and a map of encoded images",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Pools each image's latents (mean and spread of every channel), reduces them\n"
         "to 16 principal components, finds clusters and draws a map. Writes\n"
         "embedding.csv, vectors.npz, map.png, and clusters.png: the most typical images\n"
-        "of each cluster, and where they lie in their photographs.",
+        "of each cluster and their position in their photographs.",
         epilog="examples:\n"
         "  fundus-vae embed tiles.zarr --out embedding\n"
         "  fundus-vae embed tiles.zarr --out embedding --method kmeans --clusters 8 --map pca",
     )
     option = parser.add_argument
-    option("latents", metavar="LATENTS", help="*.zarr or *.npz of `fundus-vae encode`")
-    option("--out", required=True, metavar="DIR", help="where tables and pictures go")
-    option("--method", choices=("gmm", "kmeans"), default="gmm", help="of the clusters (gmm)")
-    option("--clusters", type=int, metavar="N", help="how many (chosen among 2 to 12)")
+    option("latents", metavar="LATENTS", help="*.zarr or *.npz written by `fundus-vae encode`")
+    option("--out", required=True, metavar="DIR", help="folder for tables and pictures")
+    option("--method", choices=("gmm", "kmeans"), default="gmm", help="clustering method (gmm)")
+    option("--clusters", type=int, metavar="N", help="number of clusters (best of 2 to 12)")
     option("--map", dest="kind", choices=("tsne", "umap", "pca"), default="tsne",
-           help="of the map (tsne, of at most 5,000 images)")  # fmt: skip
-    option("--typical", type=int, default=4, metavar="N", help="images to show of a cluster (4)")
-    option("--seed", type=int, default=0, help="of clusters and map (0)")
+           help="method of the map (tsne, for at most 5,000 images)")  # fmt: skip
+    option("--typical", type=int, default=4, metavar="N", help="images shown per cluster (4)")
+    option("--seed", type=int, default=0, help="seed of the clusters and the map (0)")
     declare(parser, results("out"), reads=("latents",))
     parser.set_defaults(run=_embed)
 
@@ -86,7 +86,7 @@ def _embed(
 
 
 def _caption(row) -> str:
-    """The last part of an id, which names photograph and place."""
+    """Returns the last part of an id, which names photograph and position."""
     return row.item_id.rsplit("/", 1)[-1][-34:]
 
 

@@ -1,4 +1,4 @@
-"""`enhance`: degraded photographs made clear."""
+"""`enhance`: enhancement of degraded photographs."""
 
 import argparse
 import math
@@ -20,15 +20,15 @@ def add(commands) -> None:
     """Registers the command."""
     parser = commands.add_parser(
         "enhance",
-        help="degraded photographs made clear",
+        help="enhance degraded photographs",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Makes photographs that are dark, hazy, blurred, noisy or badly lit clear and "
+        description="Enhances photographs that are dark, hazy, blurred, noisy or badly lit and "
         "writes, each under its own\nname:\n"
-        "  DIR/enhanced/      the result\n"
-        "  DIR/comparisons/   before, after and what was changed side by side\n"
-        "  DIR/changes/       what was changed and by how much, pixel for pixel\n"
-        "  DIR/uncertainty/   with --uncertainty: how far off it may be\n"
-        "  DIR/enhanced.csv   how much was changed\n\n"
+        "  DIR/enhanced/      the enhanced photograph\n"
+        "  DIR/comparisons/   before, after and difference side by side\n"
+        "  DIR/changes/       a map of the change at each pixel\n"
+        "  DIR/uncertainty/   with --uncertainty: a map of the estimated error\n"
+        "  DIR/enhanced.csv   metrics of the change\n\n"
         "Photographs of one colour only (grey, red-free, angiograms) are left as they are.\n"
         + NOT_FOR_DIAGNOSIS,
         epilog="examples:\n"
@@ -38,17 +38,17 @@ def add(commands) -> None:
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="photographs, or folders of them")
     add("--model", default=ENHANCE, metavar="M",
-        help="a run of configs/enhance256.py, a checkpoint in it, or an exported file (enhance, "
-        "which ships)")  # fmt: skip
-    add("--out", required=True, metavar="DIR", help="where the files go; those there are replaced")
+        help="a run of configs/enhance256.py, a checkpoint in it, or an exported file (the "
+        "bundled weights, enhance)")  # fmt: skip
+    add("--out", required=True, metavar="DIR", help="output folder; existing files are replaced")
     add("--strength", type=float, default=1.0, metavar="S",
-        help="from 0, nothing is changed, to 1 (1)")  # fmt: skip
+        help="strength of the change, from 0 to 1 (1)")  # fmt: skip
     add("--uncertainty", action="store_true",
-        help="how far off it may be, at strength 1, by 8 samples: 9 times the work")  # fmt: skip
+        help="estimate the error at strength 1 from 8 samples: 9 times the work")  # fmt: skip
     add("--format", dest="file_format", choices=("png", "jpg"), default="png",
-        help="of the pictures; jpg is quality 95 (png)")  # fmt: skip
+        help="format of the pictures; jpg has quality 95 (png)")  # fmt: skip
     add("--levels", type=float, default=50.0, metavar="N",
-        help="grey levels at the top of the changes' colour scale (50)")  # fmt: skip
+        help="grey levels at the top of the colour scale of changes (50)")  # fmt: skip
     add_fov_options(parser)
     declare(parser, results("out"), reads=("inputs", "model", "fov_mask"))
     parser.set_defaults(run=_enhance)
@@ -100,12 +100,12 @@ def _enhance(
             if not isinstance(result, Failure):
                 done = result["note"] or (
                     f"changed by {result['mean_change']:.1f} grey levels on average, "
-                    f"{result['share_changed']:.0%} of it by more than {enhanced_files.CHANGED}"
+                    f"{result['share_changed']:.0%} of pixels by more than {enhanced_files.CHANGED}"
                 )
                 print(f"{result['id']}  {result['width']} x {result['height']}  {done}")
     except KeyboardInterrupt:
         print(f"interrupted; {len(rows):,} of {len(photographs):,} photographs are written to "
-              f"{out}; the same command begins anew", file=sys.stderr)  # fmt: skip
+              f"{out}; the same command starts over", file=sys.stderr)  # fmt: skip
         return 130
     if rows:
         table = Path(out) / enhanced_files.TABLE

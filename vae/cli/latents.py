@@ -11,7 +11,7 @@ from vae.data.errors import DataError, UsageError
 from vae.data.outputs import MARKER, claim_new, refuse_overlap
 from vae.data.region import add_options as add_fov_options
 
-# Adds less noise, 3 / sqrt(12) standard deviations, than a sample of the posterior has.
+# This step adds noise of 3 / sqrt(12) standard deviations, less than a posterior sample does.
 DEFAULT_STEP = 3.0
 
 
@@ -24,7 +24,7 @@ def add(commands) -> None:
 def _add_encode(commands) -> None:
     parser = commands.add_parser(
         "encode",
-        help="images to latents on disk",
+        help="encode images to latents on disk",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Encodes tiles and whole photographs: posterior means with ids, patients and\n"
         "positions, in a zarr store of any size or an .npz file (for small sets: it is\n"
@@ -32,8 +32,8 @@ def _add_encode(commands) -> None:
         "is continued by the same command. Pixels outside a known field of view are\n"
         "encoded as black.",
         epilog="float32 latents decode to exactly what `reconstruct` gives. With float16 a pixel\n"
-        "may differ by one grey level (1 in 100 do at f8c32). --quantise keeps integers of\n"
-        "few bits and prints bytes and quality beside JPEG's.\n\n"
+        "may differ by one grey level (1 in 100 do at f8c32). --quantise stores integers of\n"
+        "a few bits and prints size and quality next to those of JPEG.\n\n"
         "examples:\n"
         "  fundus-vae encode dataset --split test --model runs/fundus256 --out test.zarr\n"
         "  fundus-vae encode eyes/ --model model.safetensors --out eyes.zarr --quantise\n"
@@ -42,17 +42,17 @@ def _add_encode(commands) -> None:
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="image files, folders, or a built dataset")
     add_model(parser)
-    add("--out", required=True, metavar="PATH", help="new, or begun by the same command: "
-        "*.zarr or *.npz")  # fmt: skip
-    add("--split", choices=("train", "val", "test"), help="of a dataset (all)")
-    add("--log_var", action="store_true", help="store log-variances, too")
-    add("--dtype", choices=("float32", "float16"), help="of the latents (float32)")
+    add("--out", required=True, metavar="PATH", help="*.zarr or *.npz, new or begun by the same "
+        "command")  # fmt: skip
+    add("--split", choices=("train", "val", "test"), help="split of a dataset (all)")
+    add("--log_var", action="store_true", help="also store log-variances")
+    add("--dtype", choices=("float32", "float16"), help="dtype of the latents (float32)")
     add("--quantise", type=float, nargs="?", const=DEFAULT_STEP, metavar="STEP",
-        help="integers of STEP posterior standard deviations, entropy-coded "
+        help="store entropy-coded multiples of STEP posterior standard deviations "
         f"({DEFAULT_STEP:g})")  # fmt: skip
-    add("--keep_border", action="store_true", help="also encode what is outside the field of view")
+    add("--keep_border", action="store_true", help="also encode pixels outside the field of view")
     add_fov_options(parser)
-    # A store that is there is continued, or refused by what is known of it.
+    # An existing store is resumed, or refused because of what it records.
     claim = functools.partial(claim_new, replaces=True, parents=True)
     declare(parser, {"out": claim}, reads=("inputs", "model", "fov_mask"))
     parser.set_defaults(run=_encode)
@@ -61,18 +61,18 @@ def _add_encode(commands) -> None:
 def _add_decode(commands) -> None:
     parser = commands.add_parser(
         "decode",
-        help="latents on disk to images",
+        help="decode latents on disk to images",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Decodes what `encode` wrote: OUT/<item id>.png in the original size, black\n"
-        "outside the field of view where it is known. Only the model that encoded can\n"
-        "decode.",
+        "outside a known field of view. Only the model that encoded the images can\n"
+        "decode them.",
         epilog="examples:\n  fundus-vae decode test.zarr --model runs/fundus256 --out decoded",
     )
     add = parser.add_argument
-    add("latents", metavar="LATENTS", help="*.zarr or *.npz of `fundus-vae encode`")
-    add_model(parser, "the one that encoded: ")
-    add("--out", required=True, metavar="DIR", help="where the images go")
-    add("--keep_border", action="store_true", help="as decoded, outside the field of view, too")
+    add("latents", metavar="LATENTS", help="*.zarr or *.npz written by `fundus-vae encode`")
+    add_model(parser, "the model that encoded: ")
+    add("--out", required=True, metavar="DIR", help="folder for the images")
+    add("--keep_border", action="store_true", help="keep decoded pixels outside the field of view")
     declare(parser, results("out"), reads=("latents", "model"))
     parser.set_defaults(run=_decode)
 
@@ -147,7 +147,7 @@ def _check_options(out: str, log_var: bool, dtype: str | None, quantise: float |
     if quantise is not None and dtype is not None:
         raise UsageError(f"--quantise stores integers, which have no --dtype {dtype}; drop one")
     if quantise is not None and log_var:
-        raise UsageError("--log_var would take more room than what --quantise leaves; drop one")
+        raise UsageError("--log_var takes more space than the integers of --quantise; drop one")
 
 
 def _decode(latents: str, model: str, out: str, keep_border: bool) -> int:
@@ -157,7 +157,7 @@ def _decode(latents: str, model: str, out: str, keep_border: bool) -> int:
     from vae.inference.latents import check_model, decode_to_folder
 
     store = open_latents(latents)
-    if set(os.listdir(out)) != {MARKER}:  # What was encoded is not replaced by its copy.
+    if set(os.listdir(out)) != {MARKER}:  # Decoded copies must not replace the encoded images.
         refuse_overlap(out, store.about.get("inputs", ()))
     loaded = vae.load_model(model)
     check_model(store, loaded)

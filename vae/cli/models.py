@@ -1,4 +1,4 @@
-"""`evaluate`, `info` and `export`: what a model is worth, what it is, and it for elsewhere."""
+"""`evaluate`, `info` and `export`: metrics, a description, and other formats of a model."""
 
 import argparse
 import functools
@@ -22,9 +22,9 @@ def add(commands) -> None:
 def _add_evaluate(commands) -> None:
     parser = commands.add_parser(
         "evaluate",
-        help="what a model is worth on a dataset, beside baselines",
+        help="measure a model on a dataset and compare it with baselines",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Measures a model on every tile of a split and on whole photographs, beside "
+        description="Measures a model on every tile of a split and on whole photographs, next to "
         "mean colour, bicubic,\nPCA of its latent size and JPEG of its bytes; prints the table.",
         epilog="examples:\n"
         "  fundus-vae evaluate --model runs/mine --data dataset --report report\n"
@@ -32,12 +32,12 @@ def _add_evaluate(commands) -> None:
     )
     add = parser.add_argument
     add_model(parser)
-    add("--data", required=True, metavar="DIR", help="what `fundus-vae build` wrote")
-    add("--split", default="test", help="train, val or test (test)")
+    add("--data", required=True, metavar="DIR", help="the dataset, as `fundus-vae build` wrote it")
+    add("--split", default="test", help="split: train, val or test (test)")
     add("--limit", type=int, default=0, metavar="N",
-        help="a random sample of N tiles (all; for an enhancer 22)")  # fmt: skip
-    add("--out", metavar="DIR", help="for results.json, tiles.csv and a figure")
-    add("--report", metavar="DIR", help="for index.html, a page that opens offline")
+        help="use a random sample of N tiles (all; for an enhancer 22)")  # fmt: skip
+    add("--out", metavar="DIR", help="folder for results.json, tiles.csv and a figure")
+    add("--report", metavar="DIR", help="folder for index.html, a page that opens offline")
     add("--beside", nargs="+", default=(), metavar="M", help="more models for the page's curves")
     declare(parser, results("out", "report"), reads=("model", "data", "beside"))
     parser.set_defaults(run=_evaluate)
@@ -46,23 +46,23 @@ def _add_evaluate(commands) -> None:
 def _add_info(commands) -> None:
     parser = commands.add_parser(
         "info",
-        help="what a model is",
+        help="describe a model",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Architecture, size, latent statistics, what it was trained on, its figures.",
+        description="Prints architecture, size, latent statistics, training data and metrics.",
         epilog="examples:\n  fundus-vae info runs/mine\n  fundus-vae info model.safetensors --json",
     )
     parser.add_argument("model", metavar="M", nargs="?", default=DEFAULT, help=MODELS)
-    parser.add_argument("--json", dest="as_json", action="store_true", help="for programs")
+    parser.add_argument("--json", dest="as_json", action="store_true", help="print JSON")
     parser.set_defaults(run=_info)
 
 
 def _add_export(commands) -> None:
     parser = commands.add_parser(
         "export",
-        help="a model as one file, or as programs that need only JAX",
+        help="export a model as one file, or as programs that need only JAX",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Writes a model as one .safetensors file, which every command takes as a "
-        "model, without the names of this machine's folders;\nand as StableHLO programs with the "
+        "model and which names no folders of this machine;\nor as StableHLO programs with the "
         "weights inside, which run without this package.",
         epilog="examples:\n"
         "  fundus-vae export runs/mine --out model.safetensors --dtype float16\n"
@@ -73,9 +73,9 @@ def _add_export(commands) -> None:
     add("model", metavar="M", help=MODELS)
     add("--out", metavar="FILE", help="a new .safetensors file")
     add("--dtype", choices=("float32", "float16"), default="float32",
-        help="of the large kernels in it (float32)")  # fmt: skip
+        help="dtype of the large kernels (float32)")  # fmt: skip
     add("--average", metavar="M", nargs="+", default=(),
-        help="the mean of its weights and theirs, runs that began alike")  # fmt: skip
+        help="average its weights with those of M, runs with the same initialization")  # fmt: skip
     add("--stablehlo", metavar="DIR", help="a new folder for encode.stablehlo, decode.stablehlo")
     folder = functools.partial(claim_new, folder=True, parents=True)
     writes = {"out": claim_new, "stablehlo": folder}
@@ -156,8 +156,8 @@ def _export(
     kind = saved.config.model.architecture
     if stablehlo and kind in (ENHANCER, PRIOR):
         raise UsageError(
-            f"--stablehlo writes the two halves of an autoencoder, and {model} is of the "
-            f"architecture {kind}; --out FILE.safetensors takes any"
+            f"--stablehlo exports autoencoders only, and {model} has the architecture {kind}; "
+            "--out FILE.safetensors exports any model"
         )
     if out:
         from vae.checkpoints.provenance import portable

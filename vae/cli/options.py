@@ -13,16 +13,16 @@ from vae.data.failures import Failure, write_rejected
 from vae.data.outputs import claim_folder
 from vae.weights import DEFAULT, NAMES
 
-_SHOWN = 20  # failures on the console; the table holds all
+_SHOWN = 20  # failures on the console; the table lists all
 
 MODELS = (
-    "a run's workdir, checkpoints/STEP in it, an exported .safetensors file, what "
-    f"convert_torch_checkpoint wrote, or weights that ship: {', '.join(NAMES)}"
+    "a run's workdir, checkpoints/STEP in it, an exported .safetensors file, the output of "
+    f"convert_torch_checkpoint, or bundled weights: {', '.join(NAMES)}"
 )
 
 
 def add_model(parser: argparse.ArgumentParser, which: str = "") -> None:
-    """Registers `--model`, which may be left out; `which` is said before what it can be."""
+    """Registers the optional `--model`; `which` precedes the possible values in its help."""
     parser.add_argument(
         "--model", default=DEFAULT, metavar="M", help=f"{which}{MODELS} ({DEFAULT.stem})"
     )
@@ -33,24 +33,24 @@ def declare(
     writes: Mapping[str, Callable[..., contextlib.AbstractContextManager]],
     reads: Sequence[str],
 ) -> None:
-    """Says what a command writes and reads, so that its outputs are claimed before it runs.
+    """Declares what a command writes and reads, so that its outputs are claimed before it runs.
 
     Args:
-      parser: The command's.
-      writes: For each option that names an output, what claims it: a function of
-        `vae.data.outputs`.
-      reads: Names of the options, one path or several each, that are only read.
+      parser: Parser of the command.
+      writes: For each option that names an output, the function of `vae.data.outputs` that claims
+        it.
+      reads: Names of the options, with one path or several each, that are only read.
     """
     parser.set_defaults(writes=dict(writes), reads=tuple(reads))
 
 
 @contextlib.contextmanager
 def claim_outputs(command: str, arguments: dict[str, Any]) -> Iterator[None]:
-    """Claims the outputs of a command, as `declare` was told, until it ends.
+    """Claims the outputs that a command has declared, until it ends.
 
     Args:
-      command: Its name.
-      arguments: Its options; what `declare` added to them is taken out.
+      command: Name of the command.
+      arguments: Its options; the entries that `declare` added are removed.
 
     Raises:
       UsageError, DataError: As `vae.data.outputs.claim_folder` and `claim_new` do.
@@ -71,20 +71,20 @@ def claim_outputs(command: str, arguments: dict[str, Any]) -> Iterator[None]:
 
 
 def results(*names: str) -> dict[str, Callable[..., contextlib.AbstractContextManager]]:
-    """For `declare`: options that each name a folder of results."""
+    """Returns `writes` for `declare`: options that each name a folder of results."""
     return dict.fromkeys(names, claim_folder)
 
 
 def report_failures(failures: Sequence[Failure], total: int, table: Path) -> int:
-    """Lists the images that failed in a table and on the console; 0 where none did.
+    """Lists failed images in a table and on the console; returns 0 if there are none.
 
     Args:
-      failures: Of one run.
+      failures: Failures of one run.
       total: Number of images of the run.
-      table: CSV file of the failures, removed where there are none.
+      table: CSV file of the failures, removed if there are none.
 
     Raises:
-      DataError: Some failed.
+      DataError: Some images failed.
     """
     write_rejected(table, failures)
     if not failures:
@@ -94,7 +94,7 @@ def report_failures(failures: Sequence[Failure], total: int, table: Path) -> int
 
 
 def print_reasons(reasons: Iterable[str]) -> None:
-    """Prints the first reasons to the standard error, and how many more there are."""
+    """Prints the first reasons to the standard error, and the number of the others."""
     reasons = list(reasons)
     for reason in reasons[:_SHOWN]:
         print(reason, file=sys.stderr)

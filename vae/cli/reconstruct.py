@@ -1,4 +1,4 @@
-"""`reconstruct`: tiles and photographs through a model and back."""
+"""`reconstruct`: reconstruction of tiles and photographs by an autoencoder."""
 
 import argparse
 import contextlib
@@ -16,16 +16,16 @@ def add(commands) -> None:
     """Registers the command."""
     parser = commands.add_parser(
         "reconstruct",
-        help="tiles and photographs through a model and back",
+        help="reconstruct tiles and photographs",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Encodes and decodes tiles or whole photographs of any size (jpg, png, tif, "
         "ppm, bmp, DICOM) and\nwrites, each under the image's own name:\n"
-        "  DIR/reconstructions/   what the model makes of the image\n"
+        "  DIR/reconstructions/   the reconstruction\n"
         "  DIR/comparisons/       original, reconstruction and difference side by side\n"
-        "  DIR/differences/       the difference map, pixel for pixel\n"
+        "  DIR/differences/       a map of the difference at each pixel\n"
         "  DIR/reconstructions.csv  SSIM and PSNR inside the field of view\n\n"
-        "Photographs go through in windows with no seam. The published architecture has no "
-        "bounded reach: there they\nare tiles that overlap by half and are blended.",
+        "Photographs are processed in windows with no seam. The published architecture has no "
+        "bounded receptive field: it takes\nthem as tiles that overlap by half and are blended.",
         epilog="examples:\n"
         "  fundus-vae reconstruct eye.jpg --out result\n"
         "  fundus-vae reconstruct photographs/ --model runs/mine --out result --format jpg\n"
@@ -33,18 +33,18 @@ def add(commands) -> None:
     )
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT",
-        help="image files, folders, or a dataset of `build`")  # fmt: skip
+        help="image files, folders, or a dataset that `build` wrote")  # fmt: skip
     add_model(parser)
-    add("--out", required=True, metavar="DIR", help="where the files go; those there are replaced")
-    add("--split", metavar="SPLIT", help="only train, val or test of a dataset or manifest")
+    add("--out", required=True, metavar="DIR", help="output folder; existing files are replaced")
+    add("--split", metavar="SPLIT", help="use only train, val or test of a dataset or manifest")
     add("--keep_border", action="store_true",
-        help="reconstruct outside the field of view too, with all that is burned in there, names "
-        "as well; else it is black")  # fmt: skip
+        help="also reconstruct pixels outside the field of view, with any names burned in there; "
+        "by default they are black")  # fmt: skip
     add("--format", dest="file_format", choices=("png", "jpg"), default="png",
-        help="of the pictures; jpg is quality 95 (png)")  # fmt: skip
-    add("--no_pictures", action="store_true", help="write the reconstructions and the table only")
+        help="format of the pictures; jpg has quality 95 (png)")  # fmt: skip
+    add("--no_pictures", action="store_true", help="write only the reconstructions and the table")
     add("--levels", type=float, default=5.0, metavar="N",
-        help="grey levels at the top of the difference's colour scale (5)")  # fmt: skip
+        help="grey levels at the top of the colour scale of differences (5)")  # fmt: skip
     add_fov_options(parser)
     declare(parser, results("out"), reads=("inputs", "model", "fov_mask"))
     parser.set_defaults(run=_reconstruct)
@@ -78,7 +78,7 @@ def _reconstruct(
     print(f"model {loaded.saved.path}, step {loaded.saved.step}, {loaded.hash}")
     if loaded.tile_size is not None:
         side = loaded.tile_size
-        print(f"this model sees {side} x {side} pixels at once: larger photographs go through as "
+        print(f"this model takes tiles of {side} x {side} pixels: other photographs are cut into "
               "tiles that overlap by half and are blended")  # fmt: skip
     start = time.monotonic()
     results = reconstruct.reconstruct_inputs(loaded, images, keep_border=keep_border)
@@ -97,7 +97,7 @@ def _reconstruct(
             (failures if isinstance(result, Failure) else rows).append(result)
     except KeyboardInterrupt:
         print(f"interrupted; {len(rows):,} of {len(images):,} images are written to {out}; the "
-              "same command begins anew", file=sys.stderr)  # fmt: skip
+              "same command starts over", file=sys.stderr)  # fmt: skip
         return 130
     if rows:
         reconstruct.write_table(Path(out) / reconstruct.TABLE, rows)
@@ -106,7 +106,7 @@ def _reconstruct(
 
 
 def _with_progress(written, total: int):
-    """Prints a line for each image, and how far it is, at which rate, to the standard error."""
+    """Prints a line for each image, and progress and rate to the standard error."""
     from tqdm import tqdm
 
     from vae.data.failures import Failure

@@ -1,4 +1,4 @@
-"""`sample`, `interpolate` and `evaluate-samples`: new tiles, and what they are worth."""
+"""`sample`, `interpolate` and `evaluate-samples`: new tiles and their evaluation."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from vae.cli.options import declare, results
 from vae.data.errors import UsageError
 from vae.data.names import composed
 
-MOST = 10_000_000  # tiles; more is a slip of the finger
+MOST = 10_000_000  # tiles; a larger number is taken for a typing error
 NOBODY = "These tiles are of no person's eye. Not for diagnosis, nor as evidence of anything."
 
 
@@ -24,34 +24,34 @@ def add(commands) -> None:
 def _add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", metavar="M", help="the autoencoder, or a prior, which names its autoencoder "
-        "(the prior that ships)"
+        "(that of the bundled prior)"
     )  # fmt: skip
     parser.add_argument(
         "--prior", metavar="P", help="a run of configs/prior256.py, a checkpoint in it, an "
-        "exported file, or normal for N(0, I) (the one that ships; for the published architecture "
-        "normal)"
+        "exported file, or normal for N(0, I) (the bundled prior; normal for the published "
+        "architecture)"
     )  # fmt: skip
 
 
 def _add_solver(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--seed", type=int, default=0, metavar="S", help="of the noise (0)")
-    add("--label", metavar="L", help="what the tiles should be of (all alike)")
+    add("--seed", type=int, default=0, metavar="S", help="seed of the noise (0)")
+    add("--label", metavar="L", help="label of the tiles (unconditional)")
     add("--guidance", type=float, default=1.0, metavar="G",
-        help="how much more than the label asks for (1: the label itself)")  # fmt: skip
-    add("--steps", type=int, metavar="K", help="from noise to latents (what the prior says)")
+        help="weight of the label (1: no guidance beyond the label)")  # fmt: skip
+    add("--steps", type=int, metavar="K", help="solver steps (the prior's setting)")
     add("--method", choices=("euler", "heun"), default="heun",
-        help="of each step; heun evaluates twice (heun)")  # fmt: skip
+        help="solver; heun evaluates twice per step (heun)")  # fmt: skip
 
 
 def _add_sample(commands) -> None:
     parser = commands.add_parser(
         "sample",
-        help="new tiles from a prior over latents",
+        help="draw new tiles from a prior over latents",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Draws new tiles, and writes DIR/seedS_NUMBER.png, DIR/sheet.png with the "
-        "first 64 of them, and\nDIR/samples.csv. A tile is a function of the seed and its number, "
-        "however many are drawn.\n\n" + NOBODY,
+        "first 64 of them, and\nDIR/samples.csv. A tile depends only on the seed and its number."
+        "\n\n" + NOBODY,
         epilog="examples:\n"
         "  fundus-vae sample --n 64 --seed 0 --out new\n"
         "  fundus-vae sample --label fives --steps 30 --n 1000 --out new\n"
@@ -59,10 +59,10 @@ def _add_sample(commands) -> None:
     )
     _add_models(parser)
     add = parser.add_argument
-    add("--n", type=int, default=64, metavar="N", help="how many (64)")
-    add("--out", required=True, metavar="DIR", help="where the files go; those there are replaced")
+    add("--n", type=int, default=64, metavar="N", help="number of tiles (64)")
+    add("--out", required=True, metavar="DIR", help="output folder; existing files are replaced")
     add("--format", dest="file_format", choices=("png", "jpg"), default="png",
-        help="of the tiles; jpg is quality 95 (png)")  # fmt: skip
+        help="format of the tiles; jpg has quality 95 (png)")  # fmt: skip
     _add_solver(parser)
     declare(parser, results("out"), reads=("model", "prior"))
     parser.set_defaults(run=_sample)
@@ -71,20 +71,20 @@ def _add_sample(commands) -> None:
 def _add_interpolate(commands) -> None:
     parser = commands.add_parser(
         "interpolate",
-        help="tiles on the way from one to another",
+        help="interpolate between two tiles",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Writes DIR/between_NUMBER.png from A to B, and DIR/interpolation.png, a strip "
-        "of them between the\ntwo as they are. The way leads through the prior's noise, where "
-        "what lies between is a tile, too.",
+        description="Writes tiles from A to B as DIR/between_NUMBER.png, and a strip of them "
+        "between the two originals as\nDIR/interpolation.png. The interpolation runs through the "
+        "prior's noise, so that each step is a tile, too.",
         epilog="examples:\n  fundus-vae interpolate a.png b.png --n 8 --out way",
     )
     add = parser.add_argument
-    add("first", metavar="A", help="a tile; of a larger image its middle")
-    add("last", metavar="B", help="another")
+    add("first", metavar="A", help="a tile; a larger image is cropped to its middle")
+    add("last", metavar="B", help="another tile")
     _add_models(parser)
-    add("--n", type=int, default=8, metavar="N", help="how many, both ends included (8)")
-    add("--steps", type=int, metavar="K", help="each way (what the prior says)")
-    add("--out", required=True, metavar="DIR", help="where the files go; those there are replaced")
+    add("--n", type=int, default=8, metavar="N", help="number of tiles with both ends (8)")
+    add("--steps", type=int, metavar="K", help="solver steps each way (the prior's setting)")
+    add("--out", required=True, metavar="DIR", help="output folder; existing files are replaced")
     declare(parser, results("out"), reads=("first", "last", "model", "prior"))
     parser.set_defaults(run=_interpolate)
 
@@ -92,22 +92,22 @@ def _add_interpolate(commands) -> None:
 def _add_evaluate(commands) -> None:
     parser = commands.add_parser(
         "evaluate-samples",
-        help="what sampled tiles are worth beside real ones",
+        help="compare sampled tiles with real ones",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Compares samples with the training tiles of a dataset: sliced Wasserstein "
-        "distance, precision and\nrecall, colours, vesselness, and whether any are copies; beside "
-        "its floor, held-out tiles, and simpler\npriors. Prints the table.",
+        "distance, precision and\nrecall, colours, vesselness, and search for copies. Held-out "
+        "tiles are the floor of each metric; simpler\npriors are measured too. Prints the table.",
         epilog="examples:\n"
         "  fundus-vae evaluate-samples --data dataset --out results\n"
         "  fundus-vae evaluate-samples --data dataset --samples folder --n 500",
     )
     _add_models(parser)
     add = parser.add_argument
-    add("--data", required=True, metavar="DIR", help="what `fundus-vae build` wrote")
-    add("--split", default="test", help="of tiles that nothing was trained on (test)")
-    add("--n", type=int, default=1024, metavar="N", help="tiles of each set (1024)")
-    add("--samples", metavar="DIR", help="tiles of any origin, instead of what is drawn")
-    add("--out", metavar="DIR", help="for samples.json and contact sheets")
+    add("--data", required=True, metavar="DIR", help="the dataset, as `fundus-vae build` wrote it")
+    add("--split", default="test", help="split whose tiles no model was trained on (test)")
+    add("--n", type=int, default=1024, metavar="N", help="number of tiles in each set (1024)")
+    add("--samples", metavar="DIR", help="evaluate the tiles of this folder instead of drawing any")
+    add("--out", metavar="DIR", help="folder for samples.json and contact sheets")
     _add_solver(parser)
     declare(parser, results("out"), reads=("data", "samples", "model", "prior"))
     parser.set_defaults(run=_evaluate)
@@ -139,8 +139,8 @@ def _sample(
             for done in written:
                 bar.update(done - bar.n)
     except KeyboardInterrupt:
-        print(f"interrupted; {done:,} of {n:,} tiles are written to {out}; the same command begins "
-              "anew", file=sys.stderr)  # fmt: skip
+        print(f"interrupted; {done:,} of {n:,} tiles are written to {out}; the same command starts "
+              "over", file=sys.stderr)  # fmt: skip
         return 130
     seconds = time.monotonic() - start
     print(f"{n:,} tiles in {seconds:,.1f} s ({n / seconds:.2f} a second), written to {out}")
@@ -207,10 +207,10 @@ def _check(n: int, how: dict[str, Any]) -> None:
 def _check_label(sampler, how: dict[str, Any]) -> None:
     label = how["label"]
     if label is not None and composed(label) not in sampler.labels:
-        known = ", ".join(sampler.labels) or "none, it was trained without"
+        known = ", ".join(sampler.labels) or "none, it was trained without labels"
         raise UsageError(f"--label {label}: this prior knows {known}")
     if how["guidance"] != 1 and label is None:
-        raise UsageError(f"--guidance {how['guidance']:g} is towards a label; give --label")
+        raise UsageError(f"--guidance {how['guidance']:g} needs a label; give --label")
 
 
 def _about(sampler) -> str:
@@ -219,7 +219,7 @@ def _about(sampler) -> str:
 
 
 def _read_tiles(folder: str, side: int):
-    """Tiles of a folder, uint8 [b, S, S, 3] at a time."""
+    """Yields the tiles of a folder, uint8 [b, S, S, 3] at a time."""
     import numpy as np
 
     from vae.data.errors import DataError

@@ -2,7 +2,7 @@
 
     fundus-vae train --config=FILE.py[:preset] --workdir=DIR [--mode=evaluate] [--config.x=y ...]
 
-A config that ships can be named alone: `--config=fundus256:demo`.
+A bundled config can be given by its name: `--config=fundus256:demo`.
 """
 
 import contextlib
@@ -21,25 +21,25 @@ from vae.data.errors import FundusError, UsageError, escape_output, show
 from vae.data.outputs import claim_folder
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Experiment, FILE.py[:preset].")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0.")
-_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.")
-_PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is.")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes of the run.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Index of this process.")
 _HEARTBEAT = flags.DEFINE_integer(
-    "heartbeat_seconds", 100, "The others end so long after one process was last heard of."
+    "heartbeat_seconds", 100, "Seconds without a sign of a process after which the others end."
 )
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "Train, or evaluate a run.")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Runs the command and exits.
 
     Args:
-      argv: Its name and options; None for those of this process.
+      argv: Name and options of the command; None for those of this process.
     """
     escape_output()
     logging.set_verbosity(logging.WARNING)
-    # Tensorflow only writes files here; without these it greets at length.
+    # Tensorflow only writes files here; without these settings it prints many lines at its start.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     argv = [_with_path(option) for option in (sys.argv if argv is None else argv)]
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _with_path(option: str) -> str:
-    """Replaces the name of a config that ships, `--config=fundus256:demo`, by its file."""
+    """Replaces the name of a bundled config, `--config=fundus256:demo`, by its file."""
     if not (match := re.fullmatch(r"(--?config=)(\w+)((?::.*)?)", option)):
         return option
     file = Path(configs.__path__[0], f"{match[2]}.py")
@@ -55,12 +55,12 @@ def _with_path(option: str) -> str:
 
 
 def _main(argv: list[str]) -> None:
-    """Runs what the flags ask for; a user's mistake is one line, not a traceback."""
+    """Runs the command of the flags; a user's mistake is one line, not a traceback."""
     try:
         _run(argv)
     except (FundusError, OSError) as error:
         sys.stdout.flush()
-        # At once: after a failed write Orbax's threads would go on to complain with tracebacks.
+        # Exits at once: after a failed write, Orbax's threads would print further tracebacks.
         os._exit(show(error))
 
 
@@ -74,14 +74,14 @@ def _run(argv: list[str]) -> None:
             )
     config = _CONFIG.value
     if not isinstance(config, ConfigDict):
-        raise UsageError(f"--config: get_config() gave a {type(config).__name__}, no ConfigDict")
+        raise UsageError(f"--config: get_config() gave a {type(config).__name__}, not a ConfigDict")
     from vae.training.validation import validate_schema
 
     validate_schema(config)
     if config.train.deterministic:
         flag = "--xla_gpu_deterministic_ops=true"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
-    # Imported late: the flags above must be set before JAX meets a device.
+    # Imported late: the flags above must be set before JAX initializes a device.
     from vae.training import distributed, train
 
     distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _HEARTBEAT.value)
@@ -94,7 +94,7 @@ def _run(argv: list[str]) -> None:
 
 
 def _claim(config: ConfigDict, workdir: str) -> contextlib.AbstractContextManager:
-    """The workdir is the run's: of its processes the first claims it for all."""
+    """Claims the workdir for the run; process 0 claims it for all processes."""
     import jax
 
     from vae.checkpoints.loading import CONFIG
@@ -110,14 +110,14 @@ def _parse_flags(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         if _CONFIG.value is not None:
-            _ = _CONFIG.value.keys  # A file that could not be loaded says so only when it is used.
+            _ = _CONFIG.value.keys  # A file that failed to load raises only when it is used.
         return rest
-    except Exception as error:  # Whatever a config file of one's own raises.
+    except Exception as error:  # A config file may raise anything.
         sys.exit(show(UsageError(_reason(error, argv))))
 
 
 def _reason(error: Exception, argv: list[str]) -> str:
-    """Describes an error in the flags or the config file, in words of the command line."""
+    """Describes an error in the flags or the config file in terms of the command line."""
     text = str(error).replace("\\n", " ").rpartition("earlier failure to load: ")[2]
     if isinstance(error, (FundusError, flags.Error)):
         return text

@@ -1,9 +1,9 @@
-"""convert_torch_checkpoint: the published PyTorch weights as a model that every command takes.
+"""convert_torch_checkpoint: converts the published PyTorch weights to a model and back.
 
-    convert_torch_checkpoint model.pth --out DIR [--verify]      DIR/model.safetensors
-    convert_torch_checkpoint --to_torch DIR --out model.pth      and back
+    convert_torch_checkpoint model.pth --out DIR [--verify]      writes DIR/model.safetensors
+    convert_torch_checkpoint --to_torch DIR --out model.pth      writes model.pth
 
-The only part of the project that needs PyTorch: pip install 'fundus-vae[convert]'.
+Only this package needs PyTorch: pip install 'fundus-vae[convert]'.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     escape_output()
     parser = Parser(
         prog="convert_torch_checkpoint",
-        description="Turns the published PyTorch weights into a model of this project. The latent "
+        description="Converts the published PyTorch weights to a model of this project. The latent "
         "and image size are read from the shapes; nothing in the file is ever executed.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -37,10 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "source", nargs="?", type=Path, metavar="MODEL.pth", help="a state dict; .safetensors too"
     )
-    parser.add_argument("--out", type=Path, help="folder to make; with --to_torch the file")
-    parser.add_argument("--dry_run", action="store_true", help="only print what would become what")
+    parser.add_argument("--out", type=Path, help="folder to make; with --to_torch, the file")
+    parser.add_argument("--dry_run", action="store_true", help="only print the list of tensors")
     parser.add_argument(
-        "--verify", action="store_true", help="run both frameworks on synthetic tiles and compare"
+        "--verify", action="store_true", help="compare both frameworks on synthetic tiles"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier output")
     parser.add_argument(
@@ -53,10 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.out is None and not options.dry_run:
             raise UsageError("--out is missing: where to write")
         if options.to_torch and (options.dry_run or options.verify):
-            raise UsageError("--dry_run and --verify are for the way from PyTorch")
+            raise UsageError("--dry_run and --verify do not apply to --to_torch")
         if importlib.util.find_spec("torch") is None:
             raise UsageError("PyTorch is not installed; pip install 'fundus-vae[convert]'")
-        # Heavy imports wait until the command is known to be right.
+        # Imported late, so that wrong usage is reported at once.
         from vae.convert_torch_checkpoint import run
 
         if options.to_torch:

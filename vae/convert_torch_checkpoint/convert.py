@@ -1,4 +1,4 @@
-"""The state dict as our variables, and back."""
+"""Conversion of the PyTorch state dict to Flax variables, and back."""
 
 import warnings
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from vae.models import FundusVAE
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
-# So many values are looked at together: the largest tensor has 400 million.
+# Values checked at a time, to save memory: the largest tensor has 400 million.
 BLOCK = 1 << 22
 
 
 def published_model(state: dict[str, torch.Tensor]) -> FundusVAE:
-    """The published architecture with the latent and image size that the shapes say.
+    """Returns the published architecture with the latent and image size given by the shapes.
 
-    Where they say nothing, the sizes are the published ones and `check` names the shapes.
+    If the shapes do not give a size, it is the published one, and `check` reports the shapes.
     """
     model = FundusVAE()
     first, last = state.get("decoder.0.weight"), state.get(f"{to_image_source(model)}.weight")
@@ -35,15 +35,15 @@ def published_model(state: dict[str, torch.Tensor]) -> FundusVAE:
 
 
 def check(name: str, state: dict[str, torch.Tensor], model: FundusVAE) -> None:
-    """Refuses a state dict that is not exactly the model's; looks at no values.
+    """Checks keys, shapes and dtypes of a state dict, but no values.
 
     Args:
-      name: Of the file, for the message.
+      name: Name of the file, for the message.
       state: Tensors by key without prefix.
-      model: Of the sizes to expect.
+      model: Model with the expected sizes.
 
     Raises:
-      DataError: Every missing, unknown and misshapen key and every dtype that is none.
+      DataError: Lists every missing and unknown key, wrong shape and unsupported dtype.
     """
     rows, wanted = {entry.source: entry for entry in table(model)}, leaves(model)
     problems = [f"missing {source}" for source in rows if source not in state]
@@ -72,15 +72,15 @@ def check(name: str, state: dict[str, torch.Tensor], model: FundusVAE) -> None:
 def converted(
     name: str, state: dict[str, torch.Tensor], model: FundusVAE
 ) -> Iterator[tuple[Entry, np.ndarray]]:
-    """Our leaves, one by one: views of the source where layout and dtype are the same.
+    """Yields the Flax leaves one by one, as views of the source if layout and dtype are equal.
 
     Args:
-      name: Of the file, for messages.
-      state: Tensors that `check` took.
-      model: Of their sizes.
+      name: Name of the file, for messages.
+      state: Tensors that passed `check`.
+      model: Model of the same sizes.
 
     Raises:
-      DataError: A value is not finite in float32, or no count of batches.
+      DataError: A value is not finite in float32, or a number of batches is not valid.
     """
     wanted = leaves(model)
     for entry in table(model):
@@ -95,18 +95,18 @@ def converted(
         if not _finite(array):
             raise DataError(
                 f"{name}: {entry.source} has values that are not finite in float32; the training "
-                "that made it had failed: take an earlier checkpoint"
+                "run had failed: take an earlier checkpoint"
             )
         yield entry, np.asarray(entry.layout.ours(array), order="C")
 
 
 def nested(arrays: dict[str, np.ndarray]) -> dict:
-    """Leaves by path as variables for `module.apply`."""
+    """Nests leaves by path to variables for `module.apply`."""
     return flax.traverse_util.unflatten_dict(arrays, sep="/")
 
 
 def to_torch(variables: dict, model: FundusVAE) -> dict[str, torch.Tensor]:
-    """Our variables as the published state dict, with its prefix."""
+    """Converts Flax variables to the published state dict, with its prefix."""
     ours = flax.traverse_util.flatten_dict(variables, sep="/")
     state = {}
     for entry in table(model):
@@ -117,7 +117,7 @@ def to_torch(variables: dict, model: FundusVAE) -> dict[str, torch.Tensor]:
 
 
 def rounded(state: dict[str, torch.Tensor]) -> list[str]:
-    """Keys of float64 tensors with values that float32 does not hold."""
+    """Returns the keys of float64 tensors with values that float32 cannot represent."""
     return [
         key
         for key, tensor in state.items()
@@ -130,7 +130,7 @@ def _names(dtypes: tuple[torch.dtype, ...]) -> str:
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
-    """The same memory; PyTorch warns about arrays that JAX owns, and nobody writes to them."""
+    """Shares the array's memory; ignores PyTorch's warning about read-only arrays."""
     with warnings.catch_warnings(action="ignore", category=UserWarning):
         return torch.from_numpy(array)
 

@@ -1,4 +1,4 @@
-"""What the command does: reads, checks, converts, verifies, writes."""
+"""The steps of the command: read, check, convert, verify, write."""
 
 import contextlib
 import shutil
@@ -34,7 +34,7 @@ COMMAND = "convert_torch_checkpoint"
 
 
 def dry_run(source: Path) -> int:
-    """Prints the table of a conversion and whether it would work."""
+    """Checks the source and prints the table of its conversion."""
     state = read_state(source)
     model = convert.published_model(state)
     convert.check(str(source), state, model)
@@ -52,7 +52,7 @@ def dry_run(source: Path) -> int:
 
 
 def from_torch(source: Path, out: Path, *, overwrite: bool = False, verify: bool = False) -> int:
-    """Converts `source` into the folder `out`; see the command's help."""
+    """Converts `source` to a model in the folder `out`; see the command's help."""
     _refuse_folder(out, overwrite)
     with claim_folder(out, COMMAND, reads=[source], known=[MODEL_FILE]):
         return _from_torch(source, out, verify)
@@ -72,7 +72,7 @@ def _from_torch(source: Path, out: Path, verify: bool) -> int:
             arrays[entry.path] = array
             bar.update(state[entry.source].nbytes)
     made = {
-        # The command as somebody could type it again.
+        # The command in a form that can be typed again.
         **provenance([COMMAND, str(source), "--out", str(out)]),
         "source": source.name,
         "sha256": sha256,
@@ -110,7 +110,7 @@ def _to_torch(path: Path, out: Path) -> int:
     try:
         with replacing(out) as unfinished:
             torch.save(state, unfinished)
-    except RuntimeError as error:  # what PyTorch makes of a full disk
+    except RuntimeError as error:  # PyTorch's error for a full disk
         raise DataError(f"{out}: cannot be written ({error}); free some disk space") from error
     print(f"{_summary(model)}: {out}")
     return 0
@@ -132,10 +132,10 @@ def _saved(model: FundusVAE, variables: dict, made: dict[str, str]) -> SavedMode
 
 
 def _verify(state: dict[str, torch.Tensor], path: Path, model: FundusVAE) -> None:
-    """Compares PyTorch's numbers with those of the file just written.
+    """Compares the outputs of PyTorch with those of the written file.
 
     Raises:
-      DataError: They differ by more than float32 explains.
+      DataError: They differ by more than float32 rounding explains.
     """
     difference = compare(state, read_safetensors(path).variables, model)
     for name in ("mean", "log_var", "image"):
@@ -143,9 +143,9 @@ def _verify(state: dict[str, torch.Tensor], path: Path, model: FundusVAE) -> Non
         print(f"{name:8} largest absolute difference {largest:.2e}, values up to {value:.3g}")
     if not difference.agrees:
         raise DataError(
-            f"the conversion disagrees with PyTorch: tolerated are {POSTERIOR_TOLERANCE:g} of the "
-            f"largest value for mean and log_var, {IMAGE_TOLERANCE:g} for the image; nothing was "
-            "written"
+            f"the conversion disagrees with PyTorch by more than {POSTERIOR_TOLERANCE:g} of the "
+            f"largest value for mean and log_var, or {IMAGE_TOLERANCE:g} for the image; nothing "
+            "was written"
         )
 
 
@@ -163,7 +163,7 @@ def _refuse_folder(out: Path, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def _folder(out: Path) -> Iterator[Path]:
-    """Yields a folder beside `out` that takes its place at the end, or goes."""
+    """Yields a temporary folder next to `out`, which becomes `out`; it is removed on errors."""
     out = out.resolve()  # "." has no name
     unfinished = out.with_name(unfinished_name(out))
     unfinished.mkdir(parents=True)

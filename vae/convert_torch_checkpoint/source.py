@@ -1,4 +1,4 @@
-"""Reads the state dict of a PyTorch file. Nothing in the file is ever executed."""
+"""Reading of the state dict of a PyTorch file. Nothing in the file is ever executed."""
 
 import hashlib
 import re
@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from vae.data.errors import DataError
 from vae.data.files import require_regular
 
-# Where training scripts put the state dict when they save more beside it.
+# Keys under which training scripts save the state dict together with other data.
 NESTED = ("state_dict", "model_state_dict", "model")
-# What the published model, DataParallel and torch.compile put before a key, in any order.
+# Prefixes of the published model, DataParallel and torch.compile, in any order.
 PREFIXES = re.compile(r"^(?:(?:autoencoder|module|_orig_mod)\.)+")
 CHUNK = 1 << 22
 
@@ -24,13 +24,13 @@ EXPECTED = "expected the state dict that `torch.save(model.state_dict(), FILE)` 
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file by key without prefixes; memory-mapped where the format allows.
+    """Reads the tensors of a file by key without prefixes, memory-mapped if the format allows.
 
     Args:
       path: A .pth file, or a .safetensors file with the same names.
 
     Raises:
-      DataError: Missing, damaged, no state dict, or only readable by executing code in it.
+      DataError: The file is missing, damaged, holds no state dict, or needs its code executed.
     """
     if path.is_dir():
         raise DataError(f"{path} is a folder; {EXPECTED}")
@@ -58,26 +58,26 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _odd(tensor: torch.Tensor) -> str:
-    """Says why a tensor cannot be taken for its values: it has fewer than its shape says; or ""."""
+    """Returns the reason why a tensor does not hold all values of its shape, or ""."""
     if tensor.layout != torch.strided:
-        return ""  # No tensor of the model is: it is refused by its layout.
+        return ""  # `convert.check` rejects this layout.
     if tensor.device.type != "cpu":
         return f"is on the device {tensor.device}, without values"
     needs, has = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
     if needs <= has:
         return ""
-    return f"of shape {list(tensor.shape)} takes {needs:,} bytes, and the file holds {has:,} of it"
+    return f"of shape {list(tensor.shape)} takes {needs:,} bytes, and the file holds only {has:,}"
 
 
 def verify_checksums(path: Path, report: Callable[[int], None]) -> str:
-    """SHA-256 of a file, hex; the checksums inside a zip are verified on the way.
+    """Computes the SHA-256 of a file, hex, and verifies the checksums inside a zip.
 
     Args:
-      path: A file that `read_state` took.
-      report: Told how many bytes were read, as it goes on: about twice the file's size in all.
+      path: A file that `read_state` has read.
+      report: Called with the number of bytes of each read, about twice the file's size in total.
 
     Raises:
-      DataError: A checksum does not match: flipped bits, which loading does not notice.
+      DataError: A checksum does not match; loading does not detect such damage.
     """
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -101,13 +101,13 @@ def verify_checksums(path: Path, report: Callable[[int], None]) -> str:
 
 
 def _torch(path: Path) -> Any:
-    # PyTorch saves zips since 1.6. Its older format loads as safely, but not memory-mapped.
+    # PyTorch saves zips since 1.6. The older format is equally safe, but cannot be memory-mapped.
     with path.open("rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"
     try:
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", mmap=is_zip, weights_only=True)
-    except Exception as error:  # of the kinds that a damaged file raises there is no list
+    except Exception as error:  # a damaged file raises errors of undocumented types
         message = " ".join(str(error).split())
         if "weights_only" in message and (code := re.search(r"GLOBAL ([\w.]+)", message)):
             raise DataError(
@@ -136,7 +136,7 @@ def _safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _unwrapped(path: Path, loaded: Any) -> Mapping:
-    """The state dict in what was loaded, which may hold it beside an optimizer's state."""
+    """Returns the state dict, which may be nested in a checkpoint with other data."""
     inside: list[str] = []
     seen: set[int] = set()
     while isinstance(loaded, Mapping):

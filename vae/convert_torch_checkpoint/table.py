@@ -1,4 +1,4 @@
-"""Which entry of the PyTorch state dict is which leaf of ours, and how its axes lie."""
+"""The mapping from entries of the PyTorch state dict to Flax leaves, with the order of axes."""
 
 import dataclasses
 import functools
@@ -10,32 +10,32 @@ import numpy as np
 
 from vae.models import FundusVAE
 
-# What the published file puts before every key.
+# Prefix of every key in the published file.
 PREFIX = "autoencoder."
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How the axes of a PyTorch tensor are ordered in ours.
+    """The order of a PyTorch tensor's axes in the Flax array.
 
     Attributes:
-      name: For people.
-      axes: Of ours, by their number in PyTorch's; empty: the same.
+      name: Name in the printed table.
+      axes: For each Flax axis, the PyTorch axis; empty for the same order.
     """
 
     name: str
     axes: tuple[int, ...] = ()
 
     def ours(self, array: np.ndarray) -> np.ndarray:
-        """A view of PyTorch's array with our axes."""
+        """Returns a view of PyTorch's array with the axes of Flax."""
         return array.transpose(self.axes) if self.axes else array
 
     def theirs(self, array: np.ndarray) -> np.ndarray:
-        """A view of our array with PyTorch's axes."""
+        """Returns a view of the Flax array with the axes of PyTorch."""
         return array.transpose(np.argsort(self.axes)) if self.axes else array
 
     def shape(self, theirs: tuple[int, ...]) -> tuple[int, ...]:
-        """Our shape of PyTorch's; unchanged where the number of axes is wrong already."""
+        """Converts PyTorch's shape to Flax's; unchanged if the number of axes does not fit."""
         if len(theirs) != len(self.axes):
             return theirs
         return tuple(theirs[axis] for axis in self.axes)
@@ -48,7 +48,7 @@ DENSE = Layout("OI -> IO", (1, 0))
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One row: `source` in the state dict without prefix, `path` in our variables."""
+    """One row: `source` in the state dict without prefix, `path` in the Flax variables."""
 
     source: str
     path: str
@@ -56,7 +56,7 @@ class Entry:
 
 
 def table(model: FundusVAE) -> list[Entry]:
-    """Every entry of the state dict of a model of these sizes, in PyTorch's order."""
+    """Returns all entries of the state dict of a model of these sizes, in PyTorch's order."""
     rows = _conv("encoder.conv1", "encoder/conv1") + _norm("encoder.bn1", "encoder/bn1")
     for stage, depth in enumerate(model.stages, start=1):
         for block in range(depth):
@@ -78,13 +78,13 @@ def table(model: FundusVAE) -> list[Entry]:
 
 
 def to_image_source(model: FundusVAE) -> str:
-    """The last linear layer of the decoder; between two of them lies a ReLU."""
+    """Returns the key of the decoder's last linear layer; a ReLU follows each of the others."""
     return f"decoder.{2 * (len(model.head) + 1)}"
 
 
 @functools.cache
 def leaves(model: FundusVAE) -> dict[str, jax.ShapeDtypeStruct]:
-    """Our variables by path, `params/encoder/conv1/kernel`: shapes and dtypes alone."""
+    """Returns shapes and dtypes of the Flax variables by path, `params/encoder/conv1/kernel`."""
     image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     return flax.traverse_util.flatten_dict(variables, sep="/")

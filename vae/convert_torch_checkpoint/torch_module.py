@@ -1,6 +1,6 @@
-"""The published model in PyTorch: what a converted file is held against.
+"""The published model in PyTorch, the reference for a converted file.
 
-Its encoder is torchvision's ResNet-50 (BSD 3-Clause) written out, with the same names, so that its
+Its encoder is torchvision's ResNet-50 (BSD 3-Clause), rewritten with the same names, so that the
 state dict has the published keys: `autoencoder.encoder.*` and `autoencoder.decoder.*`.
 """
 
@@ -17,10 +17,10 @@ SSIM_SIGMA = 1.5
 
 
 class PublishedVAE(nn.Module):
-    """The PyTorch twin of a `FundusVAE`.
+    """The PyTorch equivalent of a `FundusVAE`.
 
     Args:
-      model: Whose sizes it has.
+      model: Model with the same sizes.
     """
 
     def __init__(self, model: FundusVAE):
@@ -29,17 +29,17 @@ class PublishedVAE(nn.Module):
         self.autoencoder = nn.ModuleDict({"encoder": ResNet(model), "decoder": decoder(model)})
 
     def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images [B, 3, S, S] in [0, 1] -> mean [B, L], log-variance [B, L]."""
+        """Encodes images [B, 3, S, S] in [0, 1] to mean [B, L] and log-variance [B, L]."""
         mean, log_var = self.autoencoder["encoder"](x).chunk(2, dim=1)
         return mean, log_var
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """Latents [B, L] -> images [B, 3, S, S] in [0, 1]."""
+        """Decodes latents [B, L] to images [B, 3, S, S] in [0, 1]."""
         return self.autoencoder["decoder"](z).view(-1, 3, self.image_size, self.image_size)
 
 
 def decoder(model: FundusVAE) -> nn.Sequential:
-    """Latents [B, L] -> the values of an image, channels first, [B, 3*S*S] in [0, 1]."""
+    """Builds the decoder: latents [B, L] -> images, channels first, [B, 3*S*S] in [0, 1]."""
     widths = (model.latent_size, *reversed(model.head), model.decoder_width)
     layers = []
     for inputs, outputs in itertools.pairwise(widths):
@@ -49,7 +49,7 @@ def decoder(model: FundusVAE) -> nn.Sequential:
 
 
 class ResNet(nn.Module):
-    """[B, 3, S, S] in [0, 1] -> [B, 2L]; `fc` is three linear layers."""
+    """The encoder: [B, 3, S, S] in [0, 1] -> [B, 2L]; `fc` consists of three linear layers."""
 
     def __init__(self, model: FundusVAE):
         super().__init__()
@@ -78,7 +78,7 @@ class ResNet(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (with the stride), 1x1 to four times the width, beside a shortcut."""
+    """Convolutions 1x1, 3x3 (with the stride), 1x1 to four times the width, and a shortcut."""
 
     EXPANSION = 4
 
@@ -107,13 +107,13 @@ class Bottleneck(nn.Module):
 def published_loss(
     x: torch.Tensor, image: torch.Tensor, mean: torch.Tensor, log_var: torch.Tensor
 ) -> torch.Tensor:
-    """What the published weights minimised: sum of squares + KL + (1 - SSIM) of each tile.
+    """Computes the published training loss: sum of squares + KL + (1 - SSIM) of each tile.
 
     Args:
       x: Tiles [B, 3, S, S] in [0, 1].
-      image: Their reconstruction from a sample of the posterior.
-      mean: Of the posterior, [B, L].
-      log_var: Likewise.
+      image: Reconstructions from a posterior sample, [B, 3, S, S] in [0, 1].
+      mean: Posterior mean, [B, L].
+      log_var: Posterior log-variance, [B, L].
 
     Returns:
       float32 [B].
@@ -124,7 +124,7 @@ def published_loss(
 
 
 def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """SSIM of images [B, 3, H, W] in [0, 1], Wang et al. (2004): float32 [B]."""
+    """Computes SSIM (Wang et al., 2004) of images [B, 3, H, W] in [0, 1]: float32 [B]."""
     offsets = torch.arange(SSIM_WINDOW) - (SSIM_WINDOW - 1) / 2
     window = torch.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
     window = (window / window.sum()).expand(3, 1, 1, -1)

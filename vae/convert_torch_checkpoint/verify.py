@@ -1,4 +1,4 @@
-"""Both frameworks on the same images: the proof of a conversion."""
+"""Verification of a conversion: both frameworks on the same images."""
 
 import dataclasses
 
@@ -12,18 +12,18 @@ from vae.data.synthetic import fundus_photograph
 from vae.models import FundusVAE
 
 TILES = 4
-# Float32 sums in another order: of the mean and log-variance relative to their largest value, of
-# the reconstruction in values of [0, 1].
+# Tolerances for float32 sums in another order: for mean and log-variance relative to their largest
+# value, for the reconstruction in values of [0, 1].
 POSTERIOR_TOLERANCE = 1e-3
 IMAGE_TOLERANCE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Largest absolute differences, and the largest absolute value in PyTorch.
+    """Largest absolute differences, and the largest absolute values in PyTorch.
 
     Attributes:
-      mean, log_var: (difference, value).
+      mean, log_var: (difference, value) of the posterior.
       image: (difference, value) of the reconstruction in [0, 1].
     """
 
@@ -33,7 +33,7 @@ class Difference:
 
     @property
     def agrees(self) -> bool:
-        """Whether all three are within their tolerance; not so where one is not a number."""
+        """Returns True if all three are within their tolerances; False for NaN."""
         relative = [
             difference <= POSTERIOR_TOLERANCE * value
             for difference, value in (self.mean, self.log_var)
@@ -44,13 +44,13 @@ class Difference:
 def compare(
     state: dict[str, torch.Tensor], variables: dict, model: FundusVAE, seed: int = 0
 ) -> Difference:
-    """Encodes and decodes synthetic fundus photographs of the model's size with both.
+    """Encodes and decodes synthetic fundus photographs of the model's size in both frameworks.
 
     Args:
       state: The source's tensors by key without prefix; may be memory-mapped.
-      variables: The conversion's.
-      model: Of their sizes.
-      seed: Of the photographs.
+      variables: The converted variables.
+      model: Model of the same sizes.
+      seed: Seed of the photographs.
     """
     side = model.image_size
     photographs = np.stack([fundus_photograph((seed, i), side) for i in range(TILES)])

@@ -1,4 +1,4 @@
-"""What a model is worth: metrics, tables and pictures of a split."""
+"""Evaluation of a model on a split: metrics, tables and pictures."""
 
 from vae.evaluation.evaluate import Evaluation, evaluate
 from vae.evaluation.photographs import PhotographEvaluation, whole_photographs

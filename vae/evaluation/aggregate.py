@@ -1,4 +1,4 @@
-"""From metrics of tiles to metrics of a split."""
+"""Aggregation of tile metrics to metrics of a split."""
 
 import numpy as np
 
@@ -9,14 +9,14 @@ CONFIDENCE = 0.95
 def patient_intervals(
     values: np.ndarray, patients: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> np.ndarray | None:
-    """Bootstrap intervals of means over tiles, with patients drawn anew.
+    """Computes bootstrap intervals of means over tiles, resampling patients.
 
-    Tiles of one eye resemble each other: drawing tiles would promise far too much.
+    Tiles of one eye resemble each other, so resampling tiles would give far too narrow intervals.
 
     Args:
       values: float [N, M], M metrics of N tiles.
-      patients: str [N], whose tile it is.
-      seed: Of the draws, which are the same for all M figures.
+      patients: str [N], the patient of each tile.
+      seed: Seed of the draws, which are the same for all M metrics.
       resamples: Number of draws.
 
     Returns:
@@ -40,15 +40,15 @@ def patient_intervals(
 def by_label(
     labels: np.ndarray, patients: np.ndarray, scores: dict[str, np.ndarray]
 ) -> list[dict[str, str | int | float]]:
-    """Means over the tiles of each label.
+    """Computes means over the tiles of each label.
 
     Args:
       labels: str [N].
       patients: str [N].
-      metrics: Columns float [N] by name.
+      scores: Columns float [N] by name.
 
     Returns:
-      One dict per label, sorted: label, tiles, patients (numbers of them), and each figure's mean.
+      One dict per label, sorted: label, numbers of tiles and patients, and the mean per column.
     """
     rows = []
     for label in np.unique(labels):

@@ -1,6 +1,6 @@
-"""Codecs that everyone can check, to read a model's metrics by.
+"""Simple, reproducible codecs as a reference for a model's metrics.
 
-All take and return 8-bit tiles, so that they are judged on what would be shown.
+All take and return 8-bit tiles, so they are measured on displayable values.
 """
 
 import jax
@@ -10,7 +10,7 @@ BICUBIC_FACTOR = 4
 
 
 def mean_colour(images: jax.Array, fov: jax.Array) -> jax.Array:
-    """Each tile painted in the mean colour of its field of view, rounded to 8 bits.
+    """Fills each tile with the mean colour of its field of view, rounded to 8 bits.
 
     Args:
       images: uint8 [B, H, W, 3].
@@ -26,11 +26,11 @@ def mean_colour(images: jax.Array, fov: jax.Array) -> jax.Array:
 
 
 def bicubic(images: jax.Array, factor: int = BICUBIC_FACTOR) -> jax.Array:
-    """Reduced with antialiasing, kept as 8 bits, enlarged again, both with Keys' cubic.
+    """Reduces with antialiasing, rounds to 8 bits and enlarges again, both with Keys' cubic.
 
     Args:
       images: uint8 [B, H, W, 3], sides divisible by `factor`.
-      factor: By which both sides are reduced.
+      factor: Reduction factor of both sides.
 
     Returns:
       uint8 [B, H, W, 3].

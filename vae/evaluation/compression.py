@@ -1,4 +1,4 @@
-"""What quantised latents are worth: bytes and quality of a sample beside JPEG's."""
+"""Bytes and quality of quantised latents compared with JPEG, on a sample of images."""
 
 import dataclasses
 import functools
@@ -12,20 +12,20 @@ from vae.inference.latent_store import LatentGroup, LatentStore
 from vae.inference.latents import decode_range
 from vae.inference.model import Model
 
-# As many images as are compared, at most, and pixels of them all: a minute on two cores.
+# Largest sample, in images and in pixels of all images: takes a minute on two cores.
 SAMPLE_ITEMS = 64
 SAMPLE_PIXELS = 24 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-    """One codec on the sample.
+    """Size and quality of one codec, as means over the sample.
 
     Attributes:
-      name: For the table.
-      bytes: Of an image, in the mean.
-      ssim: In the field of view, in the mean.
-      psnr: Likewise, dB.
+      name: Name in the table.
+      bytes: Bytes an image; NaN where the codec has no rate.
+      ssim: SSIM inside the field of view.
+      psnr: PSNR inside the field of view, dB.
     """
 
     name: str
@@ -36,14 +36,14 @@ class Rate:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A sample of a store beside JPEG: `str` of it is a table.
+    """A comparison of quantised latents with JPEG; `str` formats it as a table.
 
     Attributes:
-      items: In the sample.
-      total_bytes: Of the latents of the whole store, with the ends and steps that decoding needs.
-      total_items: In the store.
-      rows: Ours, the model's own mean, and JPEG at our bytes and at our SSIM.
-      unmatched: JPEG does not reach our SSIM at any quality.
+      items: Number of images in the sample.
+      total_bytes: Bytes of all latents of the store, with the item ends and steps for decoding.
+      total_items: Number of images in the store.
+      rows: Quantised latents, JPEG of equal bytes, JPEG of equal SSIM, unquantised latents.
+      unmatched: True if JPEG does not reach the SSIM of the latents at any quality.
     """
 
     items: int
@@ -67,15 +67,15 @@ class Comparison:
 
 
 def compare_with_jpeg(model: Model, store: LatentStore, inputs: Inputs) -> Comparison:
-    """Decodes a sample spread over a quantised store and scores it beside JPEG.
+    """Decodes a sample spread evenly over a quantised store and compares it with JPEG.
 
-    JPEG files count in whole, headers and tables included; so do our bytes, with the place of
-    each item and the steps.
+    Sizes are complete: JPEG files with headers and tables, latents with the position of each item
+    and the quantisation steps.
 
     Args:
-      model: That encoded.
-      store: Quantised.
-      inputs: What was encoded, in the same order.
+      model: The model that encoded the store.
+      store: A quantised store.
+      inputs: The encoded images, in the same order.
     """
     sample = [(group, number) for group in store.groups for number in _spread(group, len(store))]
     steps = 4 * len(store.progress["steps"])
@@ -84,7 +84,7 @@ def compare_with_jpeg(model: Model, store: LatentStore, inputs: Inputs) -> Compa
         (row,), (packed,) = group.rows(number, number + 1), group.packed(number, number + 1)
         item = next(inputs.read(row.number))
         if not isinstance(item, Item) or item.item_id != row.item_id:
-            continue  # It was there a moment ago; a sample does without it.
+            continue  # The file has changed or vanished since it was encoded.
         image = item.image if store.about["keep_border"] else item.inside()
         originals.append(image)
         masks.append(item.mask())
@@ -102,7 +102,7 @@ def compare_with_jpeg(model: Model, store: LatentStore, inputs: Inputs) -> Compa
 
     same_bytes = jpeg(nearest_quality(lambda quality: jpeg(quality).bytes, own.bytes))
     same_ssim = jpeg(nearest_quality(lambda quality: jpeg(quality).ssim, own.ssim))
-    mean = _rate("latents as they are", [np.nan], originals, means, masks)
+    mean = _rate("unquantised latents", [np.nan], originals, means, masks)
     rows = (
         own,
         dataclasses.replace(same_bytes, name=f"{same_bytes.name}, as many bytes"),
@@ -114,7 +114,7 @@ def compare_with_jpeg(model: Model, store: LatentStore, inputs: Inputs) -> Compa
 
 
 def _spread(group: LatentGroup, items: int) -> list[int]:
-    """Numbers of a group's items in the sample: evenly over it, as many as its share is."""
+    """Returns the numbers of a group's sampled items: evenly spaced, in proportion to its size."""
     wanted = max(1, round(SAMPLE_ITEMS * len(group) / items))
     fit = max(1, int(SAMPLE_PIXELS * len(group) / items / (group.height * group.width)))
     places = np.linspace(0, len(group) - 1, min(wanted, fit, len(group)))

@@ -1,8 +1,8 @@
-"""Rate-distortion curves: the codecs that everyone can check, at several sizes, on a few tiles.
+"""Rate-distortion curves: the baselines at several sizes, on a sample of tiles.
 
-The table has one size of each. A curve says more: how many more bytes a JPEG, or how many more
-components PCA would need to be as good. All points are means over the same sample of tiles, the
-model's too, so that they compare; their values differ a little from the table's.
+The table has one size of each codec. The curves show how many more bytes JPEG, or how many more
+components PCA needs for equal quality. All points, the model's included, are means over the same
+sample of tiles; their values differ a little from the table's.
 """
 
 import dataclasses
@@ -25,19 +25,19 @@ from vae.sharding import put, replicated
 TILES = 128
 JPEG_QUALITIES = (30, 50, 70, 80, 88, 93, 96, 98)
 BICUBIC_FACTORS = (2, 4, 8)
-# PCA's number of components as shares of the fit's.
+# Numbers of PCA components, as shares of those of the fit.
 PCA_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """Means over a sample of tiles.
+    """Points of rate-distortion curves, as means over a sample of tiles.
 
     Attributes:
-      tiles: How many.
-      points: One dict a codec and setting: codec ("model", "pca", "bicubic", "jpeg"), setting (in
-        words), latents (values a tile, None for JPEG), bytes (a tile; None where there is no rate),
-        ssim, psnr (dB), and for codecs with a posterior ssim_sampled and psnr_sampled: the quality
+      tiles: Number of tiles.
+      points: One dict per codec and setting: codec ("model", "pca", "bicubic", "jpeg"), setting (in
+        words), latents (values per tile, None for JPEG), bytes (per tile; None without a rate),
+        ssim, psnr (dB), and for codecs with a posterior ssim_sampled and psnr_sampled, the quality
         that belongs to `bytes`.
     """
 
@@ -45,7 +45,7 @@ class Curves:
     points: list[dict[str, Any]]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Returns plain values for JSON."""
         return {"tiles": self.tiles, "points": self.points}
 
 
@@ -60,16 +60,16 @@ def rate_curves(
     seed: int = 0,
     tiles: int = TILES,
 ) -> Curves:
-    """Measures the baselines at several sizes, and other models, on one host.
+    """Measures the baselines at several sizes, and other models, on a single process.
 
     Args:
-      evaluation: Of the model on the split.
-      split: What was evaluated; read once more.
+      evaluation: Evaluation of the model on the split.
+      split: The split that was evaluated; read once more.
       mesh: Mesh with the axes data and fsdp.
-      latents: The model's values a tile.
-      pca: A fit with the most components to show; None for no such curve.
-      beside: Other models that take such tiles: name, module, its variables on the mesh.
-      seed: Of the sample of tiles and of posterior samples.
+      latents: The model's number of latent values per tile.
+      pca: Fit with the largest number of components to show; None for no PCA curve.
+      beside: Other models for tiles of this size: name, module, variables on the mesh.
+      seed: Seed of the sample of tiles and of posterior samples.
       tiles: Size of the sample.
 
     Returns:
@@ -101,14 +101,14 @@ def rate_curves(
 
 
 def truncate(pca: PCA, count: int) -> PCA:
-    """The fit with fewer components: what they held joins the residual."""
+    """Keeps the first `count` components; the variance of the others joins the residual."""
     dropped = np.sum(np.square(pca.sd[count:], dtype=np.float64))
     scale = np.sqrt(np.square(pca.scale, dtype=np.float64) + dropped / pca.mean.size)
     return PCA(pca.mean, pca.components[:, :count], pca.sd[:count], np.float32(scale))
 
 
 def _chosen_batches(split: Split, chosen: np.ndarray):
-    """The chosen rows of the split, in batches of its own size."""
+    """Yields the chosen rows of the split, in batches of the split's batch size."""
     wanted = set(chosen.tolist())
     held, size, first_row = [], 0, 0
     for batch in split():
@@ -122,7 +122,7 @@ def _chosen_batches(split: Split, chosen: np.ndarray):
 
 
 def _stack(rows: list[dict[str, np.ndarray]], size: int) -> Batch:
-    """A batch, filled up with rows that are not valid."""
+    """Stacks rows to a batch and pads it with invalid rows."""
     columns = {key: np.stack([row[key] for row in rows]) for key in ("image", "fov", *NAMES)}
     return filled(columns, size) | {"valid": np.arange(size) < len(rows)}
 
@@ -145,7 +145,7 @@ def _model_point(evaluation: Evaluation, chosen: np.ndarray, latents: int) -> di
 def _coded_figures(
     step: Callable[..., Figures], codec: Any, batches: list[Batch], mesh: Mesh, seed: int
 ) -> dict[str, np.ndarray]:
-    """Figures of a codec, on the mesh, by `pca_step` or `model_step`."""
+    """Measures a codec on the mesh with `pca_step` or `model_step`."""
     seed_on_mesh = put(np.uint32(seed), replicated(mesh))
 
     def of_batch(batch, placed, first_row):
@@ -158,7 +158,7 @@ def _coded_figures(
 def _coded_point(
     codec: str, setting: str, scores: Mapping[str, np.ndarray], latents: int
 ) -> dict[str, Any]:
-    """A codec with a posterior."""
+    """Returns the point of a codec with a posterior."""
     return {
         "codec": codec,
         "setting": setting,

@@ -1,4 +1,4 @@
-"""What a model is worth on a split, beside rows that everyone can check."""
+"""Evaluation of a model on a split, next to reproducible baselines."""
 
 import dataclasses
 import math
@@ -34,21 +34,21 @@ class Evaluation:
     """The metrics of one split. Tiles without an SSIM window inside the field of view are left out.
 
     Attributes:
-      rows: The table, one dict a codec: name, ssim, psnr (dB), latents (values a tile, None for
-        JPEG), ratio (input values / latents), bytes, bytes_fp16 (None where latents are not stored
-        as such), interval ({"ssim": [low, high], "psnr": ...}, 95% over patients; None with one
+      rows: The table, one dict per codec: name, ssim, psnr (dB), latents (values per tile, None for
+        JPEG), ratio (input values / latents), bytes, bytes_fp16 (None where no latents are
+        stored), interval ({"ssim": [low, high], "psnr": ...}, 95% over patients; None with one
         patient). `bytes` belongs to the quality of the sampled row.
       labels: Per label: tiles, patients, and ssim, psnr, psnr_unrounded of the model, and of PCA
         with the prefix `pca_`.
-      counts: tiles, left_out, patients, photographs.
+      counts: Numbers of tiles, left_out, patients and photographs.
       means: The model's means over tiles, for logs: ssim, psnr, ssim_sample, psnr_sample,
         psnr_unrounded, kl (nats), kl_bits.
-      tiles: Columns [N] of every tile, those left out included with NaN: tile_id, photograph,
-        patient, label, ssim, psnr, ssim_sample, psnr_sample, kl_bits, windows.
+      tiles: Columns [N], with NaN for the tiles left out: tile_id, photograph, patient, label,
+        ssim, psnr, ssim_sample, psnr_sample, kl_bits, windows.
       size: Height and width of a tile in pixels.
-      scale: Pixels per pixel of the photographs as taken; None where unknown or mixed.
-      patients_known: False where the split may not be by patient.
-      notes: What has to be said beside the table.
+      scale: Pixels of a tile per pixel of the original photograph; None if unknown or mixed.
+      patients_known: False if the split may not be by patient.
+      notes: Remarks to print with the table.
     """
 
     rows: list[dict[str, Any]]
@@ -77,25 +77,22 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates a model on every tile of a split, each exactly once.
 
-    SSIM and PSNR are those of the reconstruction from the posterior mean, rounded to 8 bits
-    (row `model`), and from a posterior sample (row `model_sampled`), averaged over tiles. All hosts
-    of the mesh call it together and all return the same.
+    SSIM and PSNR are means over tiles, for reconstructions rounded to 8 bits from the posterior
+    mean (row `model`) and from a posterior sample (row `model_sampled`). All processes of the mesh
+    call it together and return the same values.
 
     Args:
-      module: Offers `encode` and `decode`.
-      variables: Its variables, on the mesh in any sharding.
-      split: Starts a pass over this host's rows, as `lambda: eval_batches(...)`; called once, and
-        once more for the JPEG row.
+      module: A module with the methods `encode` and `decode`.
+      variables: Variables of the module, on the mesh in any sharding.
+      split: Function that starts a pass over this process's rows, as `lambda: eval_batches(...)`;
+        called once, and once more for the JPEG row.
       mesh: Mesh with the axes data and fsdp, which together divide the global batch.
       pca: Linear codec of the same latent size, for the rows `pca` and `pca_sampled`.
-      seed: Of the posterior samples, the bootstrap and the tiles that choose the JPEG quality.
-      baselines: Whether to compute the rows mean_colour, bicubic_x4 and PCA's; they never change.
-      jpeg: Whether to compute the row jpeg, at the quality whose mean bytes match the model's.
+      seed: Seed of posterior samples, bootstrap and the tiles that choose the JPEG quality.
+      baselines: If true, computes the rows mean_colour, bicubic_x4 and PCA's.
+      jpeg: If true, computes the row jpeg, at the quality whose mean bytes match the model's.
       scale: Passed on to the result.
       patients_known: Passed on to the result.
-
-    Returns:
-      The figures.
 
     Raises:
       DataError: The split is empty, or no tile has an SSIM window inside its field of view.
@@ -145,7 +142,7 @@ def evaluate(
 
 
 def _model_pass(module, variables, split: Split, *, mesh, pca, seed, baselines, sample):
-    """-> (metrics [N] by name, names, sample of tiles, (H, W))."""
+    """Returns (metrics [N] by name, names, sample of tiles, (H, W))."""
     seed_on_mesh, pca_on_mesh = put((np.uint32(seed), pca), replicated(mesh))
     drawn = TileSample(max(SAMPLE_TILES // jax.process_count(), 1) if sample else 0, seed)
     size = None
@@ -182,7 +179,7 @@ def _rows(
     pca_latents: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """The table's rows, for those codecs of which there are figures."""
+    """Returns the table's rows, for the codecs that were measured."""
     values = math.prod(size) * 3
     reduced = values // BICUBIC_FACTOR**2
     # name: (latents, mean bytes, bytes as float16)

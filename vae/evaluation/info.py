@@ -16,12 +16,12 @@ _UNKNOWN = "unknown"
 
 
 def model_info(saved: SavedModel) -> dict[str, Any]:
-    """The description of a model (`vae.inference.describe`) and its figures.
+    """Returns the description of a model (`vae.inference.describe`) and its metrics.
 
     Returns:
-      Plain values; `metrics` holds split, tiles, patients, ssim, psnr, bytes and pca (ssim, psnr)
-      of the results.json beside the model, or NAME.json beside NAME.safetensors; None where there
-      is none or it is of another model. A prior's description has none (`describe_prior`).
+      Plain values. `metrics` holds split, tiles, patients, ssim, psnr, bytes and pca (ssim, psnr)
+      from results.json in the model's folder or NAME.json next to NAME.safetensors; None if there
+      is no such file or it is of another model. A prior has no `metrics` (`describe_prior`).
     """
     if saved.config.model.architecture == PRIOR:
         return describe_prior(saved)
@@ -30,7 +30,7 @@ def model_info(saved: SavedModel) -> dict[str, Any]:
 
 
 def format_info(info: dict[str, Any]) -> str:
-    """A description as lines of text."""
+    """Formats a description as lines of text."""
     if info["architecture"] == PRIOR:
         return _format_prior(info)
     trained, latent, scores = info["trained"], info["latent"], info["metrics"]
@@ -111,7 +111,7 @@ def _metric_words(scores: dict[str, Any]) -> str:
 def _metrics(saved: SavedModel, model_hash: str) -> dict[str, Any] | None:
     path = Path(saved.path)
     folder = path.parent.parent if path.parent.name == CHECKPOINTS else path.parent
-    beside = path.with_suffix(".json")  # where several models share a folder
+    beside = path.with_suffix(".json")  # for several models in one folder
     path = beside if beside.exists() else folder / RESULTS
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -127,4 +127,4 @@ def _metrics(saved: SavedModel, model_hash: str) -> dict[str, Any] | None:
             "pca": pca and {key: pca[key] for key in ("ssim", "psnr")},
         }
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # A description must not fail for a file that only accompanies the model.
+        return None  # The description does not depend on the results file.

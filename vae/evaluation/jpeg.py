@@ -1,4 +1,4 @@
-"""The JPEG row: what the format everyone has makes of as many bytes."""
+"""The JPEG baseline: its quality at the same number of bytes as the model."""
 
 import functools
 import heapq
@@ -17,29 +17,29 @@ from vae.evaluation.split import Batch, map_over_split
 from vae.multihost import sum_over_processes
 from vae.sharding import put_batch
 
-# Tiles the quality is searched on; their mean size is within about 2% of a large split's.
+# Tiles for the search of the quality; their mean size is within about 2% of a large split's.
 SAMPLE_TILES = 512
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
-    """uint8 [H, W, 3] -> a JPEG file: 4:2:0, optimised Huffman tables, quality 1 to 100."""
+    """Encodes uint8 [H, W, 3] as JPEG: 4:2:0, optimised Huffman tables, quality 1 to 100."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=quality, subsampling="4:2:0", optimize=True)
     return file.getvalue()
 
 
 def decode_jpeg(encoded: bytes) -> np.ndarray:
-    """A JPEG file -> uint8 [H, W, 3]."""
+    """Decodes a JPEG file to uint8 [H, W, 3]."""
     with Image.open(io.BytesIO(encoded)) as image:
         return np.asarray(image.convert("RGB"))
 
 
 class TileSample:
-    """A random sample of tiles, drawn while a pass goes by; the same for the same split and seed.
+    """A random sample of tiles drawn during one pass; the same for the same split and seed.
 
     Attributes:
-      limit: Most tiles it holds.
-      seed: Of the draw.
+      limit: Maximum number of tiles.
+      seed: Seed of the draw.
     """
 
     def __init__(self, limit: int, seed: int):
@@ -48,9 +48,9 @@ class TileSample:
         self._heap: list[tuple[int, int, np.ndarray]] = []
 
     def add(self, images: np.ndarray, tile_ids: np.ndarray, rows: np.ndarray) -> None:
-        """Offers tiles: uint8 [n, H, W, 3], str [n], int [n] (places in the split)."""
+        """Offers tiles: uint8 [n, H, W, 3], str [n], int [n] (positions in the split)."""
         for image, tile_id, row in zip(images, tile_ids, rows, strict=True):
-            # The tiles of smallest hash stay: no random state, no need to know how many will come.
+            # The tiles with the smallest hashes stay: this needs no random state and no count.
             entry = (-zlib.crc32(f"{self.seed}/{tile_id}".encode()), int(row), image)
             if len(self._heap) < self.limit:
                 heapq.heappush(self._heap, (*entry[:2], image.copy()))
@@ -58,16 +58,16 @@ class TileSample:
                 heapq.heapreplace(self._heap, (*entry[:2], image.copy()))
 
     def tiles(self) -> list[tuple[int, np.ndarray]]:
-        """(row, image) of each tile in it."""
+        """Returns (position, image) of each tile, in the order of the split."""
         return [(row, image) for _, row, image in sorted(self._heap, key=lambda entry: entry[1])]
 
 
 def nearest_quality(mean_bytes: Callable[[int], float], target: float) -> int:
-    """The JPEG quality whose size comes nearest a target, by bisection.
+    """Finds the JPEG quality whose size is nearest to a target, by bisection.
 
     Args:
-      mean_bytes: Size at a quality of 1 to 100; grows with the quality.
-      target: The size wanted; outside the range, the nearer end is taken.
+      mean_bytes: Function from quality, 1 to 100, to size; increasing.
+      target: The wanted size; outside the range, the nearer end is taken.
 
     Returns:
       Quality, 1 to 100.
@@ -83,16 +83,16 @@ def nearest_quality(mean_bytes: Callable[[int], float], target: float) -> int:
 
 
 def match_quality(sample: TileSample, target_bytes: np.ndarray) -> int:
-    """The quality at which the sample's tiles take as many bytes as they should, in the mean.
+    """Finds the quality at which the sample's tiles take as many bytes as their targets in total.
 
-    Compared on the same tiles on both sides, so that a sample of smooth tiles does no harm.
+    Both totals are over the same tiles, so a sample of unusually smooth tiles does no harm.
 
     Args:
-      sample: This host's part of the sample.
-      target_bytes: float [N], of each tile of the split; NaN for tiles that do not count.
+      sample: This process's part of the sample.
+      target_bytes: float [N], bytes for each tile of the split; NaN for tiles that do not count.
 
     Returns:
-      Quality, 1 to 100; the same on every host.
+      Quality, 1 to 100; the same on every process.
     """
     tiles = [(image, target_bytes[row]) for row, image in sample.tiles()]
     tiles = [(image, target) for image, target in tiles if not np.isnan(target)]
@@ -109,9 +109,9 @@ def match_quality(sample: TileSample, target_bytes: np.ndarray) -> int:
 
 
 def jpeg_scores(batches: Iterable[Batch], mesh: Mesh, quality: int) -> dict[str, np.ndarray]:
-    """A pass over the split at one quality: `jpeg.ssim`, `jpeg.psnr`, `jpeg.bytes`, each [N].
+    """Measures JPEG at one quality: `jpeg.ssim`, `jpeg.psnr` (dB), `jpeg.bytes`, float64 [N].
 
-    Bytes are those of the files, headers and tables (about 600) included.
+    Bytes are file sizes, including headers and tables (about 600 bytes).
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
 

@@ -1,4 +1,4 @@
-"""The linear codec that stands beside a model."""
+"""The PCA baseline of a model."""
 
 import math
 from typing import Any
@@ -10,18 +10,18 @@ from vae.data.pipeline import Dataset, first_tiles
 from vae.evaluation.scoring import latent_size
 from vae.models.pca import PCA, fit_pca
 
-# Patches along a side of a tile, of the PCA beside a model with one vector a tile: its few values
-# go further over large patches.
+# Patches along a tile's side for the PCA of a model with one vector per tile: with so few values,
+# large patches give the better PCA.
 PATCHES = 8
 
 
 def pca_beside(
     module: nn.Module, config: ConfigDict, variables: Any, dataset: Dataset
 ) -> PCA | None:
-    """The linear codec of about the model's latent size, for the row `pca`.
+    """Returns the PCA of about the model's latent size, for the row `pca`.
 
-    An AutoencoderKL brings the fit that it started from. For another model one is made of the
-    dataset's training tiles; None where there are none.
+    An AutoencoderKL contains the PCA of its initialization. For other models, a PCA is fitted to
+    the dataset's training tiles; None without training tiles.
     """
     if "pca" in variables:
         return variables["pca"]["fit"]
@@ -33,7 +33,7 @@ def pca_beside(
 
 
 def wider_pca(pca: PCA | None, config: ConfigDict, dataset: Dataset) -> PCA | None:
-    """A fit to the dataset with twice the components, for curves beyond the model's own size."""
+    """Fits a PCA with twice the components, for curves beyond the model's own size."""
     if pca is None:
         return None
     return _fit(config, dataset, min(2 * pca.sd.size, pca.mean.size), pca.downsample) or pca

@@ -1,7 +1,7 @@
-"""Whole photographs, encoded and decoded in windows or tiles, beside the tiles cut from them.
+"""Evaluation of whole photographs, encoded and decoded in windows or tiles.
 
-In a training crop most pixels feel the border's padding, in a photograph almost none do; so a model
-that is good on tiles has yet to show that it is good on photographs.
+Border padding affects most pixels of a training crop and almost none of a photograph. Metrics of
+tiles therefore do not show how good a model is on photographs.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from vae.inference.compare import compare
 from vae.inference.windows import Half, decode_windows, encode_windows
 from vae.multihost import sum_over_processes
 
-# Longer side of the pictures kept of a photograph, pixels.
+# Longer side of a kept picture of a photograph, pixels.
 PICTURE_SIDE = 900
 
 
@@ -33,13 +33,13 @@ class PhotographEvaluation:
     """The metrics of whole photographs.
 
     Attributes:
-      rows: One dict a photograph: photograph, patient, label, height, width (pixels, as tiled),
+      rows: One dict per photograph: photograph, patient, label, height, width (pixels, as tiled),
         ssim, psnr (dB, inside the field of view), tile_ssim, tile_psnr (means over its tiles),
-        tiles (number of them).
-      notes: Which photographs are missing here, why, and what to do.
-      pictures: By photograph, reduced to `PICTURE_SIDE`, where they were asked for: the original
-        and the reconstruction, uint8 [h, w, 3], and their absolute difference in grey levels,
-        float32, reduced after it was taken.
+        tiles (number of tiles).
+      notes: Photographs that are not measured, with the reason and the remedy.
+      pictures: Pictures by photograph, reduced to `PICTURE_SIDE`, if requested: the original and
+        the reconstruction, uint8 [h, w, 3], and their absolute difference in grey levels,
+        float32, computed before the reduction.
     """
 
     rows: list[dict[str, Any]]
@@ -48,14 +48,14 @@ class PhotographEvaluation:
 
     @property
     def means(self) -> dict[str, float]:
-        """Mean over photographs of ssim, psnr, tile_ssim and tile_psnr; {} without any."""
+        """Returns the means of ssim, psnr, tile_ssim and tile_psnr; {} without photographs."""
         if not self.rows:
             return {}
         names = ("ssim", "psnr", "tile_ssim", "tile_psnr")
         return {name: float(np.mean([row[name] for row in self.rows])) for name in names}
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Returns plain values for JSON."""
         return {"means": self.means, "rows": self.rows, "notes": self.notes}
 
 
@@ -74,16 +74,16 @@ def whole_photographs(
     All processes of the mesh call it together, and each reads the files.
 
     Args:
-      module: Of either kind.
-      variables: Its variables, on the mesh.
-      photographs: Those to measure, for example all of the split.
-      evaluation: Of the tiles; photographs none of whose tiles count are passed over.
+      module: An autoencoder for images of any size or for tiles of one size.
+      variables: Variables of the module, on the mesh.
+      photographs: Photographs to measure, for example all of the split.
+      evaluation: Evaluation of the tiles; photographs without a counted tile are skipped.
       mesh: Mesh with the axes data and fsdp.
-      window: Side of a window in pixels; None for one that suits the photograph.
-      pictures: Whether to keep reduced pictures of them.
+      window: Side of a window in pixels; None for a side that suits the photograph.
+      pictures: If true, reduced pictures are kept.
 
     Returns:
-      The metrics; files that cannot be read are named in the notes.
+      The metrics; the notes name files that cannot be read.
     """
     encode, decode = compiled(module, variables, mesh)
     of_tiles = _tile_means(evaluation)
@@ -92,13 +92,13 @@ def whole_photographs(
     for photograph in measurable:
         try:
             if photograph.masked:
-                raise DataError(f"{photograph.path}: its mask is not kept")
+                raise DataError(f"{photograph.path}: its field-of-view mask is not stored")
             image, problem = read_as_tiled(photograph), None
         except DataError as error:
             image, problem = None, str(error)
-        # Processes compute together, so a file that one of them lacks is left out by all.
+        # Processes compute together, so all of them skip a file that one cannot read.
         if sum_over_processes(np.array([image is None], np.float64))[0]:
-            problems.append(problem or f"{photograph.path}: cannot be read on another host")
+            problems.append(problem or f"{photograph.path}: cannot be read by another process")
             continue
         mask = fov_mask(photograph.fov, image)
         image[~mask] = 0
@@ -122,18 +122,18 @@ def whole_photographs(
 
 
 def read_as_tiled(photograph: PhotographRow) -> np.ndarray:
-    """Reads a photograph and resizes it as it was when its tiles were cut.
+    """Reads a photograph and resizes it to the size at which its tiles were cut.
 
     Returns:
       uint8 [height, width, 3].
 
     Raises:
-      DataError: The file is missing, damaged, or no longer of the size it had.
+      DataError: The file is missing or damaged, or its size has changed.
     """
     image = read_image(photograph.path)
     if photograph.scale != 1:
         size = (photograph.width, photograph.height)
-        # As the tiling does it.
+        # The same interpolation as in make-tiles.
         method = cv2.INTER_AREA if photograph.scale < 1 else cv2.INTER_CUBIC
         image = cv2.resize(image, size, interpolation=method)
     if image.shape[:2] != (photograph.height, photograph.width):
@@ -153,8 +153,8 @@ def _reconstruct(
     batch: int,
     window: int | None,
 ) -> np.ndarray:
-    """Encodes and decodes a photograph: in windows with no seam, or as tiles that are blended where
-    the model takes tiles of one size only."""
+    """Encodes and decodes a photograph in seamless windows, or in blended tiles if the model takes
+    tiles of one size only."""
     if module.tile_size is not None:
         return reconstruct_blended(
             lambda tiles: decode(encode(tiles).mean), image, tile=module.tile_size, batch=batch
@@ -178,7 +178,7 @@ def _tile_means(evaluation: Evaluation) -> dict[str, dict[str, float | int]]:
 
 
 def _reduced(image: np.ndarray, output: np.ndarray) -> list[np.ndarray]:
-    """Original, reconstruction and difference as `PhotographEvaluation.pictures` has them."""
+    """Returns original, reconstruction and difference for `PhotographEvaluation.pictures`."""
     factor = min(PICTURE_SIDE / max(image.shape[:2]), 1.0)
     size = tuple(max(round(side * factor), 1) for side in image.shape[1::-1])
     layers = (image, output, np.abs(image.astype(np.float32) - output))
@@ -187,11 +187,11 @@ def _reduced(image: np.ndarray, output: np.ndarray) -> list[np.ndarray]:
 
 def _notes(problems: list[str], count: int) -> list[str]:
     if not count:
-        return ["no whole photographs: no photographs.csv lists those that the tiles were cut from"]
+        return ["no whole photographs: no photographs.csv lists the photographs of these tiles"]
     if not problems:
         return []
     return [
         f"{len(problems)} of {count} whole photographs are not measured, the first because "
         f"{problems[0]}; run where the files are, or repeat make-tiles and build with their new "
-        "place"
+        "paths"
     ]

@@ -1,4 +1,4 @@
-"""The evaluation of a model: from its config and dataset to results, a table, metrics, a report."""
+"""Evaluation of a model: from config and dataset to results.json, tiles.csv, table and report."""
 
 import functools
 import math
@@ -47,12 +47,12 @@ def evaluate_and_draw(
     """Evaluates `config.eval.split` and draws some of its tiles.
 
     Args:
-      config: The run's.
-      variables: Of its model, on the mesh.
-      dataset: Where the split is.
-      mesh: Of the run.
-      limit: A seeded sample of so many tiles; 0 for every tile once.
-      baselines: Whether to compute the rows beside the model's.
+      config: The run's config.
+      variables: Variables of the run's model, on the mesh.
+      dataset: The dataset with the split.
+      mesh: The run's mesh.
+      limit: Size of a seeded sample of tiles; 0 for every tile once.
+      baselines: If true, also computes the rows of baselines and JPEG.
 
     Returns:
       The metrics, and a picture uint8 [H, W, 3] of originals, reconstructions and differences.
@@ -91,17 +91,17 @@ def evaluate_and_write(
     report: epath.Path | None = None,
     beside: Sequence[SavedModel] = (),
 ) -> Evaluation:
-    """The closing table: every tile of the split and every photograph that can be found.
+    """Evaluates every tile of the split and every photograph that can be found.
 
-    Prints the table; writes `results.json`, `tiles.csv` and the figure into `out`, and into
-    `report` a page to look at, with the results beside it and the models `beside` in its curves.
-    A report is for one process.
+    Prints the table. Writes `results.json`, `tiles.csv` and the figure into `out`, and the report
+    page and `results.json` into `report`; the curves of the page include the models `beside`.
+    Reports need a single process.
     """
     evaluation, figure = evaluate_and_draw(
         config, variables, dataset, mesh, limit=limit, baselines=True
     )
     photographs = _photographs(config, variables, dataset, mesh, evaluation, report is not None)
-    # Every process takes part: a leaf may lie on devices of several.
+    # All processes call this: a leaf may be sharded over several.
     gathered = whole(mesh, variables)
     if jax.process_index() != 0:
         return evaluation
@@ -152,19 +152,19 @@ def evaluate_model(
     report: epath.PathLike | None = None,
     beside: Sequence[SavedModel] = (),
 ) -> Evaluation:
-    """Evaluates a model of any kind on any dataset: the same as a run's closing table.
+    """Evaluates a saved autoencoder on a dataset, as a run does at its end.
 
     Args:
       saved: The model.
-      data_dir: What `fundus-vae build` wrote.
-      split: Which part of it.
-      limit: A seeded sample of so many tiles; 0 for every tile once.
+      data_dir: Folder written by `fundus-vae build`.
+      split: Name of the split.
+      limit: Size of a seeded sample of tiles; 0 for every tile once.
       out: Folder for `results.json`, `tiles.csv` and the figure; None for none.
-      report: Folder for the page; None for none.
-      beside: Models whose quality and size the page's curves show, too.
+      report: Folder for the report page; None for none.
+      beside: Further models whose quality and size the page's curves show.
 
     Raises:
-      UsageError: There is no such split, or a model beside takes tiles of another size.
+      UsageError: There is no such split, or a model of `beside` takes tiles of another size.
       DataError: The split is empty, its tiles are too small, or a folder cannot be written.
     """
     dataset = open_dataset(data_dir)
@@ -177,12 +177,12 @@ def evaluate_model(
         side = make_model(other.config).tile_size
         if side not in (None, config.data.size):
             raise UsageError(
-                f"{other.path} takes tiles of {side} pixels and cannot stand beside a model "
+                f"{other.path} takes tiles of {side} pixels and cannot be compared with a model "
                 f"evaluated at {config.data.size}"
             )
     out, report = (None if path is None else _writable(path) for path in (out, report))
     mesh = make_mesh()
-    # The batch of a pod's run does not divide over whatever is here.
+    # The batch of a run on other devices may not divide over the devices here.
     config.eval.batch_size = math.ceil(config.eval.batch_size / mesh.size) * mesh.size
     variables = jax.device_put(saved.variables, replicated(mesh))
     return evaluate_and_write(
@@ -274,13 +274,13 @@ def _photographs(
 
 
 def _scale(dataset: Dataset, split: str) -> float | None:
-    """The scale of the split's photographs where they all have the same."""
+    """Returns the scale of the split's photographs if all have the same, else None."""
     scales = {row.scale for row in dataset.photographs() if row.split == split}
     return scales.pop() if len(scales) == 1 else None
 
 
 def _check_tiles(dataset: Dataset, config: ConfigDict) -> None:
-    """Refuses before anything is compiled what would fail later."""
+    """Checks split and tile size before anything is compiled."""
     split, side = config.eval.split, config.data.size
     if split not in dataset.counts:
         raise UsageError(
@@ -288,8 +288,8 @@ def _check_tiles(dataset: Dataset, config: ConfigDict) -> None:
         )
     if not dataset.counts[split]:
         raise DataError(
-            f"--split {split}: {dataset.path} has no tiles in it ({dataset.counts}); take another, "
-            "or build it with a share of the patients"
+            f"--split {split}: {dataset.path} has no tiles in it ({dataset.counts}); take another "
+            "split, or build the dataset with a share of the patients in this one"
         )
     smallest = dataset.metadata.get("smallest")
     if smallest and min(smallest["height"], smallest["width"]) < side:
@@ -301,14 +301,14 @@ def _check_tiles(dataset: Dataset, config: ConfigDict) -> None:
 
 
 def _writable(path: epath.PathLike) -> epath.Path:
-    """The folder, made; refused now rather than after the minutes that an evaluation takes."""
+    """Makes the folder and checks that it is writable, before an evaluation of minutes."""
     path = epath.Path(path).absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
         require_writable(path / RESULTS)
     except OSError as error:
         raise DataError(
-            f"{path} cannot be written: {error.strerror or error}; give a folder that is there, or "
+            f"{path} cannot be written: {error.strerror or error}; give a folder that exists or "
             "can be made"
         ) from error
     return path

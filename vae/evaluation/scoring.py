@@ -1,8 +1,8 @@
-"""Device steps of the evaluation: a batch of tiles in, metrics per tile out.
+"""Device steps of the evaluation: from a batch of tiles to metrics per tile.
 
-Every step takes a batch split over the mesh and returns [B] arrays whole on every device, so every
-process sees all tiles. Steps are cached by what they are made of: an evaluation on a schedule
-compiles at its first call only.
+Every step takes a batch sharded over the mesh and returns arrays [B] replicated on every device, so
+every process sees all tiles. Steps are cached by their arguments: an evaluation that runs
+repeatedly compiles at its first call only.
 """
 
 import functools
@@ -24,17 +24,17 @@ from vae.sharding import replicated
 
 Figures = dict[str, jax.Array]
 
-# Same module, same mesh, same step; a process evaluates a handful of each.
+# A process evaluates only a few combinations of module and mesh.
 _cached = functools.lru_cache(maxsize=16)
 
 
 @_cached
 def model_step(module: nn.Module, mesh: Mesh) -> Callable[..., Figures]:
-    """Step (variables, images, fov, first_row, seed) -> metrics of a model.
+    """Returns the step (variables, images, fov, first_row, seed) -> metrics of a model.
 
-    `images` uint8 [B, H, W, 3], `fov` bool [B, H, W], `first_row` int [] (place of the batch in
-    the split), `seed` uint32 [] (of the posterior samples). The metrics are float32 [B]: `model.`
-    and `model_sampled.` `ssim` and `psnr` (dB) from the posterior's mean and from a sample of it;
+    `images` uint8 [B, H, W, 3], `fov` bool [B, H, W], `first_row` int [] (position of the batch in
+    the split), `seed` uint32 [] (for posterior samples). The metrics are float32 [B]: `ssim` and
+    `psnr` (dB) of the posterior mean (prefix `model.`) and of a sample (prefix `model_sampled.`);
     `model.kl` (nats); `model.psnr_unrounded`; `windows`, SSIM positions inside the field of view.
     """
 
@@ -53,10 +53,10 @@ def model_step(module: nn.Module, mesh: Mesh) -> Callable[..., Figures]:
 
 @_cached
 def baseline_step(mesh: Mesh) -> Callable[..., Figures]:
-    """Step (pca or None, images, fov, first_row, seed) -> `NAME.ssim`, `NAME.psnr` per baseline.
+    """Returns the step (pca or None, images, fov, first_row, seed) -> `NAME.ssim`, `NAME.psnr`.
 
-    Names are `mean_colour`, `bicubic_x4`, and with a PCA `pca` and `pca_sampled`; then there are
-    `pca.psnr_unrounded` and `pca.kl`, too.
+    The names are `mean_colour` and `bicubic_x4`; a PCA adds `pca` and `pca_sampled`, with
+    `pca.psnr_unrounded` and `pca.kl`.
     """
 
     def step(pca: PCA | None, images, fov, first_row, seed):
@@ -71,7 +71,7 @@ def baseline_step(mesh: Mesh) -> Callable[..., Figures]:
 
 @_cached
 def pca_step(mesh: Mesh) -> Callable[..., Figures]:
-    """Step (pca, images, fov, first_row, seed) -> `pca.` and `pca_sampled.` metrics, `pca.kl`."""
+    """Returns the step (pca, images, fov, first_row, seed) -> `pca.` and `pca_sampled.` metrics."""
 
     def step(pca: PCA, images, fov, first_row, seed):
         return _codec("pca", pca.encode, pca.decode, images, fov, first_row, seed)
@@ -81,7 +81,7 @@ def pca_step(mesh: Mesh) -> Callable[..., Figures]:
 
 @_cached
 def bicubic_step(mesh: Mesh, factor: int) -> Callable[..., Figures]:
-    """Step (images, fov) -> `bicubic.ssim`, `bicubic.psnr` of tiles reduced by a factor."""
+    """Returns the step (images, fov) -> `bicubic.ssim`, `bicubic.psnr` at a reduction factor."""
 
     def step(images, fov):
         return _score("bicubic", images, baselines.bicubic(images, factor), fov)
@@ -91,7 +91,7 @@ def bicubic_step(mesh: Mesh, factor: int) -> Callable[..., Figures]:
 
 @_cached
 def jpeg_step(mesh: Mesh) -> Callable[..., Figures]:
-    """Step (images, decoded, fov, sizes) -> `jpeg.ssim`, `jpeg.psnr` and `jpeg.bytes`."""
+    """Returns the step (images, decoded, fov, sizes) -> `jpeg.ssim`, `jpeg.psnr`, `jpeg.bytes`."""
 
     def step(images, decoded, fov, sizes):
         return _score("jpeg", images, decoded, fov) | {"jpeg.bytes": sizes}
@@ -101,7 +101,7 @@ def jpeg_step(mesh: Mesh) -> Callable[..., Figures]:
 
 @_cached
 def reconstruct_step(module: nn.Module, mesh: Mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Step (variables, images) -> (images, their reconstructions), uint8, whole on every device."""
+    """Returns the step (variables, images) -> (images, reconstructions), uint8, replicated."""
 
     def step(variables, images):
         posterior = codec.encode(module, variables, images)
@@ -111,7 +111,7 @@ def reconstruct_step(module: nn.Module, mesh: Mesh) -> Callable[..., tuple[jax.A
 
 
 def latent_size(module: nn.Module, variables: Any, shape: tuple[int, ...]) -> int:
-    """Latent values of one image of a shape [H, W, 3]; nothing is computed."""
+    """Returns the number of latent values of an image [H, W, 3], from shapes alone."""
     return math.prod(codec.latent_shape(module, variables, shape))
 
 
@@ -141,7 +141,7 @@ def _codec(
 
 
 def _score(name: str, images: jax.Array, outputs: jax.Array, fov: jax.Array) -> Figures:
-    """SSIM and PSNR of 8-bit outputs."""
+    """Returns SSIM and PSNR (dB) of 8-bit outputs."""
     scaled = (x.astype(jnp.float32) / 255.0 for x in (images, outputs))
     return {
         f"{name}.ssim": metrics.masked_ssim(*scaled, fov),

@@ -1,4 +1,4 @@
-"""A pass over a split: every tile once, whatever the number of processes and the padding."""
+"""One pass over a split: every tile once, for any number of processes and any padding."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from vae.multihost import gather_names
 from vae.sharding import local_rows, put_batch, whole
 
-# As `vae.data.pipeline.eval_batches` gives it.
+# A batch of `vae.data.pipeline.eval_batches`.
 Batch = Mapping[str, np.ndarray]
 # A split that can be read more than once: each call starts a new pass.
 Split = Callable[[], Iterable[Batch]]
@@ -23,17 +23,17 @@ def map_over_split(
     mesh: Mesh,
     step: Callable[[Batch, Mapping[str, jax.Array], int], Mapping[str, jax.Array]],
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Applies a device step to each batch and collects what it says of each tile.
+    """Applies a device step to each batch and collects its results per tile.
 
     Args:
       batches: This process's rows of the global batches.
       mesh: Mesh with the axes data and fsdp.
-      step: (batch of this process, its `image`, `fov`, `valid` on the mesh, place of the batch's
-        first row in the split) -> arrays [B], whole on every device.
+      step: (batch of this process, its `image`, `fov`, `valid` on the mesh, position of the
+        batch's first row in the split) -> arrays [B], replicated on every device.
 
     Returns:
-      Columns of metrics, float64 [N], and of names, str [N], of the split's N tiles in its order;
-      the same on every process. Rows that fill up the last batch are dropped.
+      Columns of metrics, float64 [N], and of names, str [N], for the split's N tiles in its order;
+      the same on every process. Padding rows of the last batch are dropped.
     """
     scores, names, positions = [], [], []
     pending: Mapping[str, jax.Array] = {}
@@ -41,7 +41,7 @@ def map_over_split(
     for batch in batches:
         placed = put_batch(mesh, {key: batch[key] for key in ("image", "fov", "valid")})
         current = {**step(batch, placed, first_row), "valid": whole(mesh, placed["valid"])}
-        # Read a batch late: the next one is decoded and sent while the devices compute.
+        # Results are read one batch late: the next batch is decoded and sent meanwhile.
         if pending:
             scores.append(jax.device_get(pending))
         pending = current

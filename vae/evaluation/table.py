@@ -1,4 +1,4 @@
-"""An evaluation as a table on the console, as JSON and as CSV."""
+"""Output of an evaluation as a text table, as JSON and as CSV."""
 
 import json
 import math
@@ -18,7 +18,7 @@ _NOTHING = "-"
 
 
 def format_table(evaluation: Evaluation, photographs: PhotographEvaluation | None = None) -> str:
-    """The whole evaluation as plain text: codecs, labels, whole photographs, notes."""
+    """Formats the whole evaluation as plain text: codecs, labels, whole photographs, notes."""
     counts, (height, width) = evaluation.counts, evaluation.size
     scale = "unknown" if evaluation.scale is None else f"{evaluation.scale:g}"
     known = "" if evaluation.patients_known else " (unknown)"
@@ -46,7 +46,7 @@ def format_table(evaluation: Evaluation, photographs: PhotographEvaluation | Non
 def results(
     evaluation: Evaluation, photographs: PhotographEvaluation | None = None
 ) -> dict[str, Any]:
-    """The evaluation as plain values, the content of results.json."""
+    """Returns the evaluation as plain values, the content of results.json."""
     return {
         "rows": evaluation.rows,
         "labels": evaluation.labels,
@@ -61,7 +61,7 @@ def results(
 
 
 def write_results(path: str | os.PathLike, content: dict[str, Any]) -> None:
-    """Writes strict JSON, in which what is not finite is null; finished or not at all."""
+    """Writes strict JSON atomically; numbers that are not finite become null."""
     text = json.dumps(strict(content), indent=2, ensure_ascii=False, allow_nan=False)
     write_beside(path, (text + "\n").encode())
 
@@ -72,10 +72,10 @@ def write_tiles(
     """Writes the CSV of all tiles; metrics of tiles that were left out are empty.
 
     Args:
-      path: Of the file.
-      evaluation: Whose tiles.
-      origin: Columns that say in every row what made it, so that rows of several files may be
-        put together: name and value.
+      path: Path of the file.
+      evaluation: The evaluation with the tiles.
+      origin: Further columns by name, with one value for all rows, such as the model's hash; rows
+        of several files can then be merged.
     """
     origin = origin or {}
     rows = zip(*evaluation.tiles.values(), strict=True)
@@ -90,7 +90,7 @@ def _cell(value: Any) -> Any:
 
 
 def strict(value: Any) -> Any:
-    """Plain values for strict JSON; what is not finite becomes None."""
+    """Converts to plain values for strict JSON; numbers that are not finite become None."""
     if isinstance(value, dict):
         return {str(key): strict(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -178,7 +178,7 @@ def _ruled(header: list[str], cells: list[list[str]]) -> str:
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell: the first to the left, the others to the right."""
+    """Aligns columns to their widest cell, the first to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(

@@ -1,4 +1,4 @@
-"""Pictures of tiles beside their reconstructions."""
+"""Pictures of tiles next to their reconstructions."""
 
 import dataclasses
 from typing import Any
@@ -16,23 +16,23 @@ from vae.sharding import put_batch
 
 DIFFERENCE_GAIN = 10
 _COLUMNS = ("original", "reconstruction", f"{DIFFERENCE_GAIN} x difference")
-_MIN_SIDE = 192  # Smaller tiles are enlarged by a whole number, pixel by pixel.
+_MIN_SIDE = 192  # Smaller tiles are enlarged by a whole factor, by nearest neighbour.
 _MARGIN = 8
 _TEXT = 14
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A tile to show: its place in the split and the line that goes with it."""
+    """A tile to show: its position in the split and its caption."""
 
     row: int
     caption: str
 
 
 def pick_examples(evaluation: Evaluation, count: int = 5) -> list[Example]:
-    """Tiles spread evenly over the ranking by SSIM: the worst, ..., the median, ..., the best.
+    """Picks tiles spread evenly over the ranking by SSIM, from the worst to the best.
 
-    An odd count has the median in it.
+    An odd count includes the median.
     """
     ssim = evaluation.tiles["ssim"]
     ranking = np.argsort(ssim, kind="stable")[: int(np.isfinite(ssim).sum())]
@@ -57,14 +57,14 @@ def reconstruct_examples(
     """Fetches the examples' tiles and reconstructs them from the posterior mean.
 
     Args:
-      module: Offers `encode` and `decode`.
-      variables: Its variables, on the mesh.
+      module: A module with the methods `encode` and `decode`.
+      variables: Variables of the module, on the mesh.
       split: The split that was evaluated; read up to the last example.
-      examples: At least one. All hosts of the mesh call together with the same.
+      examples: At least one. All processes of the mesh call together, with the same examples.
       mesh: Mesh with the axes data and fsdp.
 
     Returns:
-      Originals and reconstructions, uint8 [len(examples), H, W, 3], on every host.
+      Originals and reconstructions, uint8 [len(examples), H, W, 3], on every process.
     """
     wanted = {example.row: place for place, example in enumerate(examples)}
     found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -87,15 +87,15 @@ def reconstruct_examples(
 def reconstruction_figure(
     originals: np.ndarray, reconstructions: np.ndarray, captions: list[str] | None = None
 ) -> np.ndarray:
-    """Rows of original, reconstruction and tenfold absolute difference.
+    """Draws one row per tile: original, reconstruction and tenfold absolute difference.
 
     Args:
       originals: uint8 [K, H, W, 3].
-      reconstructions: Like `originals`.
-      captions: A line above each row.
+      reconstructions: uint8 [K, H, W, 3].
+      captions: One line above each row; None for no captions.
 
     Returns:
-      uint8 [height, width, 3]; every tile's pixels are shown as they are.
+      uint8 [height, width, 3]; pixels of the tiles are not interpolated.
     """
     difference = np.abs(originals.astype(np.int16) - reconstructions)
     difference = np.minimum(DIFFERENCE_GAIN * difference, 255).astype(np.uint8)
@@ -130,7 +130,7 @@ def _rank(place: int, count: int) -> str:
 
 
 def _shorten(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
-    """Cuts the middle out of a line that is too long, as its end holds the figures."""
+    """Cuts the middle out of a caption that is too long; its end holds the metrics."""
     if font.getlength(text) <= width - 2 * _MARGIN:
         return text
     half = len(text) // 2

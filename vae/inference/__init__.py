@@ -1,1 +1,1 @@
-"""A trained model in somebody's hands: uint8 in, uint8 out."""
+"""Use of trained models: uint8 images in, uint8 images out."""

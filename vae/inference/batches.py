@@ -1,7 +1,7 @@
-"""Which images go through a model together, and how a last batch is filled up.
+"""Batches of images for one call of a model, and the padding of the last batch.
 
-A sum of floats depends in its last digit on how many rows a matrix has. Commands that should agree
-to the last grey level therefore cut what they are given into the same batches.
+The last digit of a float sum depends on the number of rows of the matrix. Commands whose outputs
+must agree to the last grey level therefore use the same batches.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,14 +13,14 @@ import numpy as np
 from vae.data.failures import Failure
 from vae.data.inputs import Item
 
-# Images in a call: at most so many, and at most so many pixels.
+# Upper limits of a batch: images, and pixels in total.
 MAX_BATCH = 16
 MAX_PIXELS = 1 << 20
-TILE_PIXELS = MAX_PIXELS // 4  # Larger images go through one by one.
+TILE_PIXELS = MAX_PIXELS // 4  # A larger image is a batch by itself.
 
 
 def item_batches(items: Iterator[Item | Failure]) -> Iterator[list[Item] | list[Failure]]:
-    """Neighbouring tiles of one size together; photographs, and failures, alone."""
+    """Groups neighbouring tiles of one size; photographs and failures stay alone."""
     batch: list[Item] = []
     for item in items:
         tile = isinstance(item, Item) and item.image.shape[0] * item.image.shape[1] <= TILE_PIXELS
@@ -37,14 +37,14 @@ def item_batches(items: Iterator[Item | Failure]) -> Iterator[list[Item] | list[
 
 
 def batch_bounds(numbers: Sequence[int], pixels: int) -> Iterator[tuple[int, int]]:
-    """The batches of `item_batches`, found again among the items of one size.
+    """Finds the batches of `item_batches` among the items of one image size.
 
     Args:
-      numbers: Ascending, the place of each item among all inputs.
-      pixels: Of an image.
+      numbers: Index of each item among all inputs, ascending.
+      pixels: Pixels of one image.
 
     Yields:
-      Ranges (start, stop) of places in `numbers`.
+      Ranges (start, stop) of indices into `numbers`.
     """
     largest = MAX_BATCH if pixels <= TILE_PIXELS else 1
     start = 0
@@ -56,13 +56,13 @@ def batch_bounds(numbers: Sequence[int], pixels: int) -> Iterator[tuple[int, int
 
 
 def batch_size(pixels: int) -> int:
-    """The largest power of two of images of so many pixels that go together."""
+    """Returns the largest power of two of images of `pixels` pixels that fit in one batch."""
     fit = min(MAX_BATCH, max(1, MAX_PIXELS // pixels))
     return 1 << (fit.bit_length() - 1)
 
 
 def filled(rows: Any, size: int) -> Any:
-    """A tree of arrays [n, ...], 1 <= n <= size, with the last row repeated: [size, ...]."""
+    """Repeats the last row of each array [n, ...], 1 <= n <= size, in a tree: [size, ...]."""
     return jax.tree.map(
         lambda a: np.concatenate([a, np.repeat(a[-1:], size - len(a), axis=0)]), rows
     )
@@ -74,10 +74,10 @@ def in_batches(
     """Applies a function of arrays [n, ...] to arrays [N, ...] in batches of few different sizes.
 
     Args:
-      function: Returns a tree of arrays [n, ...]; traceable, where N may be 0.
-      inputs: Arrays of as many rows.
-      size: Rows of a batch.
-      fixed: True fills the last batch up to `size`, else to a power of two.
+      function: Returns a tree of arrays [n, ...]; must be traceable if N may be 0.
+      inputs: Arrays with the same number of rows, N.
+      size: Largest number of rows of a batch.
+      fixed: True pads the last batch to `size`; False pads it to a power of two.
 
     Returns:
       A tree of numpy arrays [N, ...].

@@ -1,7 +1,7 @@
-"""A model of tiles, whose reach has no bound, applied to a photograph of any size.
+"""Reconstruction of photographs of any size by a tile model with an unbounded receptive field.
 
-No halo makes its tiles agree, so tiles that overlap by half are blended smoothly: each pixel is a
-weighted mean of the up to four tiles that hold it, and weights fall to nothing at a tile's edge.
+No halo makes the outputs of such tiles agree. Tiles therefore overlap by half and are blended: each
+pixel is a weighted mean of up to four tiles, and the weights fall to zero at the edges of a tile.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from vae.inference.windows import Half, map_windows
 
 
 def tile_origins(length: int, tile: int) -> list[int]:
-    """Where tiles start along one axis: evenly spread, overlapping by at least half.
+    """Returns where tiles start along one axis: evenly spread, overlapping by at least half.
 
     Args:
       length: Length of the axis, at least `tile`.
@@ -24,7 +24,7 @@ def tile_origins(length: int, tile: int) -> list[int]:
 
 
 def blend_weights(origins: list[int], tile: int, length: int) -> np.ndarray:
-    """The share of each tile in each pixel along one axis: squared sines, adding up to one.
+    """Returns the weight of each tile at each pixel along one axis: normalised squared sines.
 
     Args:
       origins: From `tile_origins`.
@@ -32,7 +32,7 @@ def blend_weights(origins: list[int], tile: int, length: int) -> np.ndarray:
       length: Length of the axis.
 
     Returns:
-      float32 [tiles, tile]; over the tiles that hold a pixel, its shares add up to one.
+      float32 [tiles, tile]; at each pixel the weights of the tiles that contain it sum to one.
     """
     rise = np.sin(np.pi * (np.arange(tile) + 0.5) / tile) ** 2
     total = np.zeros(length)
@@ -42,7 +42,7 @@ def blend_weights(origins: list[int], tile: int, length: int) -> np.ndarray:
 
 
 def pad_to_tile(image: np.ndarray, tile: int) -> np.ndarray:
-    """Mirrors [H, W, C] at its bottom and right until no side is shorter than a tile."""
+    """Extends [H, W, C] by reflection at the bottom and right until no side is below `tile`."""
     height, width = image.shape[:2]
     missing = (max(0, tile - height), max(0, tile - width))
     if not any(missing):
@@ -53,16 +53,16 @@ def pad_to_tile(image: np.ndarray, tile: int) -> np.ndarray:
 def reconstruct_blended(
     reconstruct: Half, image: np.ndarray, *, tile: int, batch: int = 1
 ) -> np.ndarray:
-    """Reconstructs an image by overlapping tiles.
+    """Reconstructs an image of any size from overlapping tiles.
 
     Args:
       reconstruct: uint8 [batch, tile, tile, 3] -> the same.
-      image: uint8 [H, W, 3]; smaller than a tile, it is continued by its mirror image.
-      tile: Side of a tile.
-      batch: Tiles in a call.
+      image: uint8 [H, W, 3]; an image smaller than a tile is extended by reflection.
+      tile: Side of a tile, pixels.
+      batch: Tiles per call.
 
     Returns:
-      uint8, the shape of `image`.
+      uint8 of the shape of `image`.
     """
     padded = pad_to_tile(image, tile)
     height, width = padded.shape[:2]

@@ -1,4 +1,4 @@
-"""Encoder and decoder of an autoencoder on 8-bit images, to be traced or compiled."""
+"""Encoder and decoder of an autoencoder on 8-bit images, as functions to trace or compile."""
 
 import functools
 from collections.abc import Callable
@@ -15,28 +15,28 @@ from vae.sharding import batch_sharding, put, replicated
 
 
 def encode(module: nn.Module, variables: Any, images: jax.Array) -> Posterior:
-    """q(z | x) of images uint8 [B, H, W, 3]."""
+    """Returns the posterior q(z | x) of images uint8 [B, H, W, 3]."""
     return module.apply(variables, to_float(images), method="encode")
 
 
 def decode(module: nn.Module, variables: Any, latents: jax.Array) -> jax.Array:
-    """Latents float32 [B, ...] -> images uint8 [B, H, W, 3]."""
+    """Decodes latents float32 [B, ...] to images uint8 [B, H, W, 3]."""
     return to_uint8(module.apply(variables, latents, method="decode"))
 
 
 def compiled(
     module: nn.Module, variables: Any, mesh: Mesh | None = None
 ) -> tuple[Callable[[Any], Posterior], Callable[[Any], jax.Array]]:
-    """`encode` and `decode` of a batch, compiled for each shape that they meet.
+    """Returns `encode` and `decode` of a batch, compiled once per input shape.
 
     Args:
-      module: Offers `encode` and `decode`.
-      variables: Its variables; where there is a mesh, on the mesh in any sharding.
-      mesh: Over whose devices batches are spread; results are whole on every device. All processes
-        call together with the same batch. None for one device.
+      module: Module with the methods `encode` and `decode`.
+      variables: Its variables; with a mesh, on that mesh in any sharding.
+      mesh: Mesh over whose devices batches are split; every device gets the whole result. All
+        processes must call together with the same batch. None uses one device.
     """
     if mesh is None:
-        variables = jax.device_put(variables)  # once, not with every call
+        variables = jax.device_put(variables)  # once, not at every call
 
     def bound(half: Callable) -> Callable:
         half = functools.partial(half, module)
@@ -49,6 +49,6 @@ def compiled(
 
 
 def latent_shape(module: nn.Module, variables: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of the latent of one image of a shape [H, W, 3]; nothing is computed."""
+    """Returns the latent shape of one image of shape [H, W, 3]; nothing is computed."""
     image = jax.ShapeDtypeStruct((1, *shape), jnp.uint8)
     return jax.eval_shape(functools.partial(encode, module), variables, image).mean.shape[1:]

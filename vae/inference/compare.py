@@ -1,4 +1,4 @@
-"""SSIM and PSNR of images of any size, in blocks of bounded memory."""
+"""SSIM and PSNR of images of any size, computed in blocks to bound memory."""
 
 import jax
 import jax.numpy as jnp
@@ -6,29 +6,29 @@ import numpy as np
 
 from vae import metrics
 
-# SSIM positions a side of a block. In small ones the filter is a product with a small matrix, seven
-# times as fast on a CPU as a large image's; the tiles of 256 pixels are four.
+# Side of a block in SSIM positions. On a CPU the filter of a block, a product with a small matrix,
+# is seven times as fast as the filter of a large image; a tile of 256 pixels has four blocks.
 BLOCK = 128
-# Neighbouring blocks share the pixels that windows starting in one take from the other.
+# Pixels that neighbouring blocks share, because SSIM windows cross the border between them.
 OVERLAP = metrics.SSIM_WINDOW - 1
-# Blocks in a call.
+# Blocks per call.
 _BATCH = 4
 
 
 def compare(
     image: np.ndarray, output: np.ndarray, mask: np.ndarray, block: int = BLOCK
 ) -> tuple[float, float]:
-    """SSIM and PSNR of an image.
+    """Returns SSIM and PSNR of an image inside a mask.
 
     Args:
       image: uint8 [H, W, 3].
-      output: Like `image`.
+      output: uint8 [H, W, 3].
       mask: bool [H, W], the field of view.
       block: Side of a block, in pixels.
 
     Returns:
-      Mean SSIM over the windows wholly inside the mask and PSNR in dB over its pixels; NaN where
-      there are none.
+      Mean SSIM over the windows that lie wholly inside the mask, and PSNR in dB over its pixels;
+      NaN if there are none.
     """
     side = block + OVERLAP
     corners = [
@@ -39,7 +39,7 @@ def compare(
     ]
     total = np.zeros(4)
     for first in range(0, len(corners), _BATCH):
-        # One shape for all: filled up with what is outside the mask and counts for nothing.
+        # All calls have one shape; the padding lies outside the mask and does not count.
         blocks = [
             np.zeros((_BATCH, side, side, *a.shape[2:]), a.dtype) for a in (image, output, mask)
         ]
@@ -56,7 +56,7 @@ def compare(
 
 @jax.jit
 def _block_sums(image: jax.Array, output: jax.Array, mask: jax.Array) -> jax.Array:
-    """-> [sum of SSIM, windows, sum of squared errors, pixels] of each block, float32 [B, 4]."""
+    """Sums SSIM, windows, squared errors and pixels of each block: float32 [B, 4]."""
     inside = metrics.window_inside(mask)
     a, b = image.astype(jnp.float32), output.astype(jnp.float32)
     ssim = metrics.ssim_map(a / 255.0, b / 255.0).mean(axis=-1)

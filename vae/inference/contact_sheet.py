@@ -1,4 +1,4 @@
-"""One photograph under every degradation: a picture to judge the formulas by."""
+"""A contact sheet of one photograph under every degradation, to check the formulas by eye."""
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,13 @@ _LABEL, _TEXT = 120, 14
 
 
 def contact_sheet(photograph: np.ndarray, seed: int = 0) -> np.ndarray:
-    """A row for each degradation, a column for each of `SEVERITIES`, as of one photograph.
+    """Draws one photograph with a row per degradation and a column for each of `SEVERITIES`.
 
-    Outside a known field of view, where dates and names are burned in, the sheet is black.
+    Pixels outside a known field of view are black, because dates and names are burned in there.
 
     Args:
       photograph: uint8 [H, W, 3], sides of at least `PANEL`.
-      seed: Of all that is drawn.
+      seed: Seed of all random draws.
 
     Returns:
       uint8 [h, w, 3].
@@ -39,7 +39,7 @@ def contact_sheet(photograph: np.ndarray, seed: int = 0) -> np.ndarray:
         photograph = np.where(mask[..., None], photograph, np.uint8(0))
     top = int(np.clip(centre[0] - PANEL / 2, 0, height - PANEL))
     left = int(np.clip(centre[1] - PANEL / 2, 0, width - PANEL))
-    # Reduced first, to the size of a panel: what lies over the whole photograph stays what it is.
+    # Degradations in `WHOLE` are visible at low resolution and are drawn on a copy of panel size.
     scale = PANEL / max(height, width)
     side = [max(1, round(length * scale)) for length in (width, height)]
     small = np.asarray(Image.fromarray(photograph).resize(side, Image.Resampling.BOX))
@@ -55,7 +55,7 @@ def contact_sheet(photograph: np.ndarray, seed: int = 0) -> np.ndarray:
         draw.text((_LABEL + columns * column + 4, 4), f"severity {severity:g}", font=font)
     for row, name in enumerate(DEGRADATIONS):
         draw.text((6, 24 + columns * row + 6), name.replace("_", " "), font=font)
-        # What shows in the whole photograph; the others show pixel for pixel in its middle.
+        # Degradations of the whole photograph are drawn on all of it, the others on its middle.
         image, inside, place = whole if name in WHOLE else middle
 
         @jax.jit

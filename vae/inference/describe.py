@@ -1,4 +1,4 @@
-"""What a model is, read off its variables and its config."""
+"""Descriptions of models, read from their variables and configs."""
 
 import math
 from typing import Any
@@ -14,17 +14,17 @@ from vae.models.posterior import ACTIVE_VARIANCE
 
 
 def describe(saved: SavedModel) -> dict[str, Any]:
-    """A model in plain values, for JSON.
+    """Describes an autoencoder in values for JSON.
 
     Returns:
       path, kind ("checkpoint of a run" or "exported file"), name, preset, architecture, step,
-      hash, version (that trained it, None where unknown), parameters (learned values), bytes (of
-      all variables as float32), tile (side of the tiles it was made for, pixels), tile_only (True
-      where it takes no other size), latents (shape of one tile's), latent_values, ratio (input
-      values / latent values), sigma (the likelihood's deviation in grey levels), reach (pixels a
-      latent sees around its own patch and latent positions a pixel sees around its own, None where
-      everything sees everything), latent (mean and std per channel, active: number of channels
-      whose variance is above 0.01), trained (what is known of the run).
+      hash, version (that trained it, None if unknown), parameters (number of learned values),
+      bytes (of all variables as float32), tile (side of its training tiles, pixels), tile_only
+      (True if it takes no other size), latents (shape for one tile), latent_values, ratio (input
+      values / latent values), sigma (standard deviation of the likelihood, grey levels), reach
+      (pixels that a latent depends on around its own patch, latent positions that a pixel depends
+      on around its own; None if unbounded), latent (mean and std per channel, active: number of
+      channels with a variance above 0.01), trained (what is known about the run).
     """
     module, config = make_model(saved.config), saved.config
     side = module.tile_size or config.data.size
@@ -55,12 +55,12 @@ def describe(saved: SavedModel) -> dict[str, Any]:
 
 
 def describe_prior(saved: SavedModel) -> dict[str, Any]:
-    """A prior in plain values, for JSON.
+    """Describes a prior in values for JSON.
 
     Returns:
-      path, name, architecture, step, hash, version, parameters (learned), bytes (of all variables
-      in memory), autoencoder (name, and hash of the one it was trained for), latents (shape of one
-      tile's), labels, sample_steps, and trained (what is known of the run).
+      path, name, architecture, step, hash, version, parameters (number of learned values), bytes
+      (of all variables in memory), autoencoder (name and hash of the one it was trained for),
+      latents (shape for one tile), labels, sample_steps, trained (what is known about the run).
     """
     config, model = saved.config, saved.config.model
     return _described(saved) | {
@@ -75,7 +75,7 @@ def describe_prior(saved: SavedModel) -> dict[str, Any]:
 
 
 def preset(saved: SavedModel) -> str:
-    """The model's short name by its latent: f8c32, or the latent's size for one vector a tile."""
+    """Returns the short name of a model by its latent: f8c32, or the length of its vector."""
     model = saved.config.model
     if "downsample" in model:
         return f"f{model.downsample}c{model.latent_channels}"
@@ -83,7 +83,7 @@ def preset(saved: SavedModel) -> str:
 
 
 def _described(saved: SavedModel) -> dict[str, Any]:
-    """The values that descriptions of all models have."""
+    """Returns the values that the descriptions of all models contain."""
     return {
         "path": str(saved.path),
         "name": saved.config.name,

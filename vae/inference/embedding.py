@@ -1,4 +1,4 @@
-"""Latents of a store as one compact vector an image, and what is told about them in a table."""
+"""One compact vector per image, computed from the latents of a store, and tables of the results."""
 
 import dataclasses
 import io
@@ -17,7 +17,7 @@ _COLUMNS = (
     "item_id", "photograph", "patient", "label", "split", "y", "x", "height", "width",
     "cluster", "typical", "map_x", "map_y",
 )  # fmt: skip
-# Below this nothing can be told of clusters.
+# Fewer images than this are too few for clusters.
 SMALLEST = 10
 
 
@@ -26,11 +26,11 @@ class Vectors:
     """Principal components of pooled latents.
 
     Attributes:
-      values: float32 [N, K], of the features that they were found from.
-      mean: float64 [D], of the pooled features.
-      scale: float64 [D], their standard deviations.
+      values: float32 [N, K], components of the features that they were computed from.
+      mean: float64 [D], means of the pooled features.
+      scale: float64 [D], standard deviations of the pooled features.
       components: float64 [K, D]: values = (features - mean) / scale @ components.T.
-      explained: float64 [K], share of the variance.
+      explained: float64 [K], share of the variance of each component.
     """
 
     values: np.ndarray
@@ -40,21 +40,21 @@ class Vectors:
     explained: np.ndarray
 
     def of(self, features: np.ndarray) -> np.ndarray:
-        """Other features [M, D] -> their components, float64 [M, K]."""
+        """Projects other features [M, D] onto the components: float64 [M, K]."""
         return (features - self.mean) / self.scale @ self.components.T
 
 
 def pooled_features(store: LatentStore) -> tuple[np.ndarray, list[Row]]:
-    """One feature vector an image, whatever its size; reads a few megabytes at a time.
+    """Pools the latents of each image to one feature vector; reads a few megabytes at a time.
 
-    Of latents [h, w, C] the mean over all positions, and the logarithm of the standard deviation:
-    what is in the image, and how much of it. Vectors [L] are taken as they are.
+    Latents [h, w, C] give the mean and the log standard deviation of each channel over all
+    positions: what the image contains, and how much of it. Vectors [L] are kept as they are.
 
     Returns:
-      float32 [N, 2 C] or [N, L], and what is known of each image, in the order of the inputs.
+      float32 [N, 2 C] or [N, L], and the metadata of each image, in the order of the inputs.
 
     Raises:
-      DataError: The store is damaged, or has too few images.
+      DataError: The store is damaged, or has fewer than `SMALLEST` images.
     """
     if len(store) < SMALLEST:
         raise DataError(
@@ -70,25 +70,24 @@ def pooled_features(store: LatentStore) -> tuple[np.ndarray, list[Row]]:
 
 
 def pool(latents: np.ndarray) -> np.ndarray:
-    """Latents [N, h, w, C] -> [N, 2 C]: mean, and logarithm of the standard deviation; [N, L] as
-    they are."""
+    """Pools latents [N, h, w, C] to mean and log standard deviation [N, 2 C]; keeps [N, L]."""
     if latents.ndim == 2:
         return latents
     mean = latents.mean(axis=(1, 2))
-    # An image of one colour has no deviation; it gets that of a thousandth.
+    # An image of one colour has no deviation; 1e-3 keeps its logarithm finite.
     return np.concatenate([mean, np.log(latents.std(axis=(1, 2)) + 1e-3)], axis=1)
 
 
 def principal_components(features: np.ndarray, most: int = COMPONENTS) -> Vectors:
-    """Standardised features [N, D] to at most `most` principal components."""
+    """Standardises features [N, D] and reduces them to at most `most` principal components."""
     features = features.astype(np.float64)
     mean, scale = features.mean(axis=0), features.std(axis=0)
-    scale[scale < 1e-12] = 1.0  # A feature that never changes says nothing.
+    scale[scale < 1e-12] = 1.0  # A constant feature carries no information.
     features = (features - mean) / scale
     count = min(most, features.shape[1], len(features) - 1)
     variance, vectors = np.linalg.eigh(features.T @ features / len(features))
     components = vectors[:, ::-1][:, :count].T
-    # A component has two directions; the one whose largest entry is positive is taken.
+    # The sign of a component is arbitrary: its largest entry is made positive.
     largest = components[np.arange(count), np.abs(components).argmax(axis=1)]
     components = components * np.where(largest < 0, -1.0, 1.0)[:, None]
     values = features @ components.T
@@ -99,14 +98,15 @@ def principal_components(features: np.ndarray, most: int = COMPONENTS) -> Vector
 def write_table(
     out: Path, rows: list[Row], clusters: np.ndarray, ranks: np.ndarray, places: np.ndarray
 ) -> None:
-    """Writes the table: a line for each image.
+    """Writes the table with one row per image.
 
     Args:
-      out: The folder.
-      rows: What is known of the images.
-      clusters: int [N].
-      ranks: int [N]: 1 for the most typical of its cluster that is shown, ...; 0 for none.
-      places: float [N, 2] on the map, NaN where an image has none.
+      out: Output folder.
+      rows: Metadata of the images.
+      clusters: int [N], cluster of each image.
+      ranks: int [N]: 1 for the most typical image shown of a cluster, 2 for the next, ...; 0 if
+        the image is not shown.
+      places: float [N, 2], position on the map; NaN if the image is not on the map.
     """
     lines = []
     for row, cluster, rank, place in zip(rows, clusters, ranks, places, strict=True):
@@ -119,7 +119,7 @@ def write_table(
 
 
 def write_vectors(out: Path, rows: list[Row], vectors: Vectors) -> None:
-    """Writes the vectors with the ids of their images, and what makes vectors of features."""
+    """Writes the vectors with image ids, and the transform from features to vectors."""
     file = io.BytesIO()
     np.savez(
         file, item_id=np.array([row.item_id for row in rows]), vectors=vectors.values,

@@ -1,4 +1,4 @@
-"""Clusters of vectors, how typical each is of its own, and a map of them all."""
+"""Clusters of vectors, the most typical images of each cluster, and a map of all images."""
 
 import dataclasses
 
@@ -10,9 +10,9 @@ from vae.inference.latent_store import Row
 METHODS = ("gmm", "kmeans")
 MAPS = ("tsne", "umap", "pca")
 
-MOST_CLUSTERS = 12  # tried, when nobody says how many
+MOST_CLUSTERS = 12  # largest number tried if none is given
 _SILHOUETTE_SAMPLE = 5000
-_FIT_SAMPLE = 5_000  # vectors that clusters are fitted to; the others are assigned
+_FIT_SAMPLE = 5_000  # vectors that clusters are fitted to; the others are only assigned
 TSNE_SAMPLE = 5_000  # vectors on a t-SNE map: about a minute on two cores
 
 
@@ -22,10 +22,10 @@ class Clusters:
 
     Attributes:
       labels: int [N], 0..count-1.
-      distances: float [N], from the centre of an image's own cluster; for a Gaussian mixture in
-        its own standard deviations.
-      count: Of clusters.
-      note: How the count was found, for the reader.
+      distances: float [N], distance from the centre of the image's own cluster; for a Gaussian
+        mixture the Mahalanobis distance.
+      count: Number of clusters.
+      note: How the number was chosen, for the reader.
     """
 
     labels: np.ndarray
@@ -41,14 +41,14 @@ def find_clusters(
 
     Args:
       vectors: float [N, K].
-      method: "gmm", a Gaussian mixture of full covariances, or "kmeans".
-      count: Of clusters; None chooses 2 to `MOST_CLUSTERS`, a mixture by its BIC (the penalised
-        likelihood) and k-means by the silhouette (how much nearer its own cluster is than the
-        next).
-      seed: Of the starts.
+      method: "gmm", a Gaussian mixture with full covariances, or "kmeans".
+      count: Number of clusters. None tries 2 to `MOST_CLUSTERS` and takes the best by BIC, the
+        penalised likelihood, for a mixture, and by silhouette, which compares the distances to the
+        own cluster and to the next one, for k-means.
+      seed: Seed of the sample and the initialization.
 
     Raises:
-      UsageError: A count below 1.
+      UsageError: `count` is below 1.
       DataError: There are too few vectors, or too few different ones.
     """
     if count is not None and count < 1:
@@ -74,7 +74,7 @@ def find_clusters(
     order = np.argsort(-np.bincount(labels), kind="stable")
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
-    # The last numbers may be of clusters that got nobody.
+    # The smallest clusters may be empty after assignment and are dropped.
     return Clusters(rank[labels], distances, int(rank[labels].max()) + 1, note)
 
 
@@ -85,13 +85,13 @@ def _fit(vectors: np.ndarray, method: str, count: int, seed: int):
         return KMeans(count, n_init=4, random_state=seed).fit(vectors)
     from sklearn.mixture import GaussianMixture
 
-    # A share of the variance keeps a cluster of a few images from becoming infinitely narrow.
+    # The floor keeps a cluster of a few images from becoming infinitely narrow.
     floor = 1e-2 * vectors.var(axis=0).mean()
     return GaussianMixture(count, reg_covar=floor, random_state=seed, max_iter=200).fit(vectors)
 
 
 def _score(model, vectors: np.ndarray, method: str, seed: int) -> float:
-    """The higher the better."""
+    """Scores a clustering; higher is better."""
     if method == "gmm":
         return -model.bic(vectors)
     from sklearn.metrics import silhouette_score
@@ -110,18 +110,18 @@ def _assign(model, vectors: np.ndarray, method: str) -> tuple[np.ndarray, np.nda
 
 
 def typical(clusters: Clusters, rows: list[Row], count: int) -> np.ndarray:
-    """Picks the images nearest to the centres of their clusters.
+    """Ranks the images nearest to the centre of their cluster.
 
-    Each from another photograph, as far as there are others; then from those photographs again,
-    where no pixel has been shown.
+    Each image comes from another photograph as far as possible. After that, further images of the
+    same photographs follow if they share no pixels with images already taken.
 
     Args:
-      clusters: Of the images.
-      rows: What is known of the images.
-      count: Per cluster, at most.
+      clusters: Clusters of the images.
+      rows: Metadata of the images.
+      count: Largest number of images per cluster.
 
     Returns:
-      int [N]: 1 for the most typical of a cluster, 2 for the next, ...; 0 for all others.
+      int [N]: 1 for the most typical image of a cluster, 2 for the next, ...; 0 for all others.
     """
     ranks = np.zeros(len(rows), int)
     for cluster in range(clusters.count):
@@ -139,7 +139,7 @@ def typical(clusters: Clusters, rows: list[Row], count: int) -> np.ndarray:
 
 
 def _overlap(a: Row, b: Row) -> bool:
-    """True if two images of one photograph share pixels."""
+    """Returns True if two images of one photograph share pixels."""
     return all(abs(p - q) < size for p, q, size in zip(a.origin, b.origin, a.size, strict=True))
 
 
@@ -148,8 +148,8 @@ def make_map(vectors: np.ndarray, kind: str = "tsne", seed: int = 0) -> tuple[np
 
     Args:
       vectors: float [N, K].
-      kind: "pca", "tsne", or "umap" (an extra).
-      seed: Of the random start, and of the sample that t-SNE is given where there are too many.
+      kind: "pca", "tsne", or "umap" (needs the extra `umap`).
+      seed: Seed of the initialization, and of the sample that t-SNE uses for many images.
 
     Returns:
       float [N, 2], NaN for an image outside the sample; and a note for the reader, or "".

@@ -15,7 +15,7 @@ from vae.inference.embedding_sources import Source
 MAP = "map.png"
 TYPICAL = "clusters.png"
 
-# Okabe and Ito's eight, which colour-blind people can tell apart, then four more.
+# The eight colours of Okabe and Ito, which colour-blind people can tell apart, and four more.
 _COLOURS = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D1F", "#000000",
     "#7B3FA0", "#9BBF30", "#8A8A8A", "#C2185B",
@@ -29,11 +29,11 @@ def draw_map(
     """Draws the map twice: coloured by cluster and, where there are labels, by label.
 
     Args:
-      out: The folder.
+      out: Output folder.
       places: float [N, 2], NaN for an image that is not on the map.
-      clusters: Of the images.
-      labels: Of the images, "" where unknown.
-      title: Says what is shown.
+      clusters: Clusters of the images.
+      labels: Labels of the images, "" where unknown.
+      title: Title of the figure.
     """
     shown = ~np.isnan(places).any(axis=1)
     panels = [("cluster", [str(label) for label in clusters.labels])]
@@ -55,7 +55,7 @@ def _scatter(axes: Axes, places: np.ndarray, words: np.ndarray, name: str) -> No
         order.sort(key=int)
     colours = dict(zip(order, _COLOURS, strict=False))
     size = float(np.clip(6000 / max(len(places), 1), 3, 30))
-    # In one random order, or the last group would hide the others.
+    # The order is random; otherwise the last group would hide the others.
     mixed = np.random.default_rng(0).permutation(len(places))
     axes.scatter(
         *places[mixed].T, s=size, linewidths=0, alpha=0.75, rasterized=True,
@@ -76,13 +76,13 @@ def _scatter(axes: Axes, places: np.ndarray, words: np.ndarray, name: str) -> No
 def draw_typical(
     out: Path, clusters: Clusters, labels: list[str], rows: list[list[tuple[str, Source]]]
 ) -> None:
-    """Draws a row for each cluster: its most typical images, each beside its photograph.
+    """Draws a row for each cluster: its most typical images, each next to its photograph.
 
     Args:
-      out: The folder.
-      clusters: Of all images.
-      labels: Of all images, "" where unknown.
-      rows: For each cluster (caption, source) of each image to show.
+      out: Output folder.
+      clusters: Clusters of all images.
+      labels: Labels of all images, "" where unknown.
+      rows: For each cluster, (caption, source) of each image to show.
     """
     columns = max(len(row) for row in rows)
     pairs = any(source.photograph is not None for row in rows for _, source in row)

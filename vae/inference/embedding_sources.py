@@ -1,4 +1,4 @@
-"""Where the images of a store came from: their pixels, and their place in a photograph."""
+"""Sources of the images in a latent store: their pixels, and their position in a photograph."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from vae.data.manifest import PHOTOGRAPHS, PhotographRow, read_photographs
 from vae.data.region import FovChoice
 from vae.inference.latent_store import LatentStore, Row
 
-_SIDE = 360  # of a photograph as shown, pixels
+_SIDE = 360  # longer side of a photograph as shown, pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Source:
     """An image and the photograph around it.
 
     Attributes:
-      image: uint8 [H, W, 3], black outside a known field of view; None where it is gone.
-      photograph: uint8 [h, w, 3], small; None where it is gone or unknown.
-      box: Left, top, width and height of the image in `photograph`.
+      image: uint8 [H, W, 3], black outside a known field of view; None if it was not found.
+      photograph: uint8 [h, w, 3], reduced; None if it is unknown or was not found.
+      box: Left, top, width and height of the image in `photograph`, pixels.
     """
 
     image: np.ndarray | None
@@ -33,10 +33,10 @@ class Source:
 
 
 class Sources:
-    """Finds images and photographs where the latents say that they are.
+    """Finder of the images and photographs that the rows of a latent store name.
 
     Attributes:
-      missing: Lines about what is no longer there.
+      missing: One line for each file or image that was not found.
     """
 
     def __init__(self, store: LatentStore):
@@ -51,7 +51,7 @@ class Sources:
         self._tables: dict[Path, dict[str, PhotographRow]] = {}
 
     def find(self, row: Row) -> Source:
-        """The image of a row, and its photograph with its place, as far as they are there."""
+        """Returns the image of a row, and its photograph and position, as far as they are found."""
         item = self._item(row)
         image = None if item is None else item.inside()
         if image is None or row.origin[0] < 0 or row.photograph in ("", row.item_id):
@@ -78,7 +78,7 @@ class Sources:
 
     def _photograph_row(self, row: Row) -> PhotographRow | None:
         path = Path(row.path)
-        depth = row.photograph.count("/") + 3  # PHOTOGRAPH, a path, and TILE below the table
+        depth = row.photograph.count("/") + 3  # from a tile up to the folder of the table
         for folder in (path, *path.parents[:depth]):
             if (folder / PHOTOGRAPHS).is_file():
                 if folder not in self._tables:
@@ -87,7 +87,7 @@ class Sources:
                 return self._tables[folder].get(row.photograph)
         return None
 
-    @functools.cache  # noqa: B019 - lives no longer than a command
+    @functools.cache  # noqa: B019 - the object lives no longer than a command
     def _small(self, path: str, row: PhotographRow) -> np.ndarray | None:
         try:
             image = read_image(path)
@@ -99,6 +99,6 @@ class Sources:
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         if row.masked:
             return None
-        if row.fov.known:  # Names and dates are outside.
+        if row.fov.known:  # Names and dates are burned in outside.
             small[~row.fov.scaled(factor).mask(*small.shape[:2])] = 0
         return small

@@ -1,8 +1,8 @@
-"""Degraded photographs made clear: a model from a path, for photographs and tiles as uint8 arrays.
+"""Enhancement of degraded photographs and tiles, uint8 arrays, by a model loaded from a path.
 
-The tone stage is a function of each pixel, its place and the photograph's thumbnail; sharpening is
-one filter for the photograph; the detail stage has a bounded reach. So photographs of any size go
-through in strips and windows, with no seam.
+The tone stage depends on each pixel, its position and the photograph's thumbnail. Sharpening is one
+filter for the whole photograph. The detail stage has a bounded receptive field. Photographs of any
+size are therefore processed in strips and windows, with no seam.
 """
 
 import functools
@@ -30,24 +30,23 @@ from vae.metrics import to_float
 from vae.models.layers import depth_to_space, space_to_depth
 from vae.models.periodogram import HOP, SIDE, window_powers
 
-# Rows of a photograph whose tone is made at once; a multiple of HOP.
+# Height in pixels of the strips that the tone stage processes; a multiple of HOP.
 STRIP = 256
 
 _window_powers = jax.jit(window_powers)
 
 
 class Enhanced(NamedTuple):
-    """A photograph made clear.
+    """An enhanced photograph.
 
     Attributes:
-      image: uint8 [H, W, 3]; outside a known field of view as it was.
-      uncertainty: float32 [H, W], how far off the result at strength 1 may be: a standard deviation
-        in grey levels, root mean square over R, G, B; 0 outside a known field of view. It has two
-        parts: how much each pixel varies over samples of the posterior, and how far off the tone of
-        the whole photograph usually is (`vae.models.tone.usual_error`, of the weights that ship).
-        None where no samples were asked for.
-      note: Why all was left as it was: a photograph of one colour (`vae.inference.one_colour`), of
-        which the model learned nothing; its uncertainty is 0. "" where it was enhanced.
+      image: uint8 [H, W, 3]; unchanged outside a known field of view.
+      uncertainty: float32 [H, W], standard deviation of the result at strength 1 in grey levels,
+        root mean square over R, G, B; 0 outside a known field of view. It combines the deviation
+        of each pixel over posterior samples with the usual error of the tone of the whole
+        photograph (`vae.models.tone.usual_error`, of the bundled weights). None without samples.
+      note: Reason why nothing was changed: a photograph of one colour (`vae.inference.one_colour`),
+        for which the model is not trained; its uncertainty is 0. "" if it was enhanced.
     """
 
     image: np.ndarray
@@ -59,7 +58,7 @@ class EnhancementModel:
     """A trained enhancer.
 
     Attributes:
-      saved: What was read: path, config, step, variables.
+      saved: The loaded file: path, config, step, variables.
     """
 
     def __init__(self, saved: SavedModel):
@@ -72,13 +71,13 @@ class EnhancementModel:
 
     @functools.cached_property
     def hash(self) -> str:
-        """Names the model in everything made with it."""
+        """Identifies the model in everything made with it."""
         return variables_hash(self.saved.variables)
 
     def enhance(
         self, photograph: np.ndarray, fov: FieldOfView, *, strength: float = 1.0
     ) -> np.ndarray:
-        """A photograph made clear, uint8 [H, W, 3]; see `enhanced`."""
+        """Enhances a photograph: uint8 [H, W, 3]; see `enhanced`."""
         return self.enhanced(photograph, fov, strength=strength).image
 
     def enhanced(
@@ -90,18 +89,18 @@ class EnhancementModel:
         samples: int = 0,
         seed: int = 0,
     ) -> Enhanced:
-        """A photograph made clear, and how far off that may be.
+        """Enhances a photograph and estimates the uncertainty of the result.
 
         Args:
           photograph: uint8 [H, W, 3], sRGB, any size.
-          fov: Its field of view (`vae.data.fov.find_fov`); `vae.data.fov.UNKNOWN` takes all of it.
-          strength: Between 0, nothing is changed, and 1.
-          samples: Of the posterior, for the uncertainty: at least 2, or 0 for none. Each takes as
-            long as the result.
-          seed: Of the samples. A latent has its own noise, whatever the windows.
+          fov: Its field of view (`vae.data.fov.find_fov`); `vae.data.fov.UNKNOWN` enhances all.
+          strength: From 0, no change, to 1.
+          samples: Number of posterior samples for the uncertainty: at least 2, or 0 for none. Each
+            takes as long as the result.
+          seed: Seed of the samples. The noise of a latent does not depend on the windows.
 
         Raises:
-          ValueError: Another shape or dtype, a strength outside [0, 1], or one sample.
+          ValueError: Wrong shape or dtype, a strength outside [0, 1], or one sample.
         """
         _check_strength(strength)
         if samples < 0 or samples == 1:
@@ -125,14 +124,15 @@ class EnhancementModel:
         circles: np.ndarray,
         strength: float = 1.0,
     ) -> np.ndarray:
-        """Tiles made clear, each by itself: of blur, and near its border, it knows less than its
-        photograph.
+        """Enhances tiles separately, which is less exact than enhancing their photographs.
+
+        A tile shows less of the blur, and pixels near its border have less context.
 
         Args:
           images: uint8 [N, S, S, 3], sides divisible by 8.
-          thumbnails: uint8 [N, THUMBNAIL, THUMBNAIL, 3], of their photographs
+          thumbnails: uint8 [N, THUMBNAIL, THUMBNAIL, 3], thumbnails of their photographs
             (`vae.data.thumbnails.make_thumbnail`).
-          circles: float32 [N, 3], where they lie (`vae.data.thumbnails.circle_of`).
+          circles: float32 [N, 3], FOV circle of each tile (`vae.data.thumbnails.circle_of`).
           strength: Between 0 and 1.
 
         Returns:
@@ -152,7 +152,7 @@ class EnhancementModel:
         samples: int = 8,
         seed: int = 0,
     ) -> np.ndarray:
-        """As `Enhanced.uncertainty`, of tiles by themselves; arguments as for `enhance_tiles`.
+        """Estimates `Enhanced.uncertainty` of separate tiles; arguments as for `enhance_tiles`.
 
         Returns:
           float32 [N, S, S], grey levels.
@@ -174,14 +174,14 @@ class EnhancementModel:
         return np.hypot(np.stack(found), np.stack(tones)[:, :, None])
 
     def _toned(self, photograph: np.ndarray, fov: FieldOfView) -> np.ndarray:
-        """After the tone stage, float32 [H, W, 3] in about [-1, 1]; black outside."""
+        """Applies the tone stage: float32 [H, W, 3] in about [-1, 1]; black outside."""
         height, width = photograph.shape[:2]
         inside = np.where(_inside(photograph, fov)[..., None], photograph, np.uint8(0))
         thumbnail = make_thumbnail(photograph, fov)[None]
         toned = np.empty(photograph.shape, np.float32)
         for top in range(0, height, STRIP):
             strip = inside[top : top + STRIP]
-            # One shape for all strips.
+            # All strips have one shape, so that the stage compiles once.
             strip = np.pad(strip, ((0, STRIP - len(strip)), (0, 0), (0, 0)))
             circle = circle_of(fov, height, width, y=top)[None]
             made = np.asarray(self._stages.tone(strip[None], thumbnail, circle))[0]
@@ -189,13 +189,13 @@ class EnhancementModel:
         return toned
 
     def _sharp(self, photograph: np.ndarray, fov: FieldOfView) -> np.ndarray:
-        """After sharpening, float32 [H, W, 3]."""
+        """Applies the tone stage and sharpening: float32 [H, W, 3]."""
         toned = self._toned(photograph, fov)
         inside = _inside(photograph, fov)
         total, count = np.zeros(()), np.zeros(())
         for top in range(0, len(toned), STRIP):
             rows = slice(top, top + STRIP + SIDE - HOP)
-            # One shape for all strips.
+            # All strips have one shape, so that the function compiles once.
             lacking = ((0, STRIP + SIDE - HOP - len(toned[rows])), (0, 0))
             strip = np.pad(toned[rows], (*lacking, (0, 0)))[None]
             found = _window_powers(strip, np.pad(inside[rows], lacking)[None])
@@ -211,19 +211,19 @@ class EnhancementModel:
         return toned
 
     def _deviation(self, sharp: np.ndarray, samples: int, seed: int) -> np.ndarray:
-        """Over samples of the posterior, root mean square over R, G, B: float32 [H, W]."""
+        """Returns the standard deviation over posterior samples, RMS over RGB: float32 [H, W]."""
         mean = np.zeros_like(sharp)
         square = np.zeros_like(sharp)
         for number in range(samples):
             made = self._windows(sharp, np.random.default_rng([seed, number])) * 127.5
-            # Welford (1962): no difference of large sums.
+            # Welford (1962) avoids the difference of large sums.
             change = made - mean
             mean += change / (number + 1)
             square += change * (made - mean)
         return np.sqrt(square.mean(axis=-1) / (samples - 1))
 
     def _windows(self, sharp: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
-        """After the detail stage; with noise from `rng` of a sample of the posterior."""
+        """Applies the detail stage; with `rng`, to one sample of the posterior."""
         f = self._module.downsample
         if rng is not None:
             noise = _noise_plane(rng, sharp.shape, f, self._module.latent_channels)
@@ -232,14 +232,14 @@ class EnhancementModel:
 
 
 def load_enhancer(path: str | os.PathLike = weights.ENHANCE) -> EnhancementModel:
-    """Loads an enhancer for use.
+    """Loads an enhancer.
 
     Args:
-      path: As `load_model` takes it, of a run of `configs/enhance256.py`; "enhance" are the weights
-        that come with the package.
+      path: A path as for `load_model`, of a run of `configs/enhance256.py`; "enhance" loads the
+        bundled weights.
 
     Raises:
-      vae.data.errors.DataError: It is no model, damaged, or an autoencoder.
+      vae.data.errors.DataError: No model, a damaged one, or a model of another kind.
     """
     saved = load_saved(path)
     if saved.config.model.architecture != ENHANCER:
@@ -253,18 +253,18 @@ def load_enhancer(path: str | os.PathLike = weights.ENHANCE) -> EnhancementModel
 
 
 class _Stages(NamedTuple):
-    """The compiled functions, given the variables."""
+    """The compiled functions, with the variables bound."""
 
     tone: Callable  # (images, thumbnails, circles)
     tone_error: Callable  # (thumbnails)
     kernels: Callable  # (powers, count)
     sharpen: Callable  # (toned, circles)
-    detail: Callable  # (planes), of what is sharpened and of noise
+    detail: Callable  # (planes): the sharpened image, and noise
     all: Callable  # (images, thumbnails, circles)
 
 
 def _compiled(module: nn.Module) -> _Stages:
-    """Likewise, with the variables as their first argument."""
+    """Compiles the functions of `_Stages` with the variables as their first argument."""
 
     @jax.jit
     def tone(variables, images, thumbnails, circles):
@@ -302,10 +302,10 @@ def _compiled(module: nn.Module) -> _Stages:
 def _noise_plane(
     rng: np.random.Generator, shape: tuple[int, ...], f: int, channels: int
 ) -> np.ndarray:
-    """Standard normal noise of every latent, as channels of an image: windows cut both alike.
+    """Draws standard normal noise for all latents as image channels: windows cut both alike.
 
     Returns:
-      float32 [H, W, n]: `space_to_depth` gives n * f * f >= `channels` values at a latent.
+      float32 [H, W, n]: `space_to_depth` gives n * f * f >= `channels` values per latent.
     """
     height, width = (-(-side // f) for side in shape[:2])
     planes = -(-channels // f**2)
@@ -321,7 +321,7 @@ def _inside(photograph: np.ndarray, fov: FieldOfView) -> np.ndarray:
 
 
 def _mixed(image: np.ndarray, made: np.ndarray, inside: np.ndarray, strength: float) -> np.ndarray:
-    """image + strength * (made - image) inside, rounded: uint8."""
+    """Returns image + strength * (made - image) inside, rounded: uint8."""
     levels = (made + 1) * np.float32(127.5)
     levels = image + np.float32(strength) * (levels - image)
     changed = np.clip(np.rint(levels), 0, 255).astype(np.uint8)

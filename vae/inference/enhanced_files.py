@@ -1,4 +1,4 @@
-"""Photographs through an enhancer, as files: results, comparisons, changes, a table."""
+"""Enhanced photographs as files: results, comparisons, maps of changes, and a table."""
 
 import dataclasses
 import os
@@ -20,20 +20,20 @@ ENHANCED, COMPARISONS, CHANGES, UNCERTAINTY = FOLDERS = (
     "uncertainty",
 )
 TABLE = "enhanced.csv"
-# A change of more grey levels than this counts in the table.
+# The table counts pixels that changed by more than this number of grey levels.
 CHANGED = 5
-# Grey levels at the top of the uncertainty's colour scale.
+# Grey levels at the top of the colour scale of uncertainty.
 UNCERTAINTY_LEVELS = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Enhancement:
-    """One photograph and what the model makes of it.
+    """A photograph and its enhancement.
 
     Attributes:
-      item: As it was read.
+      item: The input as it was read.
       image: uint8 [H, W, 3], black outside a known field of view.
-      output: uint8 [H, W, 3].
+      output: uint8 [H, W, 3], the enhanced image.
       uncertainty: float32 [H, W] in grey levels, or None.
       note: The reason why nothing was changed, or "".
     """
@@ -51,13 +51,13 @@ def enhance_inputs(
     """Enhances photographs one after another.
 
     Args:
-      model: The model.
+      model: The enhancer.
       inputs: Photographs.
       strength: Between 0 and 1.
-      samples: Of the posterior for the uncertainty; 0 for none.
+      samples: Number of posterior samples for the uncertainty; 0 for none.
 
     Yields:
-      An enhancement for each photograph, or the failure in its place; one for what is a tile.
+      An enhancement for each photograph, or a failure in its place; a failure for each tile.
     """
     for item in inputs.read():
         if isinstance(item, Failure):
@@ -66,8 +66,8 @@ def enhance_inputs(
             yield Failure(
                 item.item_id,
                 item.path,
-                f"{item.path}: {item.item_id} is a tile; light and haze are judged by the whole "
-                "photograph: give the photograph that it was cut from",
+                f"{item.path}: {item.item_id} is a tile; enhancement needs the light and haze of "
+                "the whole photograph: give the photograph that it was cut from",
             )
         else:
             try:
@@ -92,19 +92,19 @@ def write_enhancements(
     suffix: str = ".png",
     levels: float = 50.0,
 ) -> Iterator[dict[str, str | int | float] | Failure]:
-    """Writes each result, before and after, and what was changed; each file whole or not at all.
+    """Writes each result, a comparison and a map of changes; each file whole or not at all.
 
     Args:
       results: From `enhance_inputs`.
-      out: Folder for `enhanced/<id>.png`, `comparisons/<id>.png`, `changes/<id>.png` and where it
-        was asked for `uncertainty/<id>.png`.
-      strength: That they were made with.
-      origin: What made them: stored in the files and the rows.
+      out: Folder for `enhanced/<id>.png`, `comparisons/<id>.png`, `changes/<id>.png` and, if
+        uncertainties were estimated, `uncertainty/<id>.png`.
+      strength: Strength that the results were made with.
+      origin: Provenance, stored in the files and in the rows of the table.
       suffix: ".png" or ".jpg".
-      levels: Grey levels at the top of the changes' colour scale.
+      levels: Grey levels at the top of the colour scale of changes.
 
     Yields:
-      A row of the table for each photograph once its files are there, or the failure in its place.
+      The table row of each photograph once its files are written, or a failure in its place.
     """
     out = Path(out)
     origin = {**origin, "strength": f"{strength:g}"}

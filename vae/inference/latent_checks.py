@@ -1,8 +1,8 @@
-"""Refuses latents on disk that would become far larger in memory than they are in their files.
+"""Checks of latents on disk: refuses arrays that are far larger in memory than in their files.
 
-Stores hold values as they are, with checksums and without compression, so that what is read is as
-large as its files. Anything else was not written here: a compressed chunk of some megabytes may
-become gigabytes.
+Stores hold plain values with checksums and without compression, so an array is as large as its
+files. Anything else was not written here: a compressed chunk of a few megabytes can expand to
+gigabytes.
 """
 
 import math
@@ -27,10 +27,10 @@ _LENGTH = 4  # Bytes of a text's length, and of the number of texts in a chunk.
 
 
 def check_files(path: Path) -> None:
-    """Refuses a store with a file that is no regular one, a named pipe for instance.
+    """Refuses a store that holds a file that is not a regular file, for example a named pipe.
 
     Raises:
-      DataError: Names the file.
+      DataError: There is such a file; the message names it.
     """
     expected = "a part of what `fundus-vae encode` wrote"
     if not path.is_dir():
@@ -45,12 +45,12 @@ def check_array(path: Path, name: str, array: zarr.Array) -> None:
     """Refuses an array of a zarr store that is compressed, cut, or larger than its files.
 
     Args:
-      path: Of the store.
-      name: Of the array in it, "256x256/mean".
-      array: Opened, not read.
+      path: Path of the store.
+      name: Name of the array in it, for example "256x256/mean".
+      array: The opened array; its values are not read.
 
     Raises:
-      DataError: Names the array.
+      DataError: The array is refused; the message names it.
     """
     for codec in array.metadata.codecs:
         if not isinstance(codec, _CODECS):
@@ -63,13 +63,13 @@ def check_array(path: Path, name: str, array: zarr.Array) -> None:
         for folder, _, names in os.walk(path / name / "c")
         for file in names
     ]
-    # To zarr a chunk that is not there is one of zeros.
+    # zarr reads a missing chunk as zeros.
     if (lost := array.nchunks - len(files)) > 0:
         raise DataError(f"{path}: {lost} chunks of {name} are missing; encode again")
     sizes = [os.path.getsize(file) for file in files]
     texts = array.metadata.dtype.to_native_dtype().kind not in "iuf"
     value = _LENGTH if texts else array.dtype.itemsize
-    # Chunks are whole, also the last one.
+    # All chunks are whole, also the last one.
     chunk = 0 if texts or not array.size else value * math.prod(array.chunks)
     needs, has = max(value * array.size, chunk), sum(sizes)
     if needs > has:
@@ -89,11 +89,11 @@ def check_array(path: Path, name: str, array: zarr.Array) -> None:
 
 
 def check_npz(path: Path) -> None:
-    """Refuses an .npz file of which an array is compressed, or larger than its part of the file.
+    """Refuses an .npz file with an array that is compressed or larger than its part of the file.
 
     Raises:
-      DataError: Names the array.
-      zipfile.BadZipFile, ValueError, OSError: It is no .npz file, or damaged.
+      DataError: An array is refused; the message names it.
+      zipfile.BadZipFile, ValueError, OSError: The file is not an .npz file, or is damaged.
     """
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
@@ -116,7 +116,7 @@ def check_npz(path: Path) -> None:
 
 
 def _header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype that an array in an .npz file says it has.
+    """Reads the shape and dtype in the header of an array in an .npz file.
 
     Raises:
       ValueError: The header is damaged.
@@ -126,6 +126,6 @@ def _header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype]:
         raise ValueError(f"{name} is of version {version}")
     try:
         shape, _, dtype = _HEADERS[version](file)
-    except Exception as error:  # NumPy reads headers as Python, which fails in many ways.
-        raise ValueError(f"{name} has no header of an array: {error}") from error
+    except Exception as error:  # NumPy reads headers as Python, which can raise many errors.
+        raise ValueError(f"{name} has no valid array header: {error}") from error
     return shape, dtype

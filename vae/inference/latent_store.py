@@ -1,22 +1,22 @@
-"""Latents on disk: what they are of, which model made them, and how to read them.
+"""Latents on disk: their layout, the model and images they come from, and how to read them.
 
-A store is a zarr group (or one .npz file of the same arrays) with a group for each image size,
-"256x256" say, of these arrays, one row an item:
+A store is a zarr group (or one .npz file of the same arrays) with a subgroup for each image size,
+for example "256x256". A subgroup holds these arrays, one row per item:
 
     mean                float32 or float16 [N, h, w, C] or [N, L]: posterior means
-    log_var             likewise, where asked for
-    packed, end         instead of `mean`, quantised: the bytes of all items (see
+    log_var             same shape and dtype, if requested
+    packed, end         instead of `mean`, if quantised: the bytes of all items (see
                         `vae.inference.quantise`), uint8 [bytes], and where each ends, int64 [N]
-    number              int64: place of the item among the inputs
+    number              int64: index of the item among the inputs
     item_id, path, photograph, patient, label, split
                         strings, "" where unknown
     origin              int32 [N, 2]: row and column in the photograph, -1 where unknown
     fov                 float32 [N, 7]: `vae.data.fov.FIELDS` of the photograph's field of view
-    region              uint8 [N, H, W / 8], where masks were given: bits of what is inside
+    region              uint8 [N, H, W / 8], if masks were given: bits of the pixels inside
 
 Attributes of the root: `about` (model, options, inputs, version, command) and `progress` (inputs
 read, rows of each group, failures, steps of the quantiser, complete). In an .npz file the arrays
-are called "256x256/mean" and the like, and "attributes" holds all attributes as JSON.
+are named "256x256/mean" and so on, and "attributes" holds all attributes as JSON.
 """
 
 import dataclasses
@@ -46,12 +46,12 @@ _PIECE_BYTES = 8 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One item in the store, without its latents; fields as in `vae.data.inputs.Item`.
+    """Metadata of one item in the store; fields as in `vae.data.inputs.Item`.
 
     Attributes:
-      number: Its place among the inputs.
+      number: Index of the item among the inputs.
       size: Height and width of the image, pixels.
-      region: As `Item`'s, while the store is written; `LatentGroup.masks` reads it.
+      region: Mask as in `Item`, only while the store is written; `LatentGroup.masks` reads it.
     """
 
     number: int
@@ -68,7 +68,7 @@ class Row:
 
     @classmethod
     def of(cls, item: Item, number: int) -> "Row":
-        """What the store keeps of an item."""
+        """Returns the metadata that the store keeps of an item."""
         texts = {name: getattr(item, name) for name in TEXTS}
         return cls(
             number=number, origin=item.origin, fov=item.fov, size=item.image.shape[:2],
@@ -76,7 +76,7 @@ class Row:
         )  # fmt: skip
 
     def mask(self) -> np.ndarray:
-        """What is inside, bool [H, W]: as given, the disc if known, else all."""
+        """Returns the mask that was given, else the field of view, else all True: bool [H, W]."""
         if self.region is not None:
             return self.region
         if self.fov.known:
@@ -88,9 +88,9 @@ class LatentGroup:
     """The items of one image size.
 
     Attributes:
-      height: Of the images, pixels.
-      width: Likewise.
-      shape: Of an item's latents, (h, w, C) or (L,).
+      height: Height of the images, pixels.
+      width: Width of the images, pixels.
+      shape: Shape of the latents of one item, (h, w, C) or (L,).
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class LatentGroup:
         return self._arrays["number"].shape[0]
 
     def latents(self, start: int, stop: int) -> np.ndarray:
-        """Posterior means of a range of items, as they are to be decoded: float32 [n, ...].
+        """Returns the posterior means of a range of items, ready to decode: float32 [n, ...].
 
         Raises:
           DataError: The store is damaged.
@@ -119,7 +119,7 @@ class LatentGroup:
         return quantise.dequantise(np.stack(levels), self._steps)
 
     def packed(self, start: int, stop: int) -> list[bytes]:
-        """The bytes of a range of quantised items."""
+        """Returns the packed bytes of each item of a range; only for quantised stores."""
         ends = self._read("end", max(start - 1, 0), stop)
         bounds = np.concatenate([[0], ends]) if start == 0 else ends
         stream = self._read("packed", int(bounds[0]), int(bounds[-1])).tobytes()
@@ -127,7 +127,7 @@ class LatentGroup:
         return [stream[a:b] for a, b in itertools.pairwise(bounds)]
 
     def rows(self, start: int, stop: int) -> list[Row]:
-        """What is known of a range of items."""
+        """Returns the metadata of a range of items."""
         columns = {name: self._read(name, start, stop) for name in ("number", *TEXTS)}
         origin = self._read("origin", start, stop).tolist()
         fov = self._read("fov", start, stop).tolist()
@@ -143,18 +143,18 @@ class LatentGroup:
         ]
 
     def masks(self, start: int, stop: int) -> list[np.ndarray]:
-        """What is inside of a range of items, bool [H, W] each: see `Row.mask`."""
+        """Returns the mask of each item of a range, bool [H, W]; see `Row.mask`."""
         if "region" not in self._arrays:
             return [row.mask() for row in self.rows(start, stop)]
         bits = self._read("region", start, stop)
         return list(np.unpackbits(bits, axis=2, count=self.width).astype(bool))
 
     def numbers(self) -> list[int]:
-        """Place of each item among the inputs, ascending."""
+        """Returns the index of each item among the inputs, ascending."""
         return self._read("number", 0, len(self)).tolist()
 
     def pieces(self) -> Iterator[tuple[int, int]]:
-        """Ranges (start, stop) of items that are read together: about 8 MB of latents each."""
+        """Yields ranges (start, stop) of items to read together: about 8 MB of latents each."""
         rows = piece_rows(4 * int(np.prod(self.shape)))
         for start in range(0, len(self), rows):
             yield start, min(start + rows, len(self))
@@ -171,13 +171,13 @@ class LatentGroup:
 
 @dataclasses.dataclass(frozen=True)
 class LatentStore:
-    """Finished latents.
+    """A complete store of latents.
 
     Attributes:
-      path: Of the store.
+      path: Path of the store.
       about: Model, options, inputs, version, command.
-      progress: See the module.
-      groups: Of items of one image size each.
+      progress: See the docstring of the module.
+      groups: The items, grouped by image size.
     """
 
     path: Path
@@ -190,10 +190,10 @@ class LatentStore:
 
 
 def open_latents(path: str | os.PathLike) -> LatentStore:
-    """Opens what `fundus-vae encode` wrote.
+    """Opens the latents that `fundus-vae encode` wrote.
 
     Raises:
-      DataError: It is missing, something else, damaged, unfinished, or empty.
+      DataError: The store is missing, something else, damaged, unfinished, or empty.
     """
     path = Path(path)
     attributes, groups = read_attributes(path), []
@@ -217,19 +217,19 @@ def open_latents(path: str | os.PathLike) -> LatentStore:
                 raise DataError(f"{path}: {name}/{key} is missing or cut; encode again")
             latent = attributes["groups"][name]["latent"]
             if key in ("mean", "log_var") and list(arrays[key].shape[1:]) != latent:
-                raise DataError(f"{path}: {name}/{key} holds no latents {latent}; encode again")
+                raise DataError(f"{path}: {name}/{key} lacks the shape {latent}; encode again")
             size = (attributes["groups"][name]["height"], attributes["groups"][name]["width"])
             if key == "region" and arrays[key].shape[1:] != region_shape(*size):
-                raise DataError(f"{path}: {name}/{key} holds no masks of {name}; encode again")
+                raise DataError(f"{path}: {name}/{key} does not fit {name} images; encode again")
         groups.append(LatentGroup(path, attributes["groups"][name], arrays, steps))
     return LatentStore(path, about, progress, tuple(groups))
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
-    """`about`, `progress` and `groups` (height, width and latent shape by name) of a store.
+    """Reads `about`, `progress` and `groups` (height, width and latent shape by name) of a store.
 
     Raises:
-      DataError: It is missing or something else.
+      DataError: The store is missing, or the path holds something else.
     """
     if not path.exists():
         raise DataError(f"{path}: no such latents; expected what `fundus-vae encode` wrote")
@@ -247,19 +247,19 @@ def read_attributes(path: Path) -> dict[str, Any]:
             return attributes
         problem = f"format {attributes['about']['format']!r}, expected {FORMAT!r}"
     except (KeyError, TypeError):
-        problem = "of something else"
+        problem = "it holds something else"
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         problem = (str(error).splitlines() or [type(error).__name__])[0]
     raise DataError(f"{path}: no latents of `fundus-vae encode` ({problem})")
 
 
 def region_shape(height: int, width: int) -> tuple[int, int]:
-    """Of an item's row in the array `region`."""
+    """Returns the shape of one item in the array `region`: bits are packed along the width."""
     return height, -(-width // 8)
 
 
 def piece_rows(item_bytes: int) -> int:
-    """How many items are kept together: a power of two, about 8 MB."""
+    """Returns the number of items that are stored together: a power of two, about 8 MB."""
     return 1 << (max(1, _PIECE_BYTES // item_bytes).bit_length() - 1)
 
 
@@ -279,7 +279,7 @@ def _zarr_arrays(path: Path, name: str, names: list[str]) -> dict[str, zarr.Arra
         raise DataError(f"{path}: {name} is missing or damaged; encode again") from error
     for key, array in arrays.items():
         check_array(path, f"{name}/{key}", array)
-        # To zarr a chunk that is not there is one of zeros.
+        # zarr reads a missing chunk as zeros.
         if array.nchunks_initialized != array.nchunks:
             lost = array.nchunks - array.nchunks_initialized
             raise DataError(f"{path}: {lost} chunks of {name}/{key} are missing; encode again")

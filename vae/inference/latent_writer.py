@@ -1,8 +1,8 @@
-"""Writing latents: any number in constant memory, and after an interruption the rest of them.
+"""A writer of latents: any number of items in constant memory, resumable after an interruption.
 
-The writer fills its arrays and only then the one small file that holds `progress`, renamed into
-place. Whatever was written after it is cut off when the same command continues, and written again
-with the same bytes. Every chunk has a checksum.
+The writer fills its arrays first. Then it renames the one small file that holds `progress` into
+place. When the same command is run again, it cuts off everything written after that file and writes
+it again with the same bytes. Every chunk has a checksum.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from vae.inference.latent_store import (
 )
 
 SUFFIXES = (".zarr", ".npz")
-# Another value of one of these makes another store.
+# A store can be resumed only with the same values of these keys.
 IDENTITY = (
     "model",
     "inputs",
@@ -46,19 +46,19 @@ IDENTITY = (
     "max_lost_share",
 )
 
-_TABLE_ROWS = 1024  # in a chunk
-_PENDING_PIECES = 4  # of one group, written at once and then called done
-_PENDING_BYTES = 64 << 20  # of all groups
+_TABLE_ROWS = 1024  # rows per chunk of the metadata
+_PENDING_PIECES = 4  # pieces of one group that make a commit due
+_PENDING_BYTES = 64 << 20  # bytes of all groups that make a commit due
 
 
 class LatentWriter:
     """A store that is being written; made by `open_writer`.
 
     Attributes:
-      read: Inputs that are done, successes and failures.
-      failures: Those that failed: `vae.data.failures.Failure` as dicts.
-      steps: Of the quantiser, float32 [C]; None before the first item, or without.
-      complete: Nothing is left to do.
+      read: Number of inputs that are done, successes and failures.
+      failures: The inputs that failed: `vae.data.failures.Failure` as dicts.
+      steps: Steps of the quantiser, float32 [C]; None before the first item or if not quantised.
+      complete: True if nothing is left to do.
     """
 
     def __init__(self, path: Path, root: zarr.Group, about: dict[str, Any]):
@@ -77,22 +77,22 @@ class LatentWriter:
 
     @property
     def items(self) -> int:
-        """Rows in the store."""
+        """Returns the number of items in the store."""
         return sum(self._rows.values())
 
     def add(
         self, rows: Sequence[Row], size: tuple[int, int], mean: np.ndarray, log_var: np.ndarray
     ) -> None:
-        """Takes items of one image size; they are written by `commit`.
+        """Takes items of one image size; `commit` writes them.
 
         Args:
-          rows: Of the items.
-          size: Height and width of their images.
+          rows: Metadata of the items.
+          size: Height and width of their images, pixels.
           mean: float32 [N, h, w, C] or [N, L].
-          log_var: Likewise.
+          log_var: float32, same shape.
 
         Raises:
-          DataError: A latent has no place in the dtype asked for.
+          DataError: A latent is not finite in the requested dtype, or too large to quantise.
         """
         if self._about["quantise"] is not None:
             if self.steps is None:
@@ -100,7 +100,7 @@ class LatentWriter:
             mean = quantise.quantise(mean, self.steps)
         elif not np.isfinite(mean.astype(self._about["dtype"])).all():
             raise DataError(
-                f"{rows[0].item_id}: a latent is no finite {self._about['dtype']}; is the model"
+                f"{rows[0].item_id}: a latent is not finite in {self._about['dtype']}; is the model"
                 " trained? --dtype float32 holds larger values"
             )
         pending = self._pending.setdefault("{}x{}".format(*size), [])
@@ -108,7 +108,7 @@ class LatentWriter:
 
     @property
     def due(self) -> bool:
-        """True if enough is pending for `commit`: whole chunks, or a lot of memory."""
+        """Returns True if enough is pending for `commit`: whole chunks, or much memory."""
         total = 0
         for entries in self._pending.values():
             size = entries[0][1].nbytes
@@ -118,15 +118,15 @@ class LatentWriter:
         return total >= _PENDING_BYTES
 
     def commit(self, read: int, failures: Sequence[Failure], complete: bool = False) -> None:
-        """Writes what is pending and then, in one stroke, that it is there.
+        """Writes all pending items, then records them in one atomic step.
 
         Args:
-          read: Inputs that are done with it.
-          failures: Those among them, since the last commit, that could not be read.
-          complete: Nothing comes after it.
+          read: Number of inputs that are done after this commit.
+          failures: Inputs that failed since the last commit.
+          complete: True if this is the last commit.
         """
         for name, entries in self._pending.items():
-            # Chunks of zeros, too: a reader takes one that is not there for lost.
+            # Chunks of zeros are written too: a reader takes a missing chunk for lost.
             with zarr.config.set({"array.write_empty_chunks": True}):
                 self._write(name, *zip(*entries, strict=True))
             self._rows[name] = self._rows.get(name, 0) + len(entries)
@@ -175,7 +175,7 @@ class LatentWriter:
         def create(array: str, dtype: Any, shape: tuple[int, ...] = (), rows: int = _TABLE_ROWS):
             group.create_array(
                 array, shape=(0, *shape), chunks=(rows, *shape), dtype=dtype, fill_value=None,
-                # Latents are noise to a general compressor: it takes its time and saves a tenth.
+                # Latents look like noise to a general compressor: it is slow and saves a tenth.
                 compressors=[Crc32cCodec()],
             )  # fmt: skip
 
@@ -198,7 +198,7 @@ class LatentWriter:
             create(text, str)
 
     def cut(self) -> None:
-        """Removes what an interrupted `commit` has left."""
+        """Removes the data that an interrupted `commit` has left."""
         for unfinished in self._path.rglob("*.partial"):
             unfinished.unlink()
         for name in list(self._root.group_keys()):
@@ -212,15 +212,15 @@ class LatentWriter:
 
 
 def open_writer(path: str | os.PathLike, about: dict[str, Any]) -> LatentWriter:
-    """Begins a store, or takes up one that was interrupted.
+    """Begins a store, or resumes one that was interrupted.
 
     Args:
       path: Ends in .zarr or .npz. An .npz is collected in memory and written when it is complete.
-      about: JSON values: "format", those of `IDENTITY`, and whatever else is worth knowing.
+      about: JSON values: "format", the keys of `IDENTITY`, and any further information.
 
     Raises:
-      UsageError: Another suffix, or the store there is of another model, inputs or options.
-      DataError: What is there is no store, or is damaged.
+      UsageError: Another suffix, or an existing store of another model, inputs or options.
+      DataError: The path holds no store, or a damaged one.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
@@ -229,7 +229,7 @@ def open_writer(path: str | os.PathLike, about: dict[str, Any]) -> LatentWriter:
         return _taken_up(path, about)
     attributes = {"about": about, "progress": {}}
     if path.suffix == ".npz":
-        # The file is written last: a folder that cannot take it is found now.
+        # The file is written last; this check fails early if its folder is not writable.
         require_writable(path)
         root = zarr.create_group(zarr.storage.MemoryStore(), zarr_format=3, attributes=attributes)
     else:
@@ -239,7 +239,7 @@ def open_writer(path: str | os.PathLike, about: dict[str, Any]) -> LatentWriter:
 
 
 def _is_begun(path: Path) -> bool:
-    """True if there is something; a folder in which nothing was finished does not count."""
+    """Returns True if the path holds anything but partial files."""
     if path.is_dir():
         return any(entry.suffix != ".partial" for entry in path.iterdir())
     return path.exists()
@@ -254,7 +254,7 @@ def _taken_up(path: Path, about: dict[str, Any]) -> LatentWriter:
                 f"{path} was begun with {key} {json.dumps(stored.get(key))}, and this command has"
                 f" {json.dumps(about[key])}; choose another --out or remove it"
             )
-    if path.is_file():  # It is written when all is done.
+    if path.is_file():  # An .npz file exists only when it is complete.
         root = zarr.create_group(zarr.storage.MemoryStore(), zarr_format=3, attributes=attributes)
         return LatentWriter(path, root, stored)
     writer = LatentWriter(path, zarr.open_group(path, mode="r+", zarr_format=3), stored)
@@ -269,7 +269,7 @@ def _write_npz(path: Path, root: zarr.Group) -> None:
     arrays = {ATTRIBUTES: np.array(json.dumps(attributes))}
     for name, group in root.groups():
         for key, array in group.arrays():
-            # Strings of fixed width: an .npz of anything else would have to be unpickled.
+            # Strings have a fixed width: object arrays in an .npz would have to be unpickled.
             values = np.asarray(array[:])
             arrays[f"{name}/{key}"] = np.array(values.tolist(), str) if key in TEXTS else values
     with replacing(path) as unfinished, unfinished.open("wb") as file:

@@ -1,4 +1,4 @@
-"""Images to latents on disk, and back to images."""
+"""Encoding of images to latents on disk, and decoding of latents to images."""
 
 import sys
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from vae.models import Posterior
 
 
 def describe_model(model: Model) -> dict[str, Any]:
-    """What a store says of the model that made it: JSON values."""
+    """Returns the entries of a store that describe the model: JSON values."""
     saved = model.saved
     return {
         "model": model.hash,
@@ -35,15 +35,15 @@ def describe_model(model: Model) -> dict[str, Any]:
 def encode_inputs(
     model: Model, inputs: Inputs, writer: LatentWriter, *, keep_border: bool = False
 ) -> None:
-    """Encodes whatever of the inputs is not in the store yet; the store is complete then.
+    """Encodes all inputs that are not in the store yet, and completes the store.
 
-    What cannot be read or encoded is noted in the store, and the others go on.
+    An input that cannot be read or encoded is recorded in the store as a failure.
 
     Args:
-      model: Any.
-      inputs: The same, in the same order, as when the store was begun.
+      model: Any autoencoder.
+      inputs: The same inputs, in the same order, as when the store was begun.
       writer: The store.
-      keep_border: Encode what lies outside the field of view as well, names and dates included.
+      keep_border: True also encodes pixels outside the field of view, names and dates included.
     """
     failures: list[Failure] = []
     bar = tqdm(
@@ -69,7 +69,7 @@ def _encode(
     writer: LatentWriter,
     keep_border: bool,
 ) -> list[Failure]:
-    """Encodes a batch, of which the first item has that number; returns what failed."""
+    """Encodes a batch whose first item has the index `number`; returns the failures."""
     if isinstance(batch[0], Failure):
         return batch
     try:
@@ -81,7 +81,7 @@ def _encode(
     except Exception as error:
         if len(batch) == 1:
             return [failure_of(batch[0].item_id, batch[0].path, error)]
-    # One item spoils a batch: the others go through by themselves.
+    # One item made the batch fail: the items are encoded one by one.
     single = [
         _encode(model, [item], number + i, writer, keep_border) for i, item in enumerate(batch)
     ]
@@ -89,7 +89,7 @@ def _encode(
 
 
 def _posterior(model: Model, images: list[np.ndarray]) -> Posterior:
-    """Of a batch, as `Model.reconstruct` goes about it: an image alone is a photograph."""
+    """Encodes a batch as `Model.reconstruct` does: a single image counts as a photograph."""
     if len(images) > 1 or model.tile_size is not None:
         return model.posterior(np.stack(images))
     return jax.tree.map(lambda leaf: leaf[None], model.posterior(images[0]))
@@ -102,7 +102,7 @@ def _fitting(model: Model, item: Item | Failure) -> Item | Failure:
 
 
 def _unfit(model: Model, item: Item) -> str:
-    """Why a model of one tile size cannot encode an image; "" if it can."""
+    """Returns the reason why a model of one tile size cannot encode an image; "" if it can."""
     side = model.tile_size
     height, width = item.image.shape[:2]
     if side is None or (height, width) == (side, side):
@@ -114,7 +114,7 @@ def _unfit(model: Model, item: Item) -> str:
 
 
 def check_model(store: LatentStore, model: Model) -> None:
-    """Refuses latents that another model made.
+    """Refuses latents of another model.
 
     Raises:
       UsageError: The hashes differ.
@@ -133,14 +133,14 @@ def decoded(
     """Decodes all items of a store, in constant memory.
 
     Args:
-      model: The one that encoded.
+      model: The model that encoded them.
       store: From `open_latents`.
-      keep_border: Leave the pixels outside the field of view as decoded; else they are black where
-        the field of view is known or was given.
+      keep_border: True keeps the decoded pixels outside the field of view; False makes them black
+        if the field of view is known or a mask was given.
 
     Yields:
-      The row of each item, and its image, uint8 [H, W, 3] in its original size; or the failure of
-      an item whose latents are damaged.
+      The metadata of each item with its image, uint8 [H, W, 3] in its original size, or the failure
+      of an item whose latents are damaged.
     """
     for group in store.groups:
         for start, stop in batch_bounds(group.numbers(), group.height * group.width):
@@ -160,7 +160,7 @@ def _decoded(
         if stop - start == 1:
             name = f"item {start} of {group.height}x{group.width}"
             return [failure_of(name, store.path, error)]
-    # One item spoils a range: the others go through by themselves.
+    # One item made the range fail: the items are decoded one by one.
     return [
         result
         for number in range(start, stop)
@@ -169,7 +169,7 @@ def _decoded(
 
 
 def decode_range(model: Model, group: LatentGroup, start: int, stop: int) -> np.ndarray:
-    """Decodes a batch of a group in the images' own size: uint8 [N, H, W, 3]."""
+    """Decodes a range of a group to images of their original size: uint8 [N, H, W, 3]."""
     latents = group.latents(start, stop)
     if len(latents) > 1 or model.tile_size is not None:
         images = model.decode(latents)
@@ -189,7 +189,7 @@ def decode_to_folder(
     """Writes every item as OUT/<item id>.png.
 
     Returns:
-      The items that could not be decoded or written; the others are there.
+      Failures of the items that could not be decoded or written.
     """
     failures: list[Failure] = []
     written: set[Path] = set()
@@ -218,5 +218,5 @@ def decode_to_folder(
 def _place(store: LatentStore, row: Row, out: Path) -> Path:
     name = PurePosixPath(row.item_id)
     if name.is_absolute() or ".." in name.parts or not name.parts:
-        raise DataError(f"{store.path}: item {row.item_id!r} has no place below {out}")
+        raise DataError(f"{store.path}: item {row.item_id!r} leads out of {out}")
     return out / f"{name}.png"

@@ -1,4 +1,4 @@
-"""A model from a path, for tiles and photographs as uint8 arrays."""
+"""An autoencoder loaded from a path, for tiles and photographs as uint8 arrays."""
 
 import functools
 import os
@@ -23,19 +23,19 @@ from vae.models import Posterior
 class Model:
     """A trained autoencoder of one of two kinds.
 
-    `AutoencoderKL` (`tile_size` is None) takes images of any size, and latents are a grid: N images
-    [N, H, W, 3] have latents [N, ceil(H/f), ceil(W/f), C], one image [H, W, 3] has
-    [ceil(H/f), ceil(W/f), C]. Its reach is bounded, so images of more than about a megapixel go
-    through in windows with no seam; memory is that of a window and the arrays in and out.
+    `AutoencoderKL` (`tile_size` is None) takes images of any size, and its latents are a grid: N
+    images [N, H, W, 3] have latents [N, ceil(H/f), ceil(W/f), C], one image [H, W, 3] has
+    [ceil(H/f), ceil(W/f), C]. Its receptive field is bounded. Images of more than about a megapixel
+    are processed in windows with no seam; memory holds one window and the input and output arrays.
 
-    `FundusVAE` takes tiles of `tile_size` pixels only, and latents are vectors: [N, L]. Larger or
-    smaller photographs can be reconstructed, as tiles that overlap by half and are blended; they
-    have no latents of their own.
+    `FundusVAE` takes tiles of `tile_size` pixels only, and its latents are vectors: [N, L].
+    Photographs of other sizes can be reconstructed, as tiles that overlap by half and are blended,
+    but they have no latents.
 
     Attributes:
-      saved: What was read: path, config, step, variables, latent statistics.
-      tile_size: The one side of an image that the model takes, pixels; None: any.
-      downsample: f, pixels per latent position and axis; None where latents are vectors.
+      saved: The loaded file: path, config, step, variables, latent statistics.
+      tile_size: Side of the only image size that the model takes, pixels; None for any size.
+      downsample: f, pixels per latent position and axis; None if latents are vectors.
       latent_channels: C or L, the last axis of latents.
     """
 
@@ -49,35 +49,35 @@ class Model:
 
     @functools.cached_property
     def hash(self) -> str:
-        """Names the model in everything made with it."""
+        """Identifies the model in everything made with it."""
         return variables_hash(self.saved.variables)
 
     def posterior(self, images: np.ndarray) -> Posterior:
-        """q(z | x) of images [N, H, W, 3], or of one image [H, W, 3].
+        """Returns q(z | x) of images [N, H, W, 3], or of one image [H, W, 3].
 
         Args:
-          images: uint8, sRGB, any N. Sides not divisible by f are continued by their edge pixels.
+          images: uint8, sRGB, any N. Sides not divisible by f are extended by their edge pixels.
 
         Returns:
-          Mean and log-variance, numpy float32, of the shape of the latents (see the class).
+          Mean and log-variance, numpy float32, in the shape of the latents (see the class).
 
         Raises:
-          ValueError: Another shape or dtype, or not the size of the model's tiles.
+          ValueError: Wrong shape or dtype, or not the tile size of the model.
         """
         return self._latents(images, lambda posterior: posterior)
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """Posterior means of images, float32; see `posterior`."""
+        """Returns the posterior means of images, float32; see `posterior`."""
         return self._latents(images, lambda posterior: posterior.mean)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Latents -> images, uint8 [N, h*f, w*f, 3] or [h*f, w*f, 3]; of vectors, [N, S, S, 3].
+        """Decodes latents: uint8 [N, h*f, w*f, 3] or [h*f, w*f, 3]; for vectors [N, S, S, 3].
 
         Args:
-          latents: Of the shape that `encode` gives, any floating dtype.
+          latents: Latents in the shape that `encode` returns, any floating dtype.
 
         Raises:
-          ValueError: Another shape or dtype.
+          ValueError: Wrong shape or dtype.
         """
         latents = self._check_latents(latents)
         f = self.downsample
@@ -91,20 +91,20 @@ class Model:
         return in_batches(self._decode, latents, size=batch_size(height * width))
 
     def reconstruct(self, images: np.ndarray) -> np.ndarray:
-        """decode(encode(x)) of images [N, H, W, 3], or of one photograph [H, W, 3].
+        """Reconstructs images [N, H, W, 3], or one photograph [H, W, 3].
 
-        For an `AutoencoderKL` it is exactly that, for photographs of any size as for tiles. A
-        `FundusVAE` has latents of tiles only: of their size it is that, and other photographs go
-        through as overlapping tiles, blended.
+        An `AutoencoderKL` returns decode(encode(x)) for tiles and photographs of any size. A
+        `FundusVAE` does so for tiles of its own size; it reconstructs other photographs as
+        overlapping tiles and blends them.
 
         Args:
           images: uint8.
 
         Returns:
-          uint8, the shape of `images`.
+          uint8 of the shape of `images`.
 
         Raises:
-          ValueError: Another shape or dtype.
+          ValueError: Wrong shape or dtype.
         """
         images = _check_images(images)
         height, width = images.shape[-3:-1]
@@ -125,7 +125,7 @@ class Model:
         )
 
     def _latents(self, images: np.ndarray, pick: Callable[[Posterior], Any]) -> Any:
-        """What `pick` takes of the posteriors."""
+        """Encodes images and applies `pick` to the posterior of each batch."""
         images = _check_images(images)
 
         def encode(batch):
@@ -165,15 +165,15 @@ class Model:
 
 
 def load_model(path: str | os.PathLike = weights.DEFAULT) -> Model:
-    """Loads a model for use.
+    """Loads an autoencoder.
 
     Args:
-      path: A run's workdir (its newest checkpoint is taken), one of its `checkpoints/STEP`, what
-        `convert_torch_checkpoint` wrote, an exported `.safetensors` file, or the name of weights
-        that come with the package: f8c4, f8c8, f8c16, f8c32, f8c48.
+      path: A run's workdir (its newest checkpoint is loaded), one of its `checkpoints/STEP`, the
+        output of `convert_torch_checkpoint`, an exported `.safetensors` file, or the name of
+        bundled weights: f8c4, f8c8, f8c16, f8c32, f8c48.
 
     Raises:
-      vae.data.errors.DataError: It is none of them, it is damaged, or it is an enhancer or a prior.
+      vae.data.errors.DataError: No model, a damaged one, an enhancer, or a prior.
     """
     saved = load_saved(path)
     if saved.config.model.architecture == PRIOR:

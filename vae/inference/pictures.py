@@ -1,4 +1,4 @@
-"""Pictures of an image beside its reconstruction, and files that say what made them."""
+"""Pictures that compare an image with its reconstruction, and picture files with provenance."""
 
 import io
 from collections.abc import Mapping
@@ -7,21 +7,21 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-_PANEL = 640  # Side of a panel, pixels, at most; smaller images are enlarged by a whole number.
-_DETAIL = 2  # How many times the detail of a photograph is enlarged.
-_EDGE = 16  # Pixels inside the field of view's edge that the detail passes over.
+_PANEL = 640  # Longest side of a panel, pixels; smaller images are enlarged by a whole number.
+_DETAIL = 2  # Magnification of the detail of a photograph.
+_EDGE = 16  # Pixels inside the edge of the field of view that the detail avoids.
 _MARGIN = 12
 _TEXT = 16
 _BAR = 14  # Height of the colour scale.
-_MARK = (80, 255, 120)  # The frame around what the detail shows.
+_MARK = (80, 255, 120)  # Colour of the frame around the region of the detail.
 
 
 def difference(image: np.ndarray, output: np.ndarray) -> np.ndarray:
-    """Absolute difference in grey levels, mean over R, G, B.
+    """Returns the absolute difference in grey levels, averaged over R, G, B.
 
     Args:
       image: uint8 [H, W, 3].
-      output: Like `image`.
+      output: uint8 [H, W, 3].
 
     Returns:
       float32 [H, W].
@@ -30,7 +30,7 @@ def difference(image: np.ndarray, output: np.ndarray) -> np.ndarray:
 
 
 def difference_map(of: np.ndarray, levels: float) -> np.ndarray:
-    """Grey levels float32 [H, W] -> uint8 [H, W, 3]: black for 0 to pale yellow for `levels`."""
+    """Colours grey levels float32 [H, W] from black (0) to pale yellow (`levels`): uint8 RGB."""
     scaled = np.rint(np.minimum(of * (255.0 / levels), 255.0)).astype(np.uint8)
     return cv2.cvtColor(cv2.applyColorMap(scaled, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
 
@@ -44,18 +44,18 @@ def comparison(
     levels: float,
     titles: tuple[str, str] = ("original", "reconstruction"),
 ) -> np.ndarray:
-    """Two images and their difference side by side, with the difference's colour scale.
+    """Draws two images and their difference side by side, with the difference's colour scale.
 
-    Below a photograph follows, enlarged, the square of it that differs most, away from the edge of
-    the field of view, where the step to black is hard for any model and tells nothing.
+    For a photograph, the square with the largest difference follows below, enlarged. It avoids the
+    edge of the field of view, where the step to black is hard for any model and of no interest.
 
     Args:
       image: uint8 [H, W, 3].
-      output: Like `image`.
+      output: uint8 [H, W, 3].
       mask: bool [H, W], the field of view.
-      caption: A line above.
+      caption: Text above the panels.
       levels: Grey levels at the top of the colour scale.
-      titles: Above the two images.
+      titles: Titles of the two images.
 
     Returns:
       uint8 [height, width, 3].
@@ -82,12 +82,12 @@ def comparison(
 
 
 def encode_with_text(image: np.ndarray, suffix: str, fields: Mapping[str, str]) -> bytes:
-    """Encodes a picture as PNG or as 4:4:4 JPEG, with text fields that say what made it.
+    """Encodes a picture as PNG or as 4:4:4 JPEG, with text fields that record its provenance.
 
     Args:
       image: uint8 [H, W, 3].
-      suffix: ".png" (a text chunk a field) or ".jpg" (a comment).
-      fields: Names, Latin letters, and their texts.
+      suffix: ".png" (one text chunk per field) or ".jpg" (one comment).
+      fields: Names in Latin letters, and their texts.
     """
     encoded = io.BytesIO()
     if suffix == ".png":
@@ -103,7 +103,7 @@ def encode_with_text(image: np.ndarray, suffix: str, fields: Mapping[str, str]) 
 
 
 def _fitted(panel: np.ndarray) -> np.ndarray:
-    """Reduced to a panel's size, or enlarged by a whole number that stays within it."""
+    """Reduces a panel to the panel size, or enlarges it by a whole number that fits."""
     longest = max(panel.shape[:2])
     if longest <= _PANEL:
         return _enlarged(panel, max(1, _PANEL // longest))
@@ -113,7 +113,7 @@ def _fitted(panel: np.ndarray) -> np.ndarray:
 
 
 def _eroded(mask: np.ndarray) -> np.ndarray:
-    """What lies deeper in a mask than `_EDGE` pixels, uint8 [H, W]."""
+    """Returns the part of a mask that is more than `_EDGE` pixels from its edge, uint8 [H, W]."""
     box = np.ones((2 * _EDGE + 1, 2 * _EDGE + 1), np.uint8)
     return cv2.erode(mask.astype(np.uint8), box, borderType=cv2.BORDER_CONSTANT, borderValue=1)
 
@@ -123,7 +123,7 @@ def _enlarged(panel: np.ndarray, times: int) -> np.ndarray:
 
 
 def _largest(of: np.ndarray, side: int) -> tuple[int, int]:
-    """The corner (y, x) of the square with the largest sum, by steps of an eighth of its side."""
+    """Finds the square with the largest sum, in steps of an eighth of its side: corner (y, x)."""
     sums = cv2.integral(of)
     step = max(1, side // 8)
     ys, xs = (np.arange(0, length - side + 1, step) for length in of.shape)
@@ -137,7 +137,7 @@ def _largest(of: np.ndarray, side: int) -> tuple[int, int]:
 def _page(
     caption: str, titles: list[str], rows: list[list[np.ndarray]], notes: list[str], levels: float
 ) -> np.ndarray:
-    """Sets panels in columns under a caption and titles, and the colour scale under the last."""
+    """Arranges panels in columns under a caption and titles; the colour scale is below the last."""
     column = max(panel.shape[1] for row in rows for panel in row)
     line = _TEXT + _MARGIN
     width = len(titles) * (column + _MARGIN) + _MARGIN
@@ -177,7 +177,7 @@ def _draw_scale(
     width: int,
     levels: float,
 ) -> None:
-    """The colours of the difference from 0 to `levels`, with their values below."""
+    """Draws the colours of the difference from 0 to `levels`, with their values below."""
     ramp = np.linspace(0, levels, width, dtype=np.float32)
     bar = difference_map(np.tile(ramp, (_BAR, 1)), levels)
     canvas.paste(Image.fromarray(bar), (left, top))
@@ -188,7 +188,7 @@ def _draw_scale(
 
 
 def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
-    """Breaks a line at its double spaces where it is too long."""
+    """Breaks a line that is too long at its double spaces."""
     lines = [""]
     for part in text.split("  "):
         joined = f"{lines[-1]}  {part}" if lines[-1] else part

@@ -1,13 +1,13 @@
-"""Latents as integers of a few bits each, packed by an entropy coder.
+"""Quantisation of latents to integers of a few bits each, packed by an entropy coder.
 
-A latent is rounded to a multiple of its channel's step, a fraction or multiple of the posterior's
-standard deviation: what the posterior is unsure of need not be kept. The integers of one item are
-packed on their own, so that any item can be read alone. In blocks of up to 32 x 32 positions, a
-channel is coded as it is or, where neighbours resemble each other (mean colours do), as
-differences; either way under the best of 64 logistic distributions. Which of them is one byte per
-channel and block, ahead of the stream.
+A latent is rounded to a multiple of its channel's step. The step is a multiple of the posterior's
+standard deviation, because precision finer than the posterior is not needed. The integers of each
+item are packed separately, so that any item can be read alone. In blocks of up to 32 x 32
+positions, a channel is coded directly or, if neighbouring values are similar (as for mean colours),
+as differences, in both cases under the best of 64 logistic distributions. The choice is stored as
+one byte per channel and block, ahead of the stream.
 
-Measured on tiles at f8c32, a median predictor would save another 1%, contexts of neighbouring
+Measured on tiles at f8c32, a median predictor would save another 1%, and contexts of neighbouring
 magnitudes or of other channels 1 to 2%, at many times the work.
 """
 
@@ -23,19 +23,19 @@ from vae.data.errors import DataError, UsageError
 BLOCK = 32
 
 _SCALES = 64
-_LARGEST = 511  # symbols stand for -511..511; the last one says that the value follows in full
+_LARGEST = 511  # symbols stand for -511..511; the last one means that the full value follows
 _SYMBOLS = 2 * _LARGEST + 2
 _ESCAPE = _SYMBOLS - 1
 _PRECISION = 24  # bits of a probability
-_LIMIT = 1 << 21  # of an integer: differences of three of them still fit 24 bits
-_DIFFERENCES = 0x80  # flag beside the number of the distribution
+_LIMIT = 1 << 21  # bound of an integer: differences of three of them still fit 24 bits
+_DIFFERENCES = 0x80  # flag in the byte of the distribution's number
 
 
 def check_step(step: float) -> None:
-    """Refuses a step that nobody can mean.
+    """Refuses a step outside the useful range.
 
     Raises:
-      UsageError: Not in 0.01 to 100 standard deviations.
+      UsageError: The step is not within 0.01 to 100 standard deviations.
     """
     if not 0.01 <= step <= 100:  # also false for NaN
         raise UsageError(
@@ -44,14 +44,14 @@ def check_step(step: float) -> None:
 
 
 def channel_steps(log_var: np.ndarray, step: float) -> np.ndarray:
-    """Step of each channel: `step` times the posterior's standard deviation there.
+    """Returns the step of each channel: `step` times the posterior's standard deviation there.
 
-    The deviation hardly varies within a channel (2 to 3% in the presets), so the root mean square
-    of a few items stands for all.
+    The deviation varies by only 2 to 3% within a channel in the presets, so the root mean square of
+    a few items represents all.
 
     Args:
       log_var: float32 [..., C], log-variances of a few items.
-      step: In standard deviations.
+      step: Step in standard deviations.
 
     Returns:
       float32 [C].
@@ -62,7 +62,7 @@ def channel_steps(log_var: np.ndarray, step: float) -> np.ndarray:
 
 
 def quantise(mean: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Nearest multiples: float32 [..., C] and steps float32 [C] -> int32 [..., C].
+    """Divides latents float32 [..., C] by steps float32 [C] and rounds: int32 [..., C].
 
     Raises:
       DataError: A latent is not finite, or larger than two million steps.
@@ -77,7 +77,7 @@ def quantise(mean: np.ndarray, steps: np.ndarray) -> np.ndarray:
 
 
 def dequantise(levels: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """int32 [..., C] and steps float32 [C] -> latents float32 [..., C]."""
+    """Multiplies int32 [..., C] by steps float32 [C]: latents float32 [..., C]."""
     return levels.astype(np.float32) * steps
 
 
@@ -85,10 +85,10 @@ def pack(levels: np.ndarray) -> bytes:
     """Packs the integers of one item.
 
     Args:
-      levels: int32 [h, w, C] or [L], below two million in size.
+      levels: int32 [h, w, C] or [L], magnitudes below two million.
 
     Returns:
-      Bytes from which `unpack` makes the same integers, on any machine.
+      Bytes that `unpack` decodes to the same integers on any machine.
     """
     groups, choices = [], []
     for block in _blocks(_as_image(levels)):
@@ -107,7 +107,7 @@ def pack(levels: np.ndarray) -> bytes:
     coder = constriction.stream.stack.AnsCoder()
     for values, choice in zip(
         reversed(groups), reversed(choices), strict=True
-    ):  # last in first out
+    ):  # the coder is last in, first out
         symbols = _symbols(values)
         escaped = values[symbols == _ESCAPE]
         if len(escaped):
@@ -117,12 +117,12 @@ def pack(levels: np.ndarray) -> bytes:
 
 
 def unpack(packed: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    """What `pack` was given: int32 of `shape`, [h, w, C] or [L].
+    """Unpacks the bytes of `pack`: int32 of `shape`, [h, w, C] or [L].
 
     Raises:
-      DataError: These are not the bytes of an item of this shape.
+      DataError: The bytes do not encode an item of this shape.
     """
-    # A block has a byte for each channel at least.
+    # A block has at least one byte per channel.
     if math.prod(shape) > BLOCK**2 * len(packed):
         raise _damaged(shape)
     levels = np.empty(shape, np.int32)
@@ -155,12 +155,12 @@ def _damaged(shape: tuple[int, ...]) -> DataError:
 
 
 def _as_image(levels: np.ndarray) -> np.ndarray:
-    """A view [h, w, C]; a vector [L] becomes a row of one channel."""
+    """Returns a view [h, w, C]; a vector [L] becomes [1, L, 1]."""
     return levels.reshape(1, -1, 1) if levels.ndim == 1 else levels
 
 
 def _blocks(levels: np.ndarray) -> list[np.ndarray]:
-    """Views [h, w, C] of the blocks, in the order of their coding."""
+    """Returns views [h, w, C] of the blocks, in coding order."""
     height, width = levels.shape[:2]
     return [
         levels[y : y + BLOCK, x : x + BLOCK]
@@ -170,7 +170,7 @@ def _blocks(levels: np.ndarray) -> list[np.ndarray]:
 
 
 def _differences(block: np.ndarray) -> np.ndarray:
-    """Each value less its left neighbour; in the first column, less the one above."""
+    """Subtracts the left neighbour of each value; in the first column, the value above."""
     result = block.copy()
     result[:, 1:] -= block[:, :-1]
     result[1:, 0] -= block[:-1, 0]
@@ -183,7 +183,7 @@ def _symbols(values: np.ndarray) -> np.ndarray:
 
 
 def _bits(values: np.ndarray) -> np.ndarray:
-    """Bits of each channel [C, n] under each distribution: float [C, 64]."""
+    """Counts the bits of each channel [C, n] under each distribution: float32 [C, 64]."""
     channels = len(values)
     flat = _symbols(values) + _SYMBOLS * np.arange(channels)[:, None]
     counts = np.bincount(flat.ravel(), minlength=channels * _SYMBOLS)
@@ -214,7 +214,7 @@ def _distribution(scale: int) -> constriction.stream.model.Categorical:
 
 @functools.cache
 def _costs() -> np.ndarray:
-    """Bits of each symbol under each distribution, float32 [symbols, 64]."""
+    """Returns the bits of each symbol under each distribution, float32 [symbols, 64]."""
     costs = _PRECISION - np.log2(_table()).T
     costs[_ESCAPE] += _PRECISION
     return np.ascontiguousarray(costs, np.float32)
@@ -222,10 +222,10 @@ def _costs() -> np.ndarray:
 
 @functools.cache
 def _table() -> np.ndarray:
-    """Probabilities of all symbols, whole numbers that sum to 2^24: float64 [64, symbols].
+    """Returns the probabilities of all symbols, integers that sum to 2^24: float64 [64, symbols].
 
-    Decoder and encoder must agree to the last bit wherever they run, so nothing here depends on a
-    machine's exponential: decimals are the same everywhere, and so are IEEE products.
+    Encoder and decoder must agree to the last bit on any machine. The table therefore does not use
+    the machine's exponential: decimals and IEEE products are the same everywhere.
     """
     table = np.empty((_SCALES, _SYMBOLS))
     for number in range(_SCALES):

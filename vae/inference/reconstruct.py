@@ -1,4 +1,4 @@
-"""Images through a model and back, as files: reconstructions, comparisons, differences, a table."""
+"""Reconstructed images as files: reconstructions, comparisons, difference maps, and a table."""
 
 import collections
 import concurrent.futures
@@ -29,21 +29,21 @@ RECONSTRUCTIONS, COMPARISONS, DIFFERENCES = "reconstructions", "comparisons", "d
 Row = Mapping[str, str | int | float]
 Result = TypeVar("Result")
 
-_WRITING_BYTES = 192 << 20  # Images waiting to be drawn and written.
-_COMMAND = 500  # Characters of the command that are kept.
+_WRITING_BYTES = 192 << 20  # Bytes of images that wait to be drawn and written.
+_COMMAND = 500  # Characters of the command that are recorded.
 
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruction:
-    """One image and what the model makes of it.
+    """An image and its reconstruction.
 
     Attributes:
-      item: As it was read.
-      image: uint8 [H, W, 3], what the model was given: black outside the field of view, unless
-        the border was to be kept.
+      item: The input as it was read.
+      image: uint8 [H, W, 3], the input of the model: black outside the field of view, unless the
+        border is kept.
       output: uint8 [H, W, 3].
-      ssim: Inside the field of view; NaN where no window fits.
-      psnr: In dB, inside the field of view; NaN where there is none.
+      ssim: SSIM inside the field of view; NaN if no window fits.
+      psnr: PSNR in dB inside the field of view; NaN if no pixel is inside.
     """
 
     item: Item
@@ -56,16 +56,16 @@ class Reconstruction:
 def reconstruct_inputs(
     model: Model, inputs: Inputs, *, keep_border: bool = False
 ) -> Iterator[Reconstruction | Failure]:
-    """Reconstructs images one after another, tiles of one size together.
+    """Reconstructs images in their order, neighbouring tiles of one size together.
 
     Args:
-      model: The model.
+      model: The autoencoder.
       inputs: The images.
-      keep_border: Whether pixels outside the field of view go in and come out as they are; without
-        it they are black. Where no field of view is known, all pixels are kept.
+      keep_border: True keeps the pixels outside the field of view in input and output; False makes
+        them black. If no field of view is known, all pixels are kept.
 
     Yields:
-      A reconstruction for each image, or the failure in its place.
+      A reconstruction for each image, or a failure in its place.
     """
     for group in item_batches(inputs.read()):
         yield from _reconstruct(model, group, keep_border)
@@ -92,7 +92,7 @@ def _reconstruct(
     except Exception as error:
         if len(group) == 1:
             return [failure_of(group[0].item_id, group[0].path, error)]
-    # One item spoils a group: the others go through by themselves.
+    # One item made the group fail: the items are reconstructed one by one.
     return [result for item in group for result in _reconstruct(model, [item], keep_border)]
 
 
@@ -110,13 +110,13 @@ def write_reconstructions(
     Args:
       results: From `reconstruct_inputs`.
       out: Folder for `reconstructions/<id>.png`, `comparisons/<id>.png`, `differences/<id>.png`.
-      origin: What made them: stored in the files and the rows.
+      origin: Provenance, stored in the files and in the rows of the table.
       suffix: ".png" or ".jpg".
-      with_pictures: Whether to write comparisons and differences too.
-      levels: Grey levels at the top of the differences' colour scale.
+      with_pictures: True also writes comparisons and difference maps.
+      levels: Grey levels at the top of the colour scale of differences.
 
     Yields:
-      A row of the table for each image once its files are there, or the failure in its place.
+      The table row of each image once its files are written, or a failure in its place.
     """
     out = Path(out)
 
@@ -128,13 +128,13 @@ def write_reconstructions(
 
 
 def without_repeats(results: Iterator[Result | Failure]) -> Iterator[Result | Failure]:
-    """Passes results on; one whose files would replace those of another becomes a failure.
+    """Passes results on, but fails each one whose files would replace those of an earlier one.
 
     Args:
-      results: Of items (`result.item`); a failure goes through as it is.
+      results: Results of items (`result.item`); a failure is passed on unchanged.
 
     Yields:
-      The result, or the failure in its place.
+      The result, or a failure in its place.
     """
     seen: set[PurePosixPath] = set()
     for result in results:
@@ -157,16 +157,16 @@ def write_in_order(
     write: Callable[[Result], Row],
     nbytes: Callable[[Result], int],
 ) -> Iterator[Row | Failure]:
-    """Draws and writes results on threads while the next are computed.
+    """Draws and writes results on threads while the next ones are computed.
 
     Args:
-      results: Of images; a failure goes through as it is.
-      write: Writes the files of a result, and returns its row of the table. An error that it
-        raises is the failure of its item.
-      nbytes: What a result holds while it waits.
+      results: Results of images; a failure is passed on unchanged.
+      write: Writes the files of a result, and returns its row of the table. An error in it becomes
+        the failure of that item.
+      nbytes: Returns the bytes that a result occupies while it waits.
 
     Yields:
-      A row for each result once its files are there, or the failure in its place.
+      The table row of each result once its files are written, or a failure in its place.
     """
 
     def attempt(result: Result | Failure) -> Row | Failure:
@@ -201,12 +201,12 @@ def write_in_order(
 
 
 def write_table(path: str | os.PathLike, rows: Sequence[Mapping[str, str | int | float]]) -> None:
-    """Writes the rows as CSV, beside and then renamed."""
+    """Writes the rows as CSV, first under another name and then renamed."""
     write_csv(path, rows[0], ([row[name] for name in rows[0]] for row in rows))
 
 
 def origin_of(model: Model | EnhancementModel) -> dict[str, str]:
-    """What every output carries: the model's hash, our version, the command."""
+    """Returns the provenance of every output: the model's hash, our version, the command."""
     made = {"model": model.hash, **provenance()}
     if len(made["command"]) > _COMMAND:
         made["command"] = f"{made['command'][:_COMMAND]} ..."
@@ -252,15 +252,15 @@ def _write(
 
 
 def format_metrics(ssim: float, psnr: float) -> str:
-    """The two metrics as text."""
+    """Formats the two metrics as text."""
     return "no pixels to measure" if math.isnan(psnr) else f"SSIM {ssim:.4f}  PSNR {psnr:.2f} dB"
 
 
 def file_name(item: Item, suffix: str) -> PurePosixPath:
-    """Where an image's files lie below each of the output's folders.
+    """Returns the path of an image's files below each output folder.
 
     Raises:
-      DataError: Its id leads out of them.
+      DataError: The id leads out of these folders.
     """
     name = PurePosixPath(f"{item.item_id}{suffix}")
     if name.is_absolute() or ".." in name.parts:
@@ -269,5 +269,5 @@ def file_name(item: Item, suffix: str) -> PurePosixPath:
 
 
 def write_picture(path: Path, image: np.ndarray, fields: Mapping[str, str]) -> None:
-    """Writes a picture with what made it, beside and then renamed."""
+    """Writes a picture with its provenance, first under another name and then renamed."""
     write_beside(path, pictures.encode_with_text(image, path.suffix, fields))

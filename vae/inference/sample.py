@@ -1,4 +1,4 @@
-"""New tiles from a prior over latents, and the way from one tile to another."""
+"""New tiles from a prior over latents, and interpolation between two tiles."""
 
 import functools
 import os
@@ -19,13 +19,13 @@ from vae.inference.batches import in_batches
 from vae.inference.model import Model
 from vae.models import LatentFlow
 
-# The prior N(0, I), by name: the published model's, and a row to compare with.
+# Name of the prior N(0, I): the published model's prior, and a baseline for the others.
 NORMAL = "normal"
 METHODS = ("euler", "heun")
-# How much closer steps are at the start: about half the error of even ones (docs/sampling.md).
+# Time shift: steps are smaller at the start, with half the error of even ones (docs/sampling.md).
 SHIFT = 3.0
-# Tiles that are always computed together, filled up where there are fewer: a sum of floats depends
-# in its last digit on how many rows a matrix has, and a tile should not depend on its neighbours.
+# Tiles that are always computed together, padded if there are fewer: the last digit of a float sum
+# depends on the number of rows of the matrix, and a tile must not depend on the other tiles.
 CHUNK = 8
 
 
@@ -34,9 +34,9 @@ class Sampler:
 
     Attributes:
       model: The autoencoder.
-      prior: The prior as it was read; None for N(0, I).
-      side: Of a tile, pixels.
-      labels: What can be asked for, () where the prior was trained without.
+      prior: The loaded prior; None for N(0, I).
+      side: Side of a tile, pixels.
+      labels: Labels that can be requested; () if the prior was trained without labels.
     """
 
     def __init__(self, model: Model, prior: SavedModel | None):
@@ -57,17 +57,17 @@ class Sampler:
 
     @functools.cached_property
     def hash(self) -> str:
-        """Names the prior in everything made with it, or that there is none."""
+        """Identifies the prior in everything made with it; `NORMAL` if there is none."""
         return variables_hash(self.prior.variables) if self.prior else NORMAL
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """Of one tile."""
+        """Returns the latent shape of one tile."""
         f, channels = self.model.downsample, self.model.latent_channels
         return (channels,) if f is None else (self.side // f, self.side // f, channels)
 
     def sample(self, numbers: Sequence[int], **how) -> np.ndarray:
-        """Tiles, uint8 [N, S, S, 3]; see `latents`."""
+        """Draws tiles, uint8 [N, S, S, 3]; arguments as for `latents`."""
         return self.decode(self.latents(numbers, **how))
 
     def latents(
@@ -80,47 +80,47 @@ class Sampler:
         method: str = "heun",
         guidance: float = 1.0,
     ) -> np.ndarray:
-        """Latents of new tiles.
+        """Draws latents of new tiles.
 
         Args:
-          numbers: Which tiles of a seed, each from 0 on: a tile is a function of seed and number.
-          seed: Of the noise that they are made from.
-          label: What they should be of, one of `labels`; None for all alike.
-          steps: Of the solver from noise to latents; None for what the prior's config says.
-          method: "euler", or "heun", which is of second order and evaluates twice a step.
-          guidance: How much more than the label asks for: v(none) + guidance (v(label) - v(none)),
-            Ho and Salimans (2022). 1 is the label itself.
+          numbers: Indices of the tiles, from 0 on: a tile is a function of seed and index.
+          seed: Seed of the noise.
+          label: One of `labels`; None draws unconditionally.
+          steps: Solver steps from noise to latents; None for the value in the prior's config.
+          method: "euler", or "heun", which is of second order and evaluates twice per step.
+          guidance: Weight of the label: v(none) + guidance (v(label) - v(none)), Ho and Salimans
+            (2022). 1 is the label itself, without guidance.
 
         Returns:
-          float32 [N, h, w, C], or [N, L] of a model with vectors.
+          float32 [N, h, w, C], or [N, L] for a model with vector latents.
 
         Raises:
-          UsageError: An unknown label or method, or no such number of steps.
+          UsageError: An unknown label or method, or steps below 1.
         """
         noise = self._noise(numbers, seed)
         if self.prior is None:
             if label is not None:
-                raise UsageError(f"label {label!r}: the prior N(0, I) knows of none")
+                raise UsageError(f"label {label!r}: the prior N(0, I) has no labels")
             return noise
         return self._through(noise, label, steps, method, guidance, backwards=False)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Latents -> tiles uint8 [N, S, S, 3], the same whatever else is decoded with them."""
+        """Decodes latents to tiles uint8 [N, S, S, 3]; a tile does not depend on the others."""
         return in_batches(self.model.decode, latents, size=CHUNK, fixed=True)
 
     def between(
         self, first: np.ndarray, last: np.ndarray, count: int, *, steps: int | None = None
     ) -> np.ndarray:
-        """Tiles on the way from one to another, both ends as the model reconstructs them.
+        """Interpolates between two tiles; both ends are the model's reconstructions.
 
-        With a prior the way leads through its noise: both latents are followed back to it, and
-        noise between two is a tile again, where latents half of one and half of another would be
-        two tiles on top of each other. With N(0, I) it leads through the latents themselves.
+        With a prior, both latents are followed back to its noise and interpolated there. A point
+        between two noises decodes to a tile again; the mean of two latents would decode to two
+        tiles on top of each other. With N(0, I) the latents themselves are interpolated.
 
         Args:
           first: uint8 [S, S, 3].
-          last: Likewise.
-          count: Of tiles, both ends included; at least 2.
+          last: uint8 [S, S, 3].
+          count: Number of tiles, both ends included; at least 2.
           steps: As for `latents`.
 
         Returns:
@@ -141,16 +141,16 @@ class Sampler:
         return np.asarray(_normal(jax.random.key(seed), numbers, self.latent_shape))
 
     def _through(self, arrays, label, steps, method, guidance, *, backwards) -> np.ndarray:
-        """The flow from noise to latents, or back."""
+        """Follows the flow from noise to latents, or back."""
         steps = self.steps if steps is None else steps
         if method not in METHODS:
-            raise UsageError(f"method {method!r} is none of {', '.join(METHODS)}")
+            raise UsageError(f"method {method!r}: expected one of {', '.join(METHODS)}")
         if steps < 1:
             raise UsageError(f"steps {steps}: expected at least 1")
         label = None if label is None else composed(label)
         if label is not None and label not in self.labels:
-            known = ", ".join(self.labels) or "none: it was trained without"
-            raise UsageError(f"label {label!r} is none of this prior's ({known})")
+            known = ", ".join(self.labels) or "none: it was trained without labels"
+            raise UsageError(f"label {label!r}: this prior knows {known}")
         number = 0 if label is None else 1 + self.labels.index(label)
         times = _times(steps)
         labels = np.full(CHUNK, number, np.int32)
@@ -173,17 +173,17 @@ class Sampler:
 def load_sampler(
     model: str | os.PathLike | None = None, prior: str | os.PathLike | None = None
 ) -> Sampler:
-    """What samples.
+    """Loads an autoencoder and a prior over its latents.
 
     Args:
-      model: An autoencoder, as `vae.load_model` takes it; or a prior, which names its autoencoder;
-        None for the autoencoder that the prior names.
-      prior: A run of `configs/prior256.py`, a checkpoint in it, or an exported file; "normal" for
-        N(0, I). None for the one that ships; of a model with vectors, N(0, I), as it was trained.
+      model: An autoencoder, as for `vae.load_model`; or a prior, which names its autoencoder; None
+        for the autoencoder that the prior names.
+      prior: A run of `configs/prior256.py`, one of its checkpoints, or an exported file; "normal"
+        for N(0, I). None for the bundled prior, or N(0, I) for a model trained with it (vectors).
 
     Raises:
-      DataError: One of them is none or damaged, they do not belong together, or there is no prior
-        for the model.
+      DataError: A file is missing, damaged or of another kind, the two do not belong together, or
+        there is no prior for the model.
     """
     saved = None if model is None else load_saved(model)
     if saved is not None and saved.config.model.architecture == PRIOR:
@@ -195,7 +195,7 @@ def load_sampler(
     if saved is not None and saved.config.model.architecture == FUNDUS_VAE:
         if prior not in (None, NORMAL):
             raise DataError(
-                f"{model} has one vector a tile and the prior N(0, I); {prior} is not for it"
+                f"{model} has one vector per tile and the prior N(0, I); {prior} is not for it"
             )
         return Sampler(Model(saved), None)
     if prior is not None and os.fspath(prior) == NORMAL:
@@ -204,13 +204,13 @@ def load_sampler(
     if ships and not weights.SAMPLE.exists():
         raise DataError(
             "no prior comes with this installation; train one with "
-            "--config=configs/prior256.py, or take N(0, I) by the name normal"
+            "--config=configs/prior256.py, or use N(0, I), the prior named normal"
         )
     flow = load_saved(weights.SAMPLE if prior is None else prior)
     if flow.config.model.architecture != PRIOR:
         raise DataError(
-            f"{prior} is no prior but of the architecture {flow.config.model.architecture}; train "
-            "one with --config=configs/prior256.py, or take N(0, I) by the name normal"
+            f"{prior} is not a prior: its architecture is {flow.config.model.architecture}; train "
+            "one with --config=configs/prior256.py, or use N(0, I), the prior named normal"
         )
     return Sampler(Model(saved or _named_autoencoder(flow)), _checked(flow, saved, ships))
 
@@ -222,7 +222,7 @@ def _named_autoencoder(flow: SavedModel) -> SavedModel:
     except DataError as error:
         raise DataError(
             f"{flow.path} is a prior over the latents of {name} "
-            f"({flow.provenance.get('autoencoder')}), which is not here; name it as the model "
+            f"({flow.provenance.get('autoencoder')}), which was not found; name it as the model "
             f"({error})"
         ) from error
     _checked(flow, found, False)
@@ -230,20 +230,20 @@ def _named_autoencoder(flow: SavedModel) -> SavedModel:
 
 
 def _checked(flow: SavedModel, autoencoder: SavedModel | None, ships: bool) -> SavedModel:
-    """The prior; refused where it is for the latents of another autoencoder."""
+    """Returns the prior; refuses it if it is for the latents of another autoencoder."""
     wanted = flow.provenance.get("autoencoder")
     if autoencoder is None or wanted == (found := variables_hash(autoencoder.variables)):
         return flow
     its = f"{flow.config.prior.autoencoder} ({wanted})"
     if ships:
         raise DataError(
-            f"{autoencoder.path} ({found}) has no prior: the one that ships is for {its}; train "
+            f"{autoencoder.path} ({found}) has no prior: the bundled one is for {its}; train "
             f"one with --config=configs/prior256.py --config.prior.autoencoder={autoencoder.path} "
-            "and name it, or take N(0, I) by the name normal"
+            "and name it, or use N(0, I), the prior named normal"
         )
     raise DataError(
         f"the prior {flow.path} is for the latents of {its}, and {autoencoder.path} is {found}; "
-        "decoded by another model they are nothing"
+        "only the autoencoder that the prior was trained for can decode its samples"
     )
 
 
@@ -253,7 +253,7 @@ def _normal(key: jax.Array, numbers: jax.Array, shape: tuple[int, ...]) -> jax.A
 
 
 def _flow(module: LatentFlow):
-    """The solver: coefficients at the first time -> at the last."""
+    """Returns the solver, which maps coefficients at the first time to those at the last."""
 
     @functools.partial(jax.jit, static_argnames=("guided", "heun"))
     def solve(variables, start, labels, times, guidance, *, guided, heun):
@@ -279,16 +279,17 @@ def _flow(module: LatentFlow):
 
 
 def _times(steps: int) -> np.ndarray:
-    """Of the solver, float32 [steps + 1] from 0 to 1: closer where long waves are decided, early.
+    """Returns solver times, float32 [steps + 1] from 0 to 1, with shorter steps at the start.
 
-    The shift of Esser et al. (2024), "Scaling rectified flow transformers".
+    Long waves are decided there. The shift is from Esser et al. (2024), "Scaling rectified flow
+    transformers".
     """
     even = np.linspace(0, 1, steps + 1)
     return (even / (even + SHIFT * (1 - even))).astype(np.float32)
 
 
 def _slerp(a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:
-    """On the great circle from a to b (Shoemake, 1985): noise half-way has the length of noise."""
+    """Interpolates on the great circle from a to b (Shoemake, 1985); noise keeps its norm."""
     cosine = np.sum(a * b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12)
     angle = np.arccos(np.clip(cosine, -1, 1))
     if np.sin(angle) < 1e-6:

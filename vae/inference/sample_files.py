@@ -12,17 +12,17 @@ from vae.inference.reconstruct import write_picture, write_table
 from vae.inference.sample import CHUNK, NORMAL, Sampler
 
 TABLE, SHEET, STRIP = "samples.csv", "sheet.png", "interpolation.png"
-SHOWN = 64  # tiles of a sheet
+SHOWN = 64  # largest number of tiles on a sheet
 _GAP = 4
 
 
 def grid(tiles: np.ndarray, columns: int = 8, side: int | None = None) -> np.ndarray:
-    """Tiles uint8 [N, S, S, 3] side by side on white: uint8 [h, w, 3].
+    """Arranges tiles uint8 [N, S, S, 3] side by side on white: uint8 [h, w, 3].
 
     Args:
-      tiles: At least one.
-      columns: Tiles in a row.
-      side: Of a tile as shown, pixels; None for as they are.
+      tiles: At least one tile.
+      columns: Number of columns.
+      side: Side of a tile on the sheet, pixels; None keeps the size.
     """
     side = side or tiles.shape[1]
     columns = min(columns, len(tiles))
@@ -48,16 +48,16 @@ def write_samples(
     suffix: str = ".png",
     **how,
 ):
-    """Draws and writes tiles 0 to count - 1 of a seed, then a sheet of the first of them, a table.
+    """Draws and writes tiles 0 to count - 1 of a seed, a sheet of the first ones and a table.
 
     Args:
-      sampler: What draws.
-      out: The folder; it is made, and files of the same names are replaced.
-      count: Of tiles.
+      sampler: The sampler.
+      out: Output folder; it is created, and files of the same names are replaced.
+      count: Number of tiles.
       seed: See `Sampler.latents`.
       origin: Text fields of every picture.
       suffix: ".png" or ".jpg".
-      how: See `Sampler.latents`.
+      how: Further arguments of `Sampler.latents`.
 
     Yields:
       The number of tiles written so far.
@@ -87,10 +87,10 @@ def write_interpolation(
     origin: Mapping[str, str],
     steps: int | None = None,
 ) -> np.ndarray:
-    """Writes tiles on the way between two, and a strip of them; returns them.
+    """Writes and returns interpolated tiles, and writes a strip of them between the two images.
 
     Raises:
-      DataError: One of them cannot be read, or is smaller than a tile.
+      DataError: An image cannot be read, or is smaller than a tile.
     """
     ends = [_tile_of(path, sampler.side) for path in paths]
     tiles = sampler.between(*ends, count, steps=steps)
@@ -102,14 +102,14 @@ def write_interpolation(
 
 
 def origin_of(sampler: Sampler) -> dict[str, str]:
-    """Text fields that say what made a picture."""
+    """Returns the text fields that record the provenance of a picture."""
     from vae.inference.reconstruct import origin_of as of_model
 
     return {**of_model(sampler.model), "prior": sampler.hash if sampler.prior else NORMAL}
 
 
 def _tile_of(path: Path, side: int) -> np.ndarray:
-    """An image, or the middle of a larger one."""
+    """Reads an image; takes the middle of a larger one."""
     image = read_image(path)
     height, width = image.shape[:2]
     if min(height, width) < side:

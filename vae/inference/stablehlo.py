@@ -1,4 +1,4 @@
-"""A model as two StableHLO programs with the weights inside: JAX alone runs them."""
+"""Export of a model as two StableHLO programs with the weights inside, which need only JAX."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ from vae.inference.describe import describe
 ENCODE, DECODE = "encode.stablehlo", "decode.stablehlo"
 ABOUT, README = "about.json", "README.txt"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-# A program is one message of a format that holds 2 GiB, and loading takes several times its size.
+# A program is one message of a format limited to 2 GiB, and loading takes several times its size.
 MAX_BYTES = 1 << 30
 
 _README = """\
@@ -35,7 +35,7 @@ Two programs with the weights inside. They need jax (written by {jax}) and nothi
     from jax import export
     encode = jax.jit(export.deserialize(open("{encode}", "rb").read()).call)
     decode = jax.jit(export.deserialize(open("{decode}", "rb").read()).call)
-    mean, log_var = encode(images)       # {images} -> {latents} twice
+    mean, log_var = encode(images)       # {images} -> two arrays {latents}
     images = np.asarray(decode(mean))    # {latents} -> {images}
 
 {encode}   images in sRGB, 0..255 -> mean and log-variance of the posterior
@@ -48,14 +48,14 @@ Not for diagnosis: a reconstruction is not the photograph.
 def write_stablehlo(out: str | os.PathLike, saved: SavedModel) -> dict[str, int]:
     """Writes `encode.stablehlo`, `decode.stablehlo`, `about.json` and `README.txt`.
 
-    Any number of images goes through; where the model takes any size of image, the programs do.
+    The programs take any number of images, and any image size that the model takes.
 
     Args:
-      out: The folder, new or empty; made whole or not at all.
+      out: Output folder, new or empty; it is written whole or not at all.
       saved: The model.
 
     Returns:
-      Bytes by file name.
+      Size of each file in bytes, by name.
 
     Raises:
       UsageError: `out` is a file or not empty.
@@ -90,7 +90,7 @@ def write_stablehlo(out: str | os.PathLike, saved: SavedModel) -> dict[str, int]
 
 
 def _programs(saved: SavedModel) -> tuple[list[export.Exported], dict[str, Any]]:
-    """Encoder and decoder, and the shapes of what goes in and out."""
+    """Exports encoder and decoder, and describes the shapes of their inputs and outputs."""
     module, variables = make_model(saved.config), jax.device_get(saved.variables)
 
     def encode(images: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -131,9 +131,9 @@ def _readme(saved: SavedModel, about: dict[str, Any]) -> str:
     sizes = "Images of another size are refused.\n"
     if not model["tile_only"]:
         sizes = (
-            "Any height and width divisible by the factor; continue an image by its edge pixels "
-            "where\nthey are not. A whole photograph at once takes memory; the package does it in "
-            "windows.\n"
+            "Height and width must be divisible by the factor; extend other images by their edge "
+            "pixels.\nA whole photograph at once takes much memory; the package uses windows "
+            "instead.\n"
         )
     return _README.format(
         **{key: model[key] for key in ("name", "step", "hash")},
@@ -150,13 +150,13 @@ def _readme(saved: SavedModel, about: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _new_folder(out: Path):
-    """Yields a folder beside `out`, renamed to it on success, else removed."""
+    """Yields a folder next to `out`, which is renamed to `out` on success and removed otherwise."""
     unfinished = out.with_name(unfinished_name(out))
     unfinished.mkdir(parents=True)
     try:
         yield unfinished
         if out.exists():
-            out.rmdir()  # an empty one
+            out.rmdir()  # empty, as checked at the start
         unfinished.rename(out)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,14 +1,13 @@
-"""A model of bounded reach applied to a photograph of any size, window by window, with no seam.
+"""A model of bounded receptive field, applied to photographs of any size in windows, with no seam.
 
-Windows of one size lie inside the photograph and touch its border where it ends, so a
-convolution's padding falls on the same pixels as without windows. Of each window only what is at
-least a halo away from an edge *inside* the photograph is kept. Encoding and decoding are separate
-halves, with the latents of the whole photograph assembled between them: each needs only its own
-halo, and memory is that of one batch of windows beside the arrays going in and out.
+All windows have one size, lie inside the photograph and touch its border where it ends. The padding
+of a convolution therefore falls on the same pixels as without windows. The part of a window that is
+kept is at least a halo away from every window edge *inside* the photograph. Encoding and decoding
+are separate halves, and the latents of the whole photograph are assembled between them. Each half
+needs only its own halo, and memory holds one batch of windows and the input and output arrays.
 
-The callables take and return batches; every call for one photograph has the same shape, and the
-sides of windows come in steps, so a jitted callable compiles for few shapes whatever the
-photographs.
+The callables take and return batches. All calls for one photograph have the same shape, and the
+sides of windows come in steps, so a jitted callable compiles for few shapes over all photographs.
 """
 
 import collections
@@ -20,28 +19,28 @@ import numpy as np
 
 from vae.inference.batches import filled
 
-# Sides of windows, pixels. Larger ones compute less twice and take more memory; beyond this one a
-# CPU's caches lose what a smaller halo gains.
+# Sides of windows, pixels. Larger windows compute less twice but take more memory; above 1024, CPU
+# caches lose more than the smaller share of halos gains.
 LARGEST = 1024
 STEP = 64
 
-# Calls whose results are not fetched yet: the device works while the host copies.
+# Calls whose results are not fetched yet: the device computes while the process copies.
 _IN_FLIGHT = 2
 
 Half = Callable[[np.ndarray], Any]
 
 
 def window_side(length: int, halo: int, *, largest: int, step: int) -> int:
-    """The side of windows that cover an axis with little computed twice.
+    """Returns the side of windows that cover an axis with little computed twice.
 
     Args:
       length: Length of the axis.
-      halo: What is not kept at a window's edges inside the axis.
-      largest: Sides are at most this long, unless that leaves less than half of a window to keep.
-      step: Sides are multiples of it, unless the whole axis is shorter than that takes.
+      halo: Length that is not kept at a window's edges inside the axis.
+      largest: Largest side, unless it would leave less than half of a window to keep.
+      step: Sides are multiples of it, unless the whole axis is shorter.
 
     Returns:
-      At most `length`.
+      The side, at most `length`.
     """
     largest = max(largest, 4 * halo + step)
     if length <= largest and length % step == 0:
@@ -54,12 +53,12 @@ def window_side(length: int, halo: int, *, largest: int, step: int) -> int:
 
 
 def window_origins(length: int, window: int, halo: int) -> list[int]:
-    """Where windows start along one axis; whatever lies `halo` inside them covers the axis.
+    """Returns where windows start along one axis; their kept parts cover the axis.
 
     Args:
       length: Length of the axis, at least `window`.
       window: Length of a window.
-      halo: What is not kept at a window's edges inside the axis.
+      halo: Length that is not kept at a window's edges inside the axis.
 
     Returns:
       Ascending origins: the first window starts at 0, the last ends at `length`.
@@ -89,7 +88,7 @@ def encode_windows(
     window: int | None = None,
     batch: int = 1,
 ) -> Any:
-    """Encodes an image as if it were encoded whole.
+    """Encodes an image in windows; the result equals encoding it whole.
 
     Args:
       encode: [batch, h, w, C] -> [batch, h/factor, w/factor, D] or a tree of such arrays, for any
@@ -97,15 +96,15 @@ def encode_windows(
         patch of `factor` x `factor` pixels and on at most `halo` pixels around it.
       image: [H, W, C], any dtype `encode` takes; sides not divisible by `factor` are edge-padded.
       factor: Pixels per latent position and axis.
-      halo: In pixels.
-      window: Side of a window in pixels, divisible by `factor`; None for what suits the image.
-      batch: Windows in a call.
+      halo: Halo in pixels.
+      window: Side of a window in pixels, divisible by `factor`; None to choose it for the image.
+      batch: Windows per call.
 
     Returns:
       Numpy [ceil(H/factor), ceil(W/factor), D], or a tree of them.
 
     Raises:
-      ValueError: `window` is not divisible by `factor`, or has no inside.
+      ValueError: `window` is not divisible by `factor`, or nothing of it would be kept.
     """
     image = pad_to_factor(image, factor)
     halo = -(-halo // factor)
@@ -122,22 +121,22 @@ def decode_windows(
     window: int | None = None,
     batch: int = 1,
 ) -> np.ndarray:
-    """Decodes latents as if they were decoded whole.
+    """Decodes latents in windows; the result equals decoding them whole.
 
     Args:
       decode: [batch, h, w, D] -> [batch, h*factor, w*factor, C]; a pixel depends on its own latent
         position and on at most `halo` positions around it.
       latents: [h, w, D].
       factor: Pixels per latent position and axis.
-      halo: In latent positions.
-      window: Side of a window in pixels, divisible by `factor`; None for what suits the image.
-      batch: Windows in a call.
+      halo: Halo in latent positions.
+      window: Side of a window in pixels, divisible by `factor`; None to choose it for the image.
+      batch: Windows per call.
 
     Returns:
       [h*factor, w*factor, C].
 
     Raises:
-      ValueError: `window` is not divisible by `factor`, or has no inside.
+      ValueError: `window` is not divisible by `factor`, or nothing of it would be kept.
     """
     shape = _window_shape(*latents.shape[:2], halo, factor, window)
     return _apply(decode, latents, unit_in=1, unit_out=factor, halo=halo, shape=shape, batch=batch)
@@ -152,7 +151,7 @@ def filter_windows(
     window: int | None = None,
     batch: int = 1,
 ) -> np.ndarray:
-    """Applies what maps images to images as if it were applied to the whole.
+    """Filters an image in windows; the result equals filtering it whole.
 
     Args:
       function: [batch, h, w, C] -> [batch, h, w, D], for any h and w divisible by `factor`; its
@@ -160,15 +159,15 @@ def filter_windows(
         `halo` pixels around it.
       image: [H, W, C]; sides not divisible by `factor` are edge-padded.
       factor: Windows begin at multiples of it.
-      halo: In pixels.
-      window: Side of a window in pixels, divisible by `factor`; None for what suits the image.
-      batch: Windows in a call.
+      halo: Halo in pixels.
+      window: Side of a window in pixels, divisible by `factor`; None to choose it for the image.
+      batch: Windows per call.
 
     Returns:
       Numpy [H, W, D].
 
     Raises:
-      ValueError: `window` is not divisible by `factor`, or has no inside.
+      ValueError: `window` is not divisible by `factor`, or nothing of it would be kept.
     """
     height, width = image.shape[:2]
     image = pad_to_factor(image, factor)
@@ -183,7 +182,7 @@ def filter_windows(
 def _window_shape(
     height: int, width: int, halo: int, factor: int, window: int | None
 ) -> tuple[int, int]:
-    """Height and width of every window; all but `factor` and `window` in latent positions."""
+    """Returns height and width of all windows, in latent positions; `window` is in pixels."""
     if window is None:
         limits = {"largest": LARGEST // factor, "step": max(STEP // factor, 1)}
         return window_side(height, halo, **limits), window_side(width, halo, **limits)
@@ -202,7 +201,7 @@ def _apply(
     shape: tuple[int, int],
     batch: int,
 ) -> Any:
-    """One half over all windows. Halo and shape count latent positions, units pixels of each."""
+    """Applies a half to all windows. Halo and shape are in latent positions, units in pixels."""
     (height, width), (h, w) = (side // unit_in for side in array.shape[:2]), shape
     corners = [
         (y, x) for y in window_origins(height, h, halo) for x in window_origins(width, w, halo)
@@ -236,14 +235,13 @@ def map_windows(
     """Applies a function of batches to windows that all have one shape.
 
     Args:
-      function: Of [batch, ...]; the last batch is filled up with windows nobody looks at, so that
-        it is compiled once.
-      cut: Gives the window at a corner.
-      corners: Of the windows.
-      batch: Windows in a call.
+      function: Function of [batch, ...]; the last batch is padded, so that it compiles once.
+      cut: Returns the window at a corner.
+      corners: Corners (y, x) of the windows.
+      batch: Windows per call.
 
     Yields:
-      Each corner with what the function made of its window, fetched while the next is computed.
+      Each corner and the result for its window, fetched while the next one is computed.
     """
     in_flight = collections.deque()
 

@@ -1,4 +1,4 @@
-"""Models: arrays in, arrays out, no input or output of files."""
+"""Models as functions of arrays. This package reads and writes no files."""
 
 from vae.models.autoencoder import AutoencoderKL, with_linear_codec
 from vae.models.enhancer import Enhancer

@@ -1,45 +1,45 @@
-"""Random crops, scales, flips, turns and masks on the device; each row has its own randomness."""
+"""Random crops, scales, flips, turns and masks on the device, drawn separately for each row."""
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Squares that a mask blackens in each image, and their sides as shares of the image's.
+# Number of masked squares per image, and the range of their sides as fractions of the image side.
 SQUARES = 4
 SIDES = (1 / 8, 1 / 4)
 
 
 def shrink(images, scale: int):
-    """Images as a camera of fewer pixels would have seen them: means over squares of pixels.
+    """Reduces images by averaging squares of pixels, as a camera with fewer pixels would.
 
     Args:
-      images: uint8 [..., H, W, C], of NumPy or JAX; H and W divisible by `scale`.
+      images: uint8 [..., H, W, C], NumPy or JAX; H and W divisible by `scale`.
       scale: Side of the squares in pixels.
 
     Returns:
-      uint8 [..., H / scale, W / scale, C].
+      uint8 [..., H / scale, W / scale, C], rounded to the nearest level.
     """
     if scale == 1:
         return images
     *lead, height, width, channels = images.shape
     cut = images.reshape(*lead, height // scale, scale, width // scale, scale, channels)
-    # In whole numbers: XLA rounds where a conversion to them should cut off (0.10.2, CPU, jitted).
+    # Integer arithmetic: XLA (0.10.2, CPU, jitted) rounds in casts to int that should truncate.
     total = cut.sum(axis=(-4, -2), dtype=np.uint32)
     return ((total + scale**2 // 2) // scale**2).astype(np.uint8)
 
 
 @flax.struct.dataclass
 class CropAndTurn:
-    """How an image became a training example.
+    """The crop, scale and symmetry of a training example, applied in the order of the attributes.
 
     Attributes:
-      y: int32 [], first row of the crop, pixels of the image.
-      x: int32 [], its first column.
-      scale: int32 [], what it was shrunk by.
-      transpose: bool [], whether rows became columns; after the shrinking.
-      flip_y: bool [], whether rows were then reversed.
-      flip_x: bool [], whether columns were.
+      y: int32 [], first row of the crop in pixels of the image.
+      x: int32 [], first column of the crop.
+      scale: int32 [], factor by which the crop was reduced.
+      transpose: bool [], True if rows and columns were exchanged.
+      flip_y: bool [], True if the rows were reversed.
+      flip_x: bool [], True if the columns were reversed.
     """
 
     y: jax.Array
@@ -50,14 +50,14 @@ class CropAndTurn:
     flip_x: jax.Array
 
     def turn(self, image: jax.Array) -> jax.Array:
-        """The symmetry alone, of any square image [S, S, C]."""
+        """Applies the symmetry alone to a square image [S, S, C]."""
         image = jnp.where(self.transpose, image.swapaxes(0, 1), image)
         image = jnp.where(self.flip_y, image[::-1], image)
         return jnp.where(self.flip_x, image[:, ::-1], image)
 
     def place(self, place: jax.Array, crop: int) -> jax.Array:
-        """Where (row, column, radius) of the image, float32 [3], lie in the example of side `crop`:
-        centres of pixels are whole numbers."""
+        """Maps (row, column, radius) of the image, float32 [3], to the example of side `crop`.
+        Pixel centres have integer coordinates."""
         y, x = ((place[:2] - jnp.stack([self.y, self.x]) + 0.5) / self.scale) - 0.5
         y, x = jnp.where(self.transpose, x, y), jnp.where(self.transpose, y, x)
         y = jnp.where(self.flip_y, crop - 1 - y, y)
@@ -73,17 +73,16 @@ def augment(
     turn: bool,
     scales: tuple[int, ...] = (1,),
 ) -> jax.Array:
-    """Crops, shrinks, flips and turns each image by its own draw.
+    """Crops, reduces, flips and turns each image with its own random draw.
 
     Args:
       images: uint8 [B, S, S, C].
-      key: The step's key for this duty.
-      rows: int32 [B], the place of each image in the global batch: the draw depends on (key, row)
-        and not on how the batch is cut over devices.
-      crop: Side of the result; times the largest scale at most S.
-      turn: Whether to draw one of the eight symmetries of the square.
-      scales: What each image is shrunk by, drawn from these; one named twice is drawn twice as
-        often.
+      key: Random key for augmentation at this step.
+      rows: int32 [B], index of each image in the global batch. The draw depends on (key, row) and
+        not on how the batch is divided over devices.
+      crop: Side of the result; `crop` times the largest scale is at most S.
+      turn: If True, draws one of the eight symmetries of the square.
+      scales: Reduction factors to draw from; a factor listed twice is drawn twice as often.
 
     Returns:
       uint8 [B, crop, crop, C].
@@ -99,7 +98,7 @@ def augment_placed(
     turn: bool,
     scales: tuple[int, ...] = (1,),
 ) -> tuple[jax.Array, CropAndTurn]:
-    """As `augment`, with how each example was cut: a `CropAndTurn` of leaves [B]."""
+    """Returns the result of `augment` and a `CropAndTurn` with leaves of shape [B]."""
     distinct = sorted(set(scales))
     choices = jnp.array([distinct.index(scale) for scale in scales])
 
@@ -128,15 +127,16 @@ def augment_placed(
 
 
 def mask_squares(images: jax.Array, key: jax.Array, rows: jax.Array) -> jax.Array:
-    """Blackens squares at random places: what is learned from has to be inferred from around them.
+    """Blackens squares at random places, which a model has to infer from their surroundings.
 
     Args:
       images: uint8 [B, S, S, C].
-      key: The step's key for this duty.
-      rows: int32 [B]; as for `augment`.
+      key: Random key for masking at this step.
+      rows: int32 [B], see `augment`.
 
     Returns:
-      uint8 [B, S, S, C], with `SQUARES` squares of `SIDES` of S, which may overlap, set to 0.
+      uint8 [B, S, S, C], with `SQUARES` squares set to 0. Their sides are in the range `SIDES`
+      times S, and they may overlap.
     """
     side = images.shape[1]
     pixels = jnp.arange(side)

@@ -1,12 +1,12 @@
-"""AutoencoderKL: a convolutional VAE with a spatial latent that starts as the best linear one.
+"""AutoencoderKL: a convolutional VAE with a spatial latent, initialized as the best linear VAE.
 
     encoder   mean = A * (patch_f(x) - m) / sd + conv path(x)      log-variance = b + conv path(x)
     decoder   x_hat = unpatch_f(D * (sd z) + m) + conv path(z)
 
-A and D are convolutions over K x K patches, overlapping probabilistic PCA
-(`vae.models.overlapping_ppca`); with K = 1 they are PCA itself. The conv paths end in
-zero-initialised layers, so step 0 *is* the linear codec. They compute at a quarter of the
-resolution and below, and their reach is bounded (see `vae.models.layers`).
+A and D are the kernels of overlapping PPCA over K x K patches (`vae.models.overlapping_ppca`); with
+K = 1 this is PCA. The conv paths end in zero-initialised layers, so the model at step 0 equals the
+linear codec. They compute at 1/4 resolution and below, and their receptive field is bounded (see
+`vae.models.layers`).
 """
 
 import flax.linen as nn
@@ -26,18 +26,18 @@ LINEAR = "linear"
 class AutoencoderKL(nn.Module):
     """Encoder q(z | x) and decoder p(x | z) for images [B, H, W, 3] in [-1, 1], any H, W.
 
-    Variables: `params` (learned) and `pca` (a fixed fit whose `sd` and `scale` set the units of the
-    latent and of the conv paths). `with_linear_codec` fills both.
+    The variables are `params` (learned) and `pca` (a fixed fit; its `sd` and `scale` set the units
+    of the latent and of the conv paths). `with_linear_codec` fills both.
 
     Attributes:
       latent_channels: C, values per latent position.
       downsample: f, pixels per latent position and axis; 4 times a power of two.
-      linear_kernel: K, patches a side that the linear path's kernels reach over; odd.
-      width: Channels of the conv paths at 1/4 resolution; at 1/8 and below, `deep_width`.
-      deep_width: Channels of the conv paths below 1/4 resolution.
-      encoder_depth: Residual blocks at 1/4 and at each resolution below, from fine to coarse.
-      decoder_depth: Likewise, from fine to coarse.
-      dtype: What the conv paths compute in. The linear path and the sums are float32 always.
+      linear_kernel: K, side of the linear path's kernels in patches; odd.
+      width: Channels of the conv paths at 1/4 resolution.
+      deep_width: Channels of the conv paths at 1/8 resolution and below.
+      encoder_depth: Residual blocks at 1/4 and at each lower resolution, from fine to coarse.
+      decoder_depth: The same for the decoder, also from fine to coarse.
+      dtype: Dtype in which the conv paths compute. The linear path and the sums are always float32.
     """
 
     latent_channels: int = 32
@@ -68,15 +68,15 @@ class AutoencoderKL(nn.Module):
         self.raw_log_scale = self.param("log_scale", nn.initializers.constant(-4.0), ())
 
     def encode(self, x: jax.Array, train: bool = False) -> Posterior:
-        """Images [B, H, W, 3] in [-1, 1], sides divisible by f -> posterior [B, H/f, W/f, C].
+        """Encodes images [B, H, W, 3] in [-1, 1], H and W divisible by f.
 
-        `train` changes nothing: no layer here has another way for training.
+        Returns the posterior [B, H/f, W/f, C]. `train` has no effect: no layer depends on it.
         """
         return self._analyse(x)[0]
 
     def _analyse(self, x: jax.Array) -> tuple[Posterior, jax.Array, tuple[jax.Array, jax.Array]]:
-        """The posterior, what the linear path alone makes of x, and what the encoder saw of it:
-        PCA's residual [B, H, W, 3] and its own last features [B, H/f, W/f, D]."""
+        """Returns the posterior, the latents of the linear path alone, and what the conv path used:
+        PCA's residual [B, H, W, 3] and its last features [B, H/f, W/f, D]."""
         pca = self.pca.value
         x = x.astype(jnp.float32)
         linear = self.linear.encode(space_to_depth(x, self.downsample))
@@ -84,40 +84,40 @@ class AutoencoderKL(nn.Module):
         residual = (x - pca.decode(whitened)) / pca.scale
         deltas, features = self.encoder(residual, whitened)
         delta_mean, delta_log_var = jnp.split(deltas, 2, axis=-1)
-        # A unit of the conv path is one standard deviation of the starting posterior: the size of
-        # a correction that the noise of z does not drown.
+        # The conv path's unit is one standard deviation of the initial posterior: a correction of
+        # that size is not hidden by the noise of z.
         mean = linear / pca.sd + jnp.exp(0.5 * pca.log_var()) * delta_mean
         posterior = Posterior(mean, self.linear.log_var + delta_log_var)
         return posterior, linear, (residual, features)
 
     def decode(self, z: jax.Array) -> jax.Array:
-        """Latents [B, h, w, C] -> mean image float32 [B, h*f, w*f, 3], not clipped to [-1, 1]."""
+        """Decodes latents [B, h, w, C] to the mean image, float32 [B, h*f, w*f, 3], not clipped."""
         pca = self.pca.value
         z = z.astype(jnp.float32)
         linear = depth_to_space(self.linear.decode(z * pca.sd), self.downsample)
         return linear + pca.scale * self.decoder(z)
 
     def log_scale(self) -> jax.Array:
-        """Log standard deviation of the Gaussian likelihood, learned: float32 [].
+        """Returns the learned log standard deviation of the Gaussian likelihood, float32 [].
 
-        Never below that of 8-bit rounding: sigma^2 = floor^2 + exp(2 raw), smooth, so the gradient
-        survives at the floor.
+        sigma is at least that of 8-bit rounding: sigma^2 = floor^2 + exp(2 raw). This is smooth, so
+        the gradient does not vanish at the floor.
         """
         return 0.5 * jnp.log(QUANTISATION_STD**2 + jnp.exp(2 * self.raw_log_scale))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Images -> reconstruction from the posterior mean, [B, H, W, 3]; uses every parameter."""
+        """Reconstructs images [B, H, W, 3] from their posterior means; uses every parameter."""
         self.log_scale()
         return self.decode(self.encode(x).mean)
 
     @property
     def tile_size(self) -> None:
-        """The one side of image that the model takes: any."""
+        """Returns None: the model accepts images of any size."""
         return None
 
     @property
     def encoder_halo(self) -> int:
-        """Pixels around a latent's own f x f patch that its posterior depends on."""
+        """Returns how many pixels beyond its own f x f patch a latent's posterior depends on."""
         conv_path = sum(
             ResidualBlock.REACH * depth * STEM * 2**level
             for level, depth in enumerate(self.encoder_depth)
@@ -126,7 +126,7 @@ class AutoencoderKL(nn.Module):
 
     @property
     def decoder_halo(self) -> int:
-        """Latent positions around a pixel's own that the pixel depends on."""
+        """Returns how many latent positions beyond its own a pixel depends on, on each side."""
         pixels = sum(
             ResidualBlock.REACH * depth * STEM * 2**level
             for level, depth in enumerate(self.decoder_depth)
@@ -137,7 +137,8 @@ class AutoencoderKL(nn.Module):
 class LinearPath(nn.Module):
     """The learned linear codec: A, D, m and the log-variance b. Float32 on every backend.
 
-    Beyond the border patches and latents repeat, so that an even brightness stays one.
+    The outermost patches and latents repeat beyond the border, so that a constant image stays
+    constant.
     """
 
     patch: int
@@ -154,20 +155,20 @@ class LinearPath(nn.Module):
         self.log_var = self.param("log_var", nn.initializers.zeros, (self.latent_channels,))
 
     def encode(self, patches: jax.Array) -> jax.Array:
-        """[B, h, w, f*f*3] -> [B, h, w, C]."""
+        """Encodes patches [B, h, w, f*f*3] to latents [B, h, w, C]."""
         return convolve(patches - self.mean, self.analysis)
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """[B, h, w, C] -> [B, h, w, f*f*3]."""
+        """Decodes latents [B, h, w, C] to patches [B, h, w, f*f*3]."""
         return self.decode_change(latents) + self.mean
 
     def decode_change(self, latents: jax.Array) -> jax.Array:
-        """What a change of the latents changes: as `decode`, without the mean."""
+        """Decodes a difference of latents to a difference of patches: `decode` without the mean."""
         return convolve(latents, self.synthesis)
 
 
 def _blank_pca(patch: int, latent_channels: int) -> PCA:
-    """Unit scales, so that a model without a fit still computes."""
+    """Returns a PCA with unit scales, so that a model without a fit can be evaluated."""
     return PCA(
         mean=jnp.zeros(patch),
         components=jnp.eye(patch, latent_channels),
@@ -179,21 +180,21 @@ def _blank_pca(patch: int, latent_channels: int) -> PCA:
 def with_linear_codec(
     variables: dict, pca: PCA, overlapping: OverlappingPPCA | None = None
 ) -> dict:
-    """Fresh variables of an `AutoencoderKL`, moved to its linear start.
+    """Sets the linear path and the likelihood of fresh `AutoencoderKL` variables to a fit.
 
     Args:
-      variables: What `AutoencoderKL.init` returned, or its abstract shapes' values.
-      pca: The fit, of the model's latent size and patch side.
-      overlapping: The fit with overlap, of the model's kernel or a smaller one; None for PCA.
+      variables: Variables as returned by `AutoencoderKL.init`.
+      pca: The PCA fit, with the model's latent size and patch side.
+      overlapping: The overlapping PPCA fit, with the model's kernel or a smaller one; None for PCA.
 
     Returns:
-      New variables: mean reconstruction, posterior and likelihood are the fit's.
+      New variables. Their mean reconstruction, posterior and likelihood are those of the fit.
     """
     overlapping = from_pca(pca) if overlapping is None else overlapping
     params = dict(variables["params"])
     border = (params[LINEAR]["analysis"].shape[0] - overlapping.analysis.shape[0]) // 2
     inside = ((border, border), (border, border), (0, 0), (0, 0))
-    # log sigma = log s through the smooth floor of `log_scale`; e^-12 stands for minus infinity.
+    # Inverts the smooth floor of `log_scale`, so that log sigma = log s; e^-12 replaces zero.
     excess = jnp.maximum(jnp.square(overlapping.scale) - QUANTISATION_STD**2, np.exp(-24.0))
     params[LINEAR] = {
         "analysis": jnp.pad(overlapping.analysis, inside),

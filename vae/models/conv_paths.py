@@ -1,4 +1,4 @@
-"""The conv paths of an autoencoder, which correct its linear codec."""
+"""The conv paths of an autoencoder, which add corrections to its linear codec."""
 
 import flax.linen as nn
 import jax
@@ -6,16 +6,16 @@ import jax.numpy as jnp
 
 from vae.models.layers import RMSNorm, Stage, depth_to_space, space_to_depth
 
-# They start here: a 4 x 4 patch is a pixel with 48 channels.
+# The conv paths start at 1/4 resolution: a 4 x 4 patch becomes one position with 48 channels.
 STEM = 4
 
 
 class ConvEncoder(nn.Module):
-    """PCA's residual of an image and its whitened latents -> corrections float32 [B, H/f, W/f, 2C],
-    and the features that they are made from.
+    """Corrections float32 [B, H/f, W/f, 2C] from an image's PCA residual and whitened latents.
 
-    Both inputs are in units of their deviations: in the image itself the details that matter here
-    are a hundredth of the brightness, and a network sees little of them.
+    The module also returns the features from which the corrections are computed. Both inputs are in
+    units of their standard deviations. In the image itself the relevant details have 1% of the
+    brightness, and a network would hardly see them.
     """
 
     latent_channels: int
@@ -37,12 +37,12 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """Latents -> correction of the image, float32 [B, H, W, 3], in units of PCA's residual.
+    """Correction of the image from its latents, float32 [B, H, W, 3], in units of PCA's residual.
 
-    The finest level sees the latents themselves as well: what is left to correct lies mostly next
-    to what is already there. Where the image that was encoded is at hand at decoding, its residual
-    and the encoder's features can go in too (`seen`); then a gate float32 [B, H/4, W/4, 1] comes
-    out as well, between 0 and 2 and 1 at the start: how much of the change is to be made.
+    The latents are also fed to the finest level, because most remaining errors lie next to existing
+    structures. An enhancer has the encoded image at decoding too. It passes that image's residual
+    and the encoder's features as `seen`. The module then also returns a gate, float32
+    [B, H/4, W/4, 1] in (0, 2): the factor of the change, 1 at initialization.
     """
 
     widths: list[int]
@@ -85,7 +85,7 @@ class ConvDecoder(nn.Module):
 
 
 def _zero_head(h: jax.Array, features: int, dtype: jnp.dtype) -> jax.Array:
-    """The last layer of a conv path: zero at the start, float32 out."""
+    """Applies the last layer of a conv path: zero-initialised, with float32 output."""
     h = RMSNorm(name="norm")(h)
     zeros = nn.initializers.zeros
     return nn.Dense(features, dtype=dtype, kernel_init=zeros, name="head")(h).astype(jnp.float32)

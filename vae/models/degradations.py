@@ -1,14 +1,14 @@
-"""Degradations of fundus photographs, as functions of clean ones.
+"""Degradations of fundus photographs, as functions of clean photographs.
 
-Every degradation is a pure function of (image, geometry, severity, key): severity 0 is the
-identity, 1 a photograph that a clinic would take again. Properties of the photograph (light, haze,
-spots, colour) are drawn from the key in coordinates of its field of view, and grain and block grids
-lie in its pixels, so two tiles of one photograph with one key agree where they overlap; blurs and
-blocks differ near a tile's border, where it does not know its neighbours' pixels.
+Every degradation is a pure function of (image, geometry, severity, key). Severity 0 is the
+identity, and severity 1 gives a photograph that a clinic would repeat. Light, haze, spots and
+colour are drawn from the key in coordinates of the field of view. Grain and block grids are defined
+in the photograph's pixels. Two tiles of one photograph with one key therefore agree where they
+overlap. Only blurs and blocks differ near a tile's border, for lack of the neighbouring pixels.
 
-Light adds up in linear intensities, which are sRGB's values to the power of `GAMMA` here. The
+Light is added in linear intensities, approximated as sRGB values to the power of `GAMMA`. The
 families are those of Shen et al., "Modeling and enhancing low-quality retinal fundus images"
-(2021): disturbed light transmission, blur, artefacts; formulas have their own sources below.
+(2021): disturbed light transmission, blur, artefacts. Each formula has its own source below.
 """
 
 import functools
@@ -27,9 +27,9 @@ __all__ = ["BLURS", "DEGRADATIONS", "GAMMA", "REACH", "WHOLE", "FovGeometry", "d
 
 GAMMA = 2.2
 SPOTS = 6
-# Side of JPEG's blocks; of a grid that a sensor of a quarter of the pixels fits, too.
+# Side of JPEG's blocks in pixels; a multiple of the largest factor of `downsampling`, 4.
 BLOCK = 8
-# Linear light of a clouded lens before the retina's reds: a warm grey.
+# Linear RGB of the light that a clouded lens scatters: a warm grey.
 VEIL = np.array([0.55, 0.36, 0.22], np.float32)
 # ITU-T T.81, tables K.1 and K.2: luminance and chrominance at quality 50.
 LUMINANCE = np.array([
@@ -41,7 +41,7 @@ LUMINANCE = np.array([
 CHROMINANCE = np.full((8, 8), 99)
 CHROMINANCE[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]]
 TABLES = np.stack([LUMINANCE, CHROMINANCE, CHROMINANCE]).astype(np.float32)
-# JFIF: BT.601 luma, and chroma, from RGB.
+# BT.601 luma and chroma from RGB, as JFIF defines them.
 TO_YCC = np.array(
     [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], np.float32
 )
@@ -53,16 +53,15 @@ DCT = scipy.fft.dct(np.eye(8), axis=0, norm="ortho").astype(np.float32)
 
 @flax.struct.dataclass
 class FovGeometry:
-    """Where a tile lies in its photograph.
+    """The position of a tile in its photograph.
 
     Attributes:
-      y: int32 [], the tile's first row in the photograph, pixels.
-      x: int32 [], its first column.
-      fov_y: float32 [], row of the centre of the field of view, pixels.
-      fov_x: float32 [], column of it.
+      y: int32 [], first row of the tile in the photograph, pixels.
+      x: int32 [], first column of the tile.
+      fov_y: float32 [], row of the FOV centre, pixels.
+      fov_x: float32 [], column of the FOV centre, pixels.
       fov_radius: float32 [], pixels, positive.
-      step: float32 [], pixels of the photograph that one pixel here stands for: 1, or more where
-        it was reduced.
+      step: float32 [], photograph pixels per pixel of this image: 1, or more if it was reduced.
     """
 
     y: jax.Array
@@ -73,26 +72,25 @@ class FovGeometry:
     step: jax.Array | float = 1.0
 
     def grid(self, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-        """(v, u), float32 [H, W] each for shape (H, W): 0 at the centre of the field of view, 1 at
-        its rim."""
+        """Returns FOV coordinates (v, u), float32 [H, W] each: 0 at the centre, 1 at the rim."""
         rows = (self.y + jnp.arange(shape[0]) - self.fov_y) / self.fov_radius
         columns = (self.x + jnp.arange(shape[1]) - self.fov_x) / self.fov_radius
         return jnp.broadcast_to(rows[:, None], shape), jnp.broadcast_to(columns, shape)
 
 
-# (image [3, H, W], geometry, severity [], key) -> the same shape. Channels come first: with them
-# last, XLA on CPUs would not vectorise loops over fields that all channels share. The functions of
-# `LIGHT` take and return linear light, the others sRGB values; both lie in [0, 1].
+# (image [3, H, W], geometry, severity [], key) -> the same shape. Channels come first, because XLA
+# on CPUs does not vectorise loops over fields shared by trailing channels. The functions of `LIGHT`
+# take and return linear light, the others sRGB values; both lie in [0, 1].
 Degradation = Callable[[jax.Array, FovGeometry, jax.Array, jax.Array], jax.Array]
 
 
 def illumination(
     light: jax.Array, geometry: FovGeometry, severity: jax.Array, key: jax.Array
 ) -> jax.Array:
-    """A flash off its centre: a slope of light, and falloff towards the rim.
+    """Simulates a misaligned flash: an illumination gradient and falloff towards the rim.
 
-    Falloff is the cosine-fourth law (Reiss, 1945) at up to 50 degrees off axis; the slope takes up
-    to 85% of the light from one side; the whole is dimmed by up to 60%.
+    The falloff is the cosine-fourth law (Reiss, 1945) at up to 50 degrees off axis. The gradient
+    removes up to 85% of the light on one side. The whole image is dimmed by up to 60%.
     """
     slope_key, angle_key, dim_key = jax.random.split(key, 3)
     v, u = geometry.grid(light.shape[1:])
@@ -105,10 +103,10 @@ def illumination(
 
 
 def haze(light: jax.Array, geometry: FovGeometry, severity: jax.Array, key: jax.Array) -> jax.Array:
-    """A cloudy lens: light is scattered, and a veil lies over what is left.
+    """Simulates a cloudy lens: scattered light and a veil over the image.
 
-    I' = t I_s + (1 - t) A, the model of Peli and Peli (1989) for cataracts: transmission t varies
-    over the photograph, down to 0.3; I_s is scattered by a wide kernel; A is the veil's colour.
+    I' = t I_s + (1 - t) A is the cataract model of Peli and Peli (1989). The transmission t varies
+    over the photograph, down to 0.3. I_s is scattered by a wide kernel. A is the veil's colour.
     """
     field_key, veil_key, level_key = jax.random.split(key, 3)
     density = 0.6 + 0.4 * _smooth_field(field_key, geometry, light.shape[1:])
@@ -123,7 +121,7 @@ def haze(light: jax.Array, geometry: FovGeometry, severity: jax.Array, key: jax.
 def defocus(
     light: jax.Array, geometry: FovGeometry, severity: jax.Array, key: jax.Array
 ) -> jax.Array:
-    """Out of focus: a uniform disc of up to 6 pixels' radius (geometrical optics)."""
+    """Simulates defocus: a uniform disc of up to 6 pixels radius (geometrical optics)."""
     del geometry, key
     return convolve(light, disc(6.0 * severity))
 
@@ -131,7 +129,7 @@ def defocus(
 def motion(
     light: jax.Array, geometry: FovGeometry, severity: jax.Array, key: jax.Array
 ) -> jax.Array:
-    """The eye moves during the exposure: a line of up to 20 pixels in one direction."""
+    """Simulates eye movement during the exposure: a line of up to 20 pixels in one direction."""
     del geometry
     angle = jax.random.uniform(key, maxval=np.pi)
     return convolve(light, line(20.0 * severity, angle))
@@ -140,10 +138,10 @@ def motion(
 def noise(
     image: jax.Array, geometry: FovGeometry, severity: jax.Array, key: jax.Array
 ) -> jax.Array:
-    """Photons and electronics: variance a I + b in linear light (Foi et al., 2008).
+    """Adds photon and read noise: variance a I + b in linear light (Foi et al., 2008).
 
-    a is up to 0.004 (250 photons at white), b up to 0.01 squared. The grain lies in the
-    photograph's pixels.
+    a is at most 0.004 (250 photons at white), b at most 0.01 squared. Each pixel of the photograph
+    has its own noise value, the same in every tile.
     """
     light = _linear(image)
     variance = severity**2 * (0.004 * light + 0.01**2)
@@ -153,7 +151,7 @@ def noise(
 def spots(
     light: jax.Array, geometry: FovGeometry, severity: jax.Array, key: jax.Array
 ) -> jax.Array:
-    """Dust and reflections: up to six soft discs, dark or bright, of 2 to 12% of the radius."""
+    """Adds dust and reflections: six soft discs, dark or bright, of 2 to 12% of the FOV radius."""
     keys = jax.random.split(key, 5)
     v, u = geometry.grid(light.shape[1:])
     distance = jnp.sqrt(jax.random.uniform(keys[0], (SPOTS,)))
@@ -171,7 +169,7 @@ def spots(
 def colour_cast(
     light: jax.Array, geometry: FovGeometry, severity: jax.Array, key: jax.Array
 ) -> jax.Array:
-    """Another white: each channel's light times up to 1.6, or divided by it (von Kries, 1902)."""
+    """Changes the white point (von Kries, 1902): gains 1.6^(severity (g - mean g)), |g| <= 1."""
     del geometry
     gains = jax.random.uniform(key, (3,), minval=-1, maxval=1)
     return light * (1.6 ** (severity * (gains - gains.mean())))[:, None, None]
@@ -180,7 +178,7 @@ def colour_cast(
 def low_contrast(
     image: jax.Array, geometry: FovGeometry, severity: jax.Array, key: jax.Array
 ) -> jax.Array:
-    """Values drawn towards a grey level between 0.25 and 0.55, by up to 70%."""
+    """Lowers contrast: moves values by up to 70% towards a grey level between 0.25 and 0.55."""
     del geometry
     level = jax.random.uniform(key, minval=0.25, maxval=0.55)
     return image + 0.7 * severity * (level - image)
@@ -189,7 +187,7 @@ def low_contrast(
 def downsampling(
     image: jax.Array, geometry: FovGeometry, severity: jax.Array, key: jax.Array
 ) -> jax.Array:
-    """A sensor of half as many pixels a side, above severity 0.5 of a quarter, shown enlarged."""
+    """Halves the resolution, or quarters it above severity 0.5, and enlarges the result."""
     del key
 
     def reduced(blocks):
@@ -204,9 +202,9 @@ def downsampling(
 
 @functools.cache
 def _enlarged(side: int, factor: int) -> np.ndarray:
-    """What a fine axis becomes on a sensor of fewer pixels, shown enlarged: float32 [side, side].
+    """Returns the matrix that reduces an axis and enlarges it again: float32 [side, side].
 
-    Linear interpolation with antialiasing, and cubic interpolation back: both are linear maps.
+    It is linear interpolation with antialiasing followed by cubic interpolation, both linear maps.
     """
     with jax.ensure_compile_time_eval():
         small = jax.image.resize(jnp.eye(side), (side // factor, side), "linear")
@@ -214,15 +212,15 @@ def _enlarged(side: int, factor: int) -> np.ndarray:
 
 
 def jpeg(image: jax.Array, geometry: FovGeometry, severity: jax.Array, key: jax.Array) -> jax.Array:
-    """JPEG's 8 x 8 blocks (ITU-T T.81) without subsampling, quality 90 down to 25."""
+    """Quantises the 8 x 8 blocks of JPEG (ITU-T T.81) at quality 90 to 25, without subsampling."""
     del key
     quality = 90 - 65 * severity
-    # The scaling of the Independent JPEG Group's library.
+    # Quality scaling as in the Independent JPEG Group's library.
     scale = jnp.where(quality < 50, 50 / quality, 2 - quality / 50)
     steps = jnp.clip(jnp.round(TABLES * scale), 1, 255)  # [3, 8, 8]
 
     def coded(blocks):
-        # Rows of blocks, rows within them, columns: products of large matrices.
+        # Axes: block row, row in the block, column. This gives products of large matrices.
         _, height, width = blocks.shape
         values = jnp.einsum("dc,cyx->dyx", TO_YCC, 255 * blocks) - MIDDLE
         waves = jnp.einsum("ky,cayx->cakx", DCT, values.reshape(3, height // 8, 8, width))
@@ -235,7 +233,7 @@ def jpeg(image: jax.Array, geometry: FovGeometry, severity: jax.Array, key: jax.
     return _on_grid(image, geometry, coded)
 
 
-# In the order in which light meets them: eye, optics, sensor, file.
+# In the physical order: eye, optics, sensor, file.
 DEGRADATIONS: dict[str, Degradation] = {
     "haze": haze,
     "illumination": illumination,
@@ -248,11 +246,11 @@ DEGRADATIONS: dict[str, Degradation] = {
     "downsampling": downsampling,
     "jpeg": jpeg,
 }
-# What happens to the light, before it is coded as values.
+# Degradations of the light, before it is encoded as sRGB values.
 LIGHT = ("haze", "illumination", "colour_cast", "defocus", "motion", "spots")
-# What a filter can undo.
+# Degradations that a linear filter can undo.
 BLURS = ("defocus", "motion", "downsampling")
-# What shows in a photograph reduced to a thumbnail.
+# Degradations that are visible in a thumbnail.
 WHOLE = ("haze", "illumination", "colour_cast", "spots", "low_contrast")
 
 
@@ -263,20 +261,20 @@ def degrade(
     severities: dict[str, jax.Array | float],
     key: jax.Array,
 ) -> jax.Array:
-    """Applies degradations in the order in which light meets them.
+    """Applies degradations in the order of `DEGRADATIONS`.
 
     Args:
       image: float32 [H, W, 3], sRGB in [0, 1].
-      fov: bool [H, W], inside the field of view; outside nothing changes.
-      geometry: Of the tile.
-      severities: By name of `DEGRADATIONS`, [] in [0, 1]; the others are left out.
-      key: Of the photograph: the same for all its tiles.
+      fov: bool [H, W], True inside the field of view; pixels outside do not change.
+      geometry: Position of the tile.
+      severities: Name of a degradation -> [] in [0, 1]; degradations without an entry are skipped.
+      key: Random key of the photograph, the same for all its tiles.
 
     Returns:
-      float32 [H, W, 3] in [0, 1]; where all severities are 0, `image` to the last bit.
+      float32 [H, W, 3] in [0, 1]; exactly `image` if all severities are 0.
 
     Raises:
-      ValueError: An unknown name.
+      ValueError: A name is unknown.
     """
     if unknown := set(severities) - set(DEGRADATIONS):
         raise ValueError(f"no degradation {sorted(unknown)}; there are {', '.join(DEGRADATIONS)}")
@@ -293,7 +291,7 @@ def degrade(
 
     made = image
     if here := [severities[name] for name in LIGHT if name in severities]:
-        # To light and back once: powers cost more than most of what is done between them.
+        # One conversion to linear light and back: it costs more than most of the degradations.
         light = _coded(through(LIGHT, _linear(image)))
         made = jnp.where((jnp.stack(here).max() > 0) & fov, light, made)
     made = through([name for name in DEGRADATIONS if name not in LIGHT], made)
@@ -309,12 +307,12 @@ def _coded(light: jax.Array) -> jax.Array:
 
 
 def _power(base: jax.Array, exponent: float) -> jax.Array:
-    """base ** exponent, base >= 0; XLA's own power is a call a value on CPUs, 4 times slower."""
+    """Returns base ** exponent for base >= 0, 4 times as fast as XLA's scalar calls on CPUs."""
     return jnp.exp(exponent * jnp.log(base))
 
 
 def _smooth_field(key: jax.Array, geometry: FovGeometry, shape: tuple[int, ...]) -> jax.Array:
-    """A field over the photograph in [-1, 1], float32 [H, W]: a few long waves."""
+    """Returns a random field over the photograph in [-1, 1], float32 [H, W]: four long waves."""
     v, u = geometry.grid(shape)
     wave_key, phase_key = jax.random.split(key)
     waves = jax.random.uniform(wave_key, (4, 2), minval=-2.5, maxval=2.5)
@@ -323,13 +321,13 @@ def _smooth_field(key: jax.Array, geometry: FovGeometry, shape: tuple[int, ...])
 
 
 def _grain(key: jax.Array, geometry: FovGeometry, shape: tuple[int, ...]) -> jax.Array:
-    """Standard normal noise [C, H, W], a function of the key and the pixel of the photograph."""
+    """Returns standard normal noise [C, H, W], a function of the key and the photograph's pixel."""
     rows = (geometry.y + jnp.arange(shape[1])).astype(jnp.uint32)
     columns = (geometry.x + jnp.arange(shape[2])).astype(jnp.uint32)
     channels = jnp.arange(shape[0], dtype=jnp.uint32)[:, None, None]
     rows = jnp.broadcast_to(rows[:, None], shape).ravel()
     columns = jnp.broadcast_to(columns * shape[0] + channels, shape).ravel()
-    # Threefry hashes pairs of words: one from each half of what it is given.
+    # Threefry hashes pairs of words, one from each half of its input.
     bits = threefry_2x32(jax.random.key_data(key), jnp.concatenate([rows, columns]))
     uniform = ((bits[: rows.size] >> 9).astype(jnp.float32) + 0.5) / 2**23
     return (np.sqrt(2) * jax.lax.erf_inv(2 * uniform - 1)).reshape(shape)
@@ -338,18 +336,18 @@ def _grain(key: jax.Array, geometry: FovGeometry, shape: tuple[int, ...]) -> jax
 def _on_grid(
     image: jax.Array, geometry: FovGeometry, function: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
-    """Applies what works on blocks of 8 pixels, where they lie in the photograph.
+    """Applies a function on 8 x 8 blocks, aligned with the photograph's block grid.
 
     Args:
       image: [C, H, W].
-      geometry: Of the tile.
-      function: [C, h, w] -> the same shape; h and w divisible by 8, the first block whole.
+      geometry: Position of the tile.
+      function: [C, h, w] -> the same shape; h and w are divisible by 8.
     """
     side = BLOCK
     channels, height, width = image.shape
     border = ((0, 0), (side, 2 * side - height % side), (side, 2 * side - width % side))
     padded = jnp.pad(image, border, mode="edge")
-    # The tile begins `inside` pixels after a block's first.
+    # Offset of the tile's first pixel within its block.
     inside = [geometry.y % side, geometry.x % side]
     begin = [0, side - inside[0], side - inside[1]]
     cut = (channels, height + 2 * side - height % side, width + 2 * side - width % side)

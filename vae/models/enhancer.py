@@ -1,16 +1,16 @@
-"""Enhancer: a degraded photograph made clear, in three stages.
+"""Enhancer: restores degraded photographs in three stages.
 
-    toned    = x, with its light, haze, colour and contrast undone     from a thumbnail
-    sharp    = toned, with its blur undone                             from its periodogram
+    toned    = x with light, haze, colour and contrast corrected       from a thumbnail
+    sharp    = toned, deblurred                                        from its periodogram
     enhanced = sharp + gate * (D * (sd z - A * sharp) + gain * conv path(z, sharp))
 
-Light, haze and colour cannot be judged from a tile: the tone stage (`vae.models.tone`) sees the
-photograph reduced to `THUMBNAIL` pixels. Nor can its blur: sharpening (`vae.models.sharpening`)
-sees its averaged spectrum. What is left, grain and blocks, is the detail stage's, of bounded reach:
-an `AutoencoderKL` whose decoder sees the image too, so that the latent need not carry what is good.
-D and A are its linear path (`vae.models.autoencoder`): only a *change* of the linear code changes
-the image, and a gate at each 4 x 4 patch can leave it as it is. All heads start at zero, so step 0
-is the identity.
+A tile does not show the light, haze and colour of the whole photograph, so the tone stage
+(`vae.models.tone`) uses a thumbnail. A tile does not show the blur reliably, so the sharpening
+stage (`vae.models.sharpening`) uses the photograph's averaged periodogram. The detail stage removes
+grain and blocks with a bounded receptive field. It is an `AutoencoderKL` whose decoder also sees
+the image, so the latent need not encode what is already good. D and A are its linear path
+(`vae.models.autoencoder`). They change the image only by a change of the linear code, and a gate
+for each 4 x 4 patch scales the change. All heads start at zero, so step 0 is the identity.
 """
 
 from collections.abc import Callable
@@ -25,22 +25,23 @@ from vae.models.posterior import Posterior
 from vae.models.sharpening import Sharpening, correlate_each
 from vae.models.tone import ToneField, apply_tone, change_size, evidence, expected_error
 
-# What is wrong with a bad photograph is larger than what a codec leaves by this much.
+# Errors of a degraded photograph are larger than a codec's residual by about this factor.
 GAIN = 8.0
 TONE, SHARPENING = "tone", "sharpening"
-# The likelihood's scale at the start, logarithm: some six grey levels are usually wrong.
+# Initial log standard deviation of the likelihood: about six grey levels, the usual error.
 LOG_SCALE = -3.0
 
 
 class Enhancer(AutoencoderKL):
     """p(clean image | degraded image, thumbnail) for images [B, H, W, 3] in [-1, 1].
 
-    Variables as for `AutoencoderKL`, with `tone` and the decoder's skips among the parameters.
+    The variables are those of `AutoencoderKL`, and parameters of the tone stage, of the sharpening
+    stage and of the decoder's skips.
 
     Attributes:
-      tone_width: Channels of the tone stage on the grid; twice as many on half of it.
-      tone_evidence: Sizes of a change of tone, grey levels, from which on it is made, and made
-        whole (`vae.models.tone.evidence`).
+      tone_width: Channels of the tone stage at its first resolution; at half of it, twice as many.
+      tone_evidence: Sizes of a tone change in grey levels: up to the first the change is not
+        applied, from the second on it is applied in full (`vae.models.tone.evidence`).
       tone_rms_error: Root mean square error of toned photographs, grey levels.
     """
 
@@ -54,13 +55,13 @@ class Enhancer(AutoencoderKL):
         self.tone_field = ToneField(self.tone_width, self.dtype, name=TONE)
 
     def tone(self, x: jax.Array, thumbnail: jax.Array, circle: jax.Array) -> jax.Array:
-        """The tone stage: pixel by pixel, given the thumbnail.
+        """Applies the tone stage, which acts pixel by pixel.
 
         Args:
           x: float32 [B, H, W, 3] in [-1, 1].
-          thumbnail: float32 [B, THUMBNAIL, THUMBNAIL, 3] in [-1, 1], the square of `MARGIN` radii
-            around the centre of the photograph's field of view.
-          circle: float32 [B, 3]: row and column of that centre in pixels of x, and the radius.
+          thumbnail: float32 [B, THUMBNAIL, THUMBNAIL, 3] in [-1, 1]; it extends `MARGIN` radii to
+            each side of the FOV centre.
+          circle: float32 [B, 3]: FOV circle in pixels of x: row and column of its centre, radius.
 
         Returns:
           float32 [B, H, W, 3], not clipped.
@@ -71,31 +72,31 @@ class Enhancer(AutoencoderKL):
         return x + share[:, None, None, None] * (apply_tone(x, coefficients, circle) - x)
 
     def tone_error(self, thumbnail: jax.Array) -> jax.Array:
-        """Returns the error to be expected of `tone`, grey levels: float32 [B]."""
+        """Returns the expected error of `tone` in grey levels, float32 [B]."""
         thumbnail = thumbnail.astype(jnp.float32)
         size = change_size(thumbnail, self.tone_field(thumbnail))
         return expected_error(size, evidence(size, *self.tone_evidence), self.tone_rms_error)
 
     def tone_in_training(self, x: jax.Array, thumbnail: jax.Array, circle: jax.Array) -> jax.Array:
-        """As `tone`, with changes of any size: what is not made learns nothing."""
+        """Applies `tone` at full strength: a change that is not applied has no gradient."""
         return apply_tone(x, self.tone_field(thumbnail.astype(jnp.float32)), circle)
 
     def kernels(self, powers: jax.Array, count: jax.Array) -> jax.Array:
-        """The filters that sharpen photographs: float32 [B, 3, K, K], to be added to the identity.
+        """Returns the sharpening filters without the identity, float32 [B, 3, K, K].
 
         Args:
           powers: float32 [B, 3, ...], of the toned photograph (`periodogram.window_powers`).
-          count: float32 [B], windows that they are of.
+          count: float32 [B], number of windows in `powers`.
         """
         return self.sharpening_kernels(powers, count)
 
     def sharpen(self, toned: jax.Array, circle: jax.Array) -> jax.Array:
-        """Tiles sharpened by what their own periodograms tell: [B, H, W, 3] -> the same.
+        """Sharpens tiles by their own periodograms: [B, H, W, 3] -> the same shape.
 
-        A photograph's is of more windows: its tiles are to be sharpened by that.
+        For whole photographs use `kernels`, because their periodograms have more windows.
 
         Args:
-          toned: Of `tone`.
+          toned: Output of `tone`.
           circle: float32 [B, 3], see `tone`.
         """
         y, x, radius = circle.T[:, :, None]
@@ -105,11 +106,11 @@ class Enhancer(AutoencoderKL):
         return toned + correlate_each(toned, self.kernels(*window_powers(toned, inside)))
 
     def detail(self, toned: jax.Array, noise: jax.Array | None = None) -> jax.Array:
-        """What has to be seen from near: [B, H, W, 3] -> the same, sides divisible by f.
+        """Applies the detail stage: [B, H, W, 3] -> the same shape, H and W divisible by f.
 
         Args:
-          toned: Of `tone`, and sharpened.
-          noise: float32 [B, H/f, W/f, C], standard normal: a sample of the posterior; None for its
+          toned: Output of the tone stage, sharpened.
+          noise: float32 [B, H/f, W/f, C], standard normal, to sample the posterior; None for its
             mean.
         """
 
@@ -126,7 +127,7 @@ class Enhancer(AutoencoderKL):
         circle: jax.Array,
         draw: Callable[[Posterior], jax.Array],
     ) -> tuple[jax.Array, Posterior]:
-        """All stages in training, with the latent that `draw` takes from the posterior, and it."""
+        """Applies all stages in training; `draw` samples the posterior, which is returned too."""
         return self._restore(
             self.sharpen(self.tone_in_training(x, thumbnail, circle), circle), draw
         )
@@ -145,17 +146,17 @@ class Enhancer(AutoencoderKL):
     def __call__(
         self, x: jax.Array, thumbnail: jax.Array, circle: jax.Array, noise: jax.Array | None = None
     ) -> jax.Array:
-        """The enhanced image [B, H, W, 3], not clipped; uses every parameter."""
+        """Returns the enhanced image [B, H, W, 3], not clipped; uses every parameter."""
         self.log_scale()
         return self.detail(self.sharpen(self.tone(x, thumbnail, circle), circle), noise)
 
     @property
     def detail_halo(self) -> int:
-        """Pixels around a pixel's own f x f patch that it depends on, given the sharpened image."""
+        """Returns how many sharpened pixels beyond its own f x f patch a pixel depends on."""
         return self.encoder_halo + self.downsample * self.decoder_halo
 
 
 def with_wide_likelihood(variables: dict) -> dict:
-    """Fresh variables of an `Enhancer` with the scale of its errors, not of a codec's."""
+    """Sets the likelihood scale of fresh `Enhancer` variables to `LOG_SCALE`."""
     log_scale = jnp.full_like(variables["params"]["log_scale"], LOG_SCALE)
     return {**variables, "params": {**variables["params"], "log_scale": log_scale}}

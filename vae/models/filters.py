@@ -1,4 +1,4 @@
-"""Blurs of images [C, H, W]: kernels [2 REACH + 1, 2 REACH + 1] that add up to one."""
+"""Blurs of images [C, H, W]: kernels [2 REACH + 1, 2 REACH + 1] with sum 1."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 
 from vae.precision import HIGHEST
 
-# Reach of the blurs in pixels; kernels are (2 * REACH + 1) squared.
+# Largest distance in pixels over which a kernel spreads light.
 REACH = 12
 
 
@@ -16,27 +16,27 @@ def _offsets() -> tuple[np.ndarray, np.ndarray]:
 
 
 def gaussian(sigma: jax.Array) -> jax.Array:
-    """A Gaussian, cut off at REACH."""
+    """Returns a Gaussian kernel of standard deviation `sigma` pixels, truncated at REACH."""
     y, x = _offsets()
     kernel = jnp.exp(-(y**2 + x**2) / (2 * sigma**2))
     return kernel / kernel.sum()
 
 
 def along_axes(rows: jax.Array, columns: jax.Array, image: jax.Array) -> jax.Array:
-    """A matrix [h, H] for the rows and one [w, W] for the columns of [C, H, W]: [C, h, w]."""
+    """Multiplies the rows of [C, H, W] by a matrix [h, H] and the columns by [w, W]: [C, h, w]."""
     made = jnp.einsum("yv,cvu->cyu", rows, image, precision=HIGHEST)
     return jnp.einsum("xu,cyu->cyx", columns, made, precision=HIGHEST)
 
 
 def disc(radius: jax.Array) -> jax.Array:
-    """An even disc of `radius` pixels."""
+    """Returns the kernel of a uniform disc of `radius` pixels, with an antialiased rim."""
     y, x = _offsets()
     kernel = jnp.clip(radius + 0.5 - jnp.hypot(y, x), 0, 1)
     return kernel / kernel.sum()
 
 
 def line(length: jax.Array, angle: jax.Array) -> jax.Array:
-    """An even line of `length` pixels."""
+    """Returns the kernel of a uniform line of `length` pixels at `angle` radians."""
     y, x = _offsets()
     along = jnp.abs(y * jnp.sin(angle) + x * jnp.cos(angle))
     aside = jnp.abs(y * jnp.cos(angle) - x * jnp.sin(angle))
@@ -45,8 +45,8 @@ def line(length: jax.Array, angle: jax.Array) -> jax.Array:
 
 
 def convolve(image: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolution of [C, H, W] with [2 REACH + 1] squared; the border's pixels go on outside."""
-    # Channels first: XLA's FFT on CPUs refuses other layouts, and in a loop it is given them.
+    """Convolves [C, H, W] with a kernel [2 REACH + 1, 2 REACH + 1]; replicates border pixels."""
+    # Channels first: XLA's FFT on CPUs rejects other layouts, which XLA would choose in a loop.
     padded = jnp.pad(image, ((0, 0), (REACH, REACH), (REACH, REACH)), "edge")
     sides = padded.shape[1:]
     waves = jnp.fft.rfft2(padded) * jnp.fft.rfft2(kernel, sides)

@@ -1,7 +1,7 @@
-"""Layers whose output at a pixel depends on a bounded neighbourhood and on nothing else.
+"""Layers whose output at a pixel depends only on a bounded neighbourhood.
 
-No attention and no statistics over space, so that a window with enough halo computes exactly what
-the whole photograph would.
+There is no attention and no statistic over positions. A window with a sufficient halo therefore
+gives exactly the values of the whole photograph.
 """
 
 import flax.linen as nn
@@ -12,7 +12,9 @@ from vae.precision import HIGHEST
 
 
 def space_to_depth(x: jax.Array, block: int) -> jax.Array:
-    """[B, H, W, C] -> [B, H/block, W/block, block*block*C]; H and W divisible by block."""
+    """Moves blocks to channels: [B, H, W, C] -> [B, H/block, W/block, block*block*C].
+
+    Raises ValueError if H or W is not divisible by `block`."""
     b, h, w, c = x.shape
     if h % block or w % block:
         raise ValueError(f"sides must be divisible by {block}, got {h} x {w}")
@@ -21,7 +23,9 @@ def space_to_depth(x: jax.Array, block: int) -> jax.Array:
 
 
 def depth_to_space(x: jax.Array, block: int) -> jax.Array:
-    """The inverse of `space_to_depth`: [B, h, w, block*block*C] -> [B, h*block, w*block, C]."""
+    """Inverts `space_to_depth`: [B, h, w, block*block*C] -> [B, h*block, w*block, C].
+
+    Raises ValueError if block*block does not divide the number of channels."""
     b, h, w, c = x.shape
     if c % (block * block):
         raise ValueError(f"channels must be divisible by {block * block}, got {c}")
@@ -30,10 +34,7 @@ def depth_to_space(x: jax.Array, block: int) -> jax.Array:
 
 
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolution of [B, H, W, C] with [K, K, C, D], K odd, to [B, H, W, D], at full precision.
-
-    Beyond the border the outermost values repeat.
-    """
+    """Convolves [B, H, W, C] with [K, K, C, D], K odd, at full precision; replicates the border."""
     reach = kernel.shape[0] // 2
     x = jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="edge")
     numbers = ("NHWC", "HWIO", "NHWC")
@@ -56,10 +57,10 @@ class RMSNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv3x3(silu(conv3x3(norm(x)))): reaches 2 pixels of its own resolution.
+    """x + conv3x3(silu(conv3x3(norm(x)))), which reaches 2 pixels at its own resolution.
 
     Attributes:
-      dtype: What the convolutions compute in; parameters stay float32.
+      dtype: Dtype in which the convolutions compute; parameters are float32.
     """
 
     dtype: jnp.dtype
@@ -80,7 +81,7 @@ class Stage(nn.Module):
 
     Attributes:
       depth: Number of blocks.
-      dtype: What the convolutions compute in.
+      dtype: Dtype in which the convolutions compute.
     """
 
     depth: int

@@ -1,12 +1,12 @@
-"""Probabilistic PCA with overlap: the best linear convolutional codec of images, found at once.
+"""Overlapping PPCA: the optimal linear convolutional VAE of images, fitted from second moments.
 
-PCA sees every f x f patch by itself and pays for it at their borders. A linear codec whose kernels
-reach over K x K patches is a lapped transform (Malvar and Staelin, 1989); the bound on what such
-codecs can do is the principal component filter bank (Tsatsanis and Giannakis, 1995), on fundus
-photographs 0.7 to 1.9 dB above PCA of the same latent size. Means and covariances are all
-that a linear VAE depends on, so its ELBO is maximised here without a pass over images for each
-step: the spectra of the patches are summed up once, and a quasi-Newton method in whitened
-coordinates takes seconds.
+PCA treats every f x f patch separately, which costs quality at patch borders. A linear codec whose
+kernels cover K x K patches is a lapped transform (Malvar and Staelin, 1989). The upper bound for
+such codecs is the principal component filter bank (Tsatsanis and Giannakis, 1995): on fundus
+photographs it is 0.7 to 1.9 dB above PCA of the same latent size. The ELBO of a linear VAE depends
+only on the mean and the covariance of the data. The fit therefore sums up the spectra of patches in
+one pass over the images, and then maximises the ELBO by a quasi-Newton method in whitened
+coordinates, which takes seconds.
 """
 
 import dataclasses
@@ -20,20 +20,20 @@ import scipy.optimize
 
 from vae.models.pca import PCA, QUANTISATION_STD
 
-# Spectra are taken over windows of so many patches a side: enough for kernels of 5 x 5 patches.
+# Side of the spectral windows in patches; sufficient for kernels of 5 x 5 patches.
 WINDOW = 16
 ITERATIONS = 60
 
 
 @flax.struct.dataclass
 class OverlappingPPCA:
-    """A linear codec whose kernels reach over K x K patches; K = 1 is PCA.
+    """A linear codec whose kernels cover K x K patches; K = 1 is PCA.
 
     Attributes:
-      analysis: float32 [K, K, f*f*3, C], patches to latents in units of the image.
-      synthesis: float32 [K, K, C, f*f*3], latents to patches.
-      log_var: float32 [C], of the posterior of each latent in units of PCA's `sd`.
-      scale: float32 [], root mean squared residual of a value.
+      analysis: float32 [K, K, f*f*3, C], maps patches to latents in units of the image.
+      synthesis: float32 [K, K, C, f*f*3], maps latents to patches.
+      log_var: float32 [C], log-variance of each latent's posterior in units of PCA's `sd`.
+      scale: float32 [], root mean squared residual per value.
     """
 
     analysis: jax.Array
@@ -43,7 +43,7 @@ class OverlappingPPCA:
 
 
 def from_pca(pca: PCA) -> OverlappingPPCA:
-    """PCA as a codec without overlap."""
+    """Converts PCA to a codec without overlap (K = 1)."""
     return OverlappingPPCA(
         analysis=pca.components[None, None],
         synthesis=pca.components.T[None, None],
@@ -58,20 +58,20 @@ def fit_overlapping_ppca(
     """Fits the linear VAE with kernels over `kernel` x `kernel` patches, starting from PCA.
 
     Args:
-      batches: Images, uint8 [B, H, W, 3], sides divisible by f and at least `kernel` times it.
-      pca: The fit to the same images, with patches of f x f.
+      batches: Images, uint8 [B, H, W, 3]; H and W are divisible by f and at least `kernel` * f.
+      pca: PCA fit to the same images, with f x f patches.
       kernel: K, odd.
-      beta: Price of the KL divergence in the ELBO, positive.
+      beta: Weight of the KL divergence in the ELBO, positive.
 
     Returns:
-      The fit: a maximum of the ELBO for a Gaussian process of the images' second moments, as far as
-      `ITERATIONS` steps go; borders are left out of account.
+      The codec after at most `ITERATIONS` steps towards a maximum of the ELBO of a Gaussian process
+      with the images' second moments; image borders are ignored.
 
     Raises:
-      ValueError: An even kernel, no images, or images smaller than the kernel.
+      ValueError: The kernel is even, there are no images, or they are smaller than the kernel.
     """
     if kernel % 2 == 0:
-        raise ValueError(f"a kernel has its patch in the middle, so it is odd, got {kernel}")
+        raise ValueError(f"the side of a kernel must be odd, got {kernel}")
     if kernel == 1:
         return from_pca(pca)
     problem = _Problem.of(patch_spectra(batches, pca, kernel), pca, kernel, beta)
@@ -89,12 +89,12 @@ def fit_overlapping_ppca(
 
 @dataclasses.dataclass(frozen=True)
 class Spectra:
-    """Second moments of the patches around a point, by spatial frequency.
+    """Second moments of patches by spatial frequency.
 
     Attributes:
-      density: complex128 [F, P, P], Hermitian; half of the plane of frequencies.
-      weights: float64 [F], of each frequency in a mean over the plane.
-      shifts: complex128 [F, K*K], what a shift to each patch of the kernel multiplies by.
+      density: complex128 [F, P, P], Hermitian spectral densities on half of the frequency plane.
+      weights: float64 [F], weight of each frequency in a mean over the whole plane.
+      shifts: complex128 [F, K*K], phase factors of shifts to each patch of the kernel.
     """
 
     density: np.ndarray
@@ -103,15 +103,15 @@ class Spectra:
 
 
 def patch_spectra(batches: Iterable[np.ndarray], pca: PCA, kernel: int) -> Spectra:
-    """Sums up the spectra of images' patches over tapered windows of `WINDOW` patches a side.
+    """Averages the spectra of patches over tapered windows of up to `WINDOW` patches a side.
 
     Args:
-      batches: As for `fit_overlapping_ppca`.
+      batches: See `fit_overlapping_ppca`.
       pca: Gives the patch side and the mean patch.
-      kernel: K, patches a side that shifts are wanted for.
+      kernel: K, side of the kernel in patches, for `Spectra.shifts`.
 
     Raises:
-      ValueError: No images, or images smaller than the kernel.
+      ValueError: There are no images, or they are smaller than the kernel.
     """
     f, mean = pca.downsample, np.asarray(pca.mean)
     size, count, total, side = mean.size, 0, None, 0
@@ -139,10 +139,10 @@ def patch_spectra(batches: Iterable[np.ndarray], pca: PCA, kernel: int) -> Spect
                 count += b
     if not count:
         raise ValueError("no images to fit the linear codec to")
-    # Rounding to 8 bits is noise in every direction; constant images have no other.
+    # Adds the variance of 8-bit rounding, so that constant images have no singular covariance.
     density = total / count + QUANTISATION_STD**2 * np.eye(size)
     down, across = np.meshgrid(np.arange(side), np.arange(side // 2 + 1), indexing="ij")
-    # All columns but the first, and the last of an even number, stand for their mirror image too.
+    # rfft2 omits mirror images: columns other than 0 and side / 2 represent two frequencies.
     weights = np.where((across == 0) | (2 * across == side), 1.0, 2.0).ravel()
     reach = np.arange(kernel) - kernel // 2
     angle = 2j * np.pi / side
@@ -155,11 +155,11 @@ def patch_spectra(batches: Iterable[np.ndarray], pca: PCA, kernel: int) -> Spect
 
 @dataclasses.dataclass(frozen=True)
 class _Problem:
-    """The negative ELBO a value as a function of one vector of real numbers.
+    """The negative ELBO per value as a function of one real vector of unknowns.
 
-    Latents are in units of the image, as PCA's are before they are divided by `sd`; the unknowns
-    are whitened by the Cholesky factors of the covariances that the kernels act on, where the loss
-    is nearly round.
+    Latents are in units of the image, like PCA's before the division by `sd`. The unknowns are
+    whitened by Cholesky factors of the covariances that the kernels act on, which makes the loss
+    nearly isotropic.
     """
 
     spectra: Spectra
@@ -194,7 +194,7 @@ class _Problem:
         return cls(spectra, sd, kernel, beta, total, analysis_factor, synthesis_factor, start)
 
     def kernels(self, unknowns: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-        """-> analysis [C, K*K, P], synthesis [P, K*K, C], log s."""
+        """Returns analysis [C, K*K, P], synthesis [P, K*K, C] and log s."""
         channels, cut = self.sd.size, self.sd.size * len(self.analysis_factor)
         analysis = _solve(self.analysis_factor, unknowns[:cut].reshape(channels, -1), "T")
         size = analysis.shape[1] // self.kernel**2
@@ -206,18 +206,18 @@ class _Problem:
         )
 
     def signal(self, synthesis: np.ndarray, log_s: float) -> np.ndarray:
-        """|d_k|^2 / (beta s^2) of every latent: float64 [C]."""
+        """Returns |d_k|^2 / (beta s^2) of every latent, float64 [C]."""
         return np.sum(synthesis**2, axis=(0, 1)) * self.sd**2 * np.exp(-2 * log_s) / self.beta
 
     def loss_and_gradient(self, unknowns: np.ndarray) -> tuple[float, np.ndarray]:
-        """Nats a value, without constants, and the gradient.
+        """Returns the loss in nats per value, without constants, and its gradient.
 
-        With the noise v_k of every latent at its best, v_k = 1 / (1 + |d_k|^2 / (beta s^2)), the
+        With the optimal posterior variance v_k = 1 / (1 + |d_k|^2 / (beta s^2)) of each latent, the
         negative ELBO of a patch is
 
             R / 2s^2 + P log s + beta sum_k [E z_k^2 + log(1 + |d_k|^2 / (beta s^2))] / 2
 
-        R the squared error from the mean, d_k the image of latent k, P values.
+        where R is the squared error of the mean, d_k the image of latent k, and P the patch size.
         """
         spectra, weights = self.spectra, self.spectra.weights[:, None, None]
         analysis, synthesis, log_s = self.kernels(unknowns)
@@ -262,7 +262,7 @@ class _Problem:
         return loss / size, gradient / size
 
     def codec(self, unknowns: np.ndarray) -> OverlappingPPCA:
-        """The kernels as convolutions take them."""
+        """Returns the kernels in the layout of convolutions."""
         analysis, synthesis, log_s = self.kernels(unknowns)
         signal = self.signal(synthesis, log_s)
         grid = (self.kernel, self.kernel)
@@ -276,7 +276,7 @@ class _Problem:
 
 
 def _covariance(spectra: Spectra, density: np.ndarray) -> np.ndarray:
-    """Of the kernel's K x K vectors with this spectral density: float64 [K*K*n, K*K*n]."""
+    """Returns the covariance of K x K neighbouring n-vectors, float64 [K*K*n, K*K*n]."""
     n, places = density.shape[-1], spectra.shifts.shape[1]
     covariance = np.empty((places, n, places, n))
     flat = density.reshape(len(density), -1)
@@ -285,13 +285,13 @@ def _covariance(spectra: Spectra, density: np.ndarray) -> np.ndarray:
         lags = (weighted[:, k, None] * spectra.shifts.conj()).T @ flat
         covariance[k] = lags.real.reshape(places, n, n).transpose(1, 0, 2)
     covariance = covariance.reshape(places * n, places * n)
-    # Windows are short, so that neighbouring patches may look dependent to the last digit.
+    # In short windows neighbouring patches may be linearly dependent up to rounding.
     ridge = 1e-6 * np.trace(covariance) / len(covariance)
     return covariance + ridge * np.eye(len(covariance))
 
 
 def _solve(factor: np.ndarray, rows: np.ndarray, trans: str) -> np.ndarray:
-    """rows @ factor^-1 ("T") or rows @ factor^-T ("N") for a lower triangular factor."""
+    """Returns rows @ factor^-1 ("T") or rows @ factor^-T ("N") for a lower triangular factor."""
     return scipy.linalg.solve_triangular(
         factor, rows.T, lower=True, trans=trans, check_finite=False
     ).T

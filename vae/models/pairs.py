@@ -1,4 +1,4 @@
-"""Training pairs of enhancement, made on the device: what a camera saw, and what it should have."""
+"""Training pairs for enhancement, made on the device: degraded input and clean target."""
 
 import functools
 
@@ -20,10 +20,10 @@ class Pairs:
 
     Attributes:
       clean: float32 [B, S, S, 3], the target.
-      seen: float32 [B, S, S, 3], the same degraded.
-      thumbnail: float32 [B, THUMBNAIL, THUMBNAIL, 3], the photograph's thumbnail degraded likewise.
-      circle: float32 [B, 3]: row and column of the centre of the field of view in pixels of the
-        example, and its radius.
+      seen: float32 [B, S, S, 3], the degraded input.
+      thumbnail: float32 [B, THUMBNAIL, THUMBNAIL, 3], the thumbnail with the same degradations.
+      circle: float32 [B, 3], FOV circle in pixels of the example: row and column of its centre,
+        radius.
     """
 
     clean: jax.Array
@@ -33,10 +33,10 @@ class Pairs:
 
 
 def draw_severities(key: jax.Array, settings: ConfigDict) -> dict[str, jax.Array]:
-    """The severity of every degradation of one photograph, [] each, 0 for those it is spared.
+    """Draws the severity of every degradation for one photograph: [] each, 0 if not applied.
 
     Args:
-      key: Of the photograph.
+      key: Random key of the photograph.
       settings: `config.degrade`.
     """
     clean_key, which_key, how_key = jax.random.split(key, 3)
@@ -59,20 +59,19 @@ def degrade_tile(
     key: jax.Array,
     origin: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """A tile and its photograph's thumbnail as one bad camera would have seen both.
+    """Applies the same degradations to a tile and to its photograph's thumbnail.
 
     Args:
       tile: [H, W, 3], grey levels 0 to 255.
-      thumbnail: [THUMBNAIL, THUMBNAIL, 3], likewise.
-      circle: float32 [3]: row and column of the centre of the field of view in pixels of the tile,
-        and its radius.
-      severities: By name of degradation, [] in [0, 1].
-      key: Of the photograph.
-      origin: int32 [2], the tile's first row and column in the photograph: where grain and blocks
-        lie.
+      thumbnail: [THUMBNAIL, THUMBNAIL, 3], grey levels 0 to 255.
+      circle: float32 [3], FOV circle in pixels of the tile: row and column of its centre, radius.
+      severities: Name of a degradation -> [] in [0, 1].
+      key: Random key of the photograph.
+      origin: int32 [2], the tile's first row and column in the photograph; sets the position of
+        grain and blocks.
 
     Returns:
-      (tile, thumbnail), float32 in [0, 1], in steps of 1/255 as files are.
+      (tile, thumbnail), float32 in [0, 1], rounded to multiples of 1/255 like 8-bit files.
     """
     y, x, radius = circle
     there = FovGeometry(origin[0], origin[1], y + origin[0], x + origin[1], radius)
@@ -83,7 +82,7 @@ def degrade_tile(
 
 
 def _degrade_thumbnail(thumbnail, radius, severities, key):
-    """The same camera's thumbnail, radius in pixels of the photograph: float32 in [0, 1]."""
+    """Degrades a thumbnail; `radius` is in pixels of the photograph. Returns float32 in [0, 1]."""
     zero = jnp.zeros((), jnp.int32)
     whole = FovGeometry(zero, zero, *THUMBNAIL_CIRCLE, step=radius / THUMBNAIL_CIRCLE[2])
     v, u = whole.grid(thumbnail.shape[:2])
@@ -95,18 +94,18 @@ def _degrade_thumbnail(thumbnail, radius, severities, key):
 def make_thumbnail_pairs(
     thumbnails: jax.Array, circles: jax.Array, key: jax.Array, rows: jax.Array, config: ConfigDict
 ) -> Pairs:
-    """Makes pairs of thumbnails alone, `config.train.thumbnail_draws` of each, for the tone stage.
+    """Makes pairs of thumbnails, `config.train.thumbnail_draws` of each, to train the tone stage.
 
     Args:
       thumbnails: uint8 [B, THUMBNAIL, THUMBNAIL, 3].
-      circles: float32 [B, 3], of tiles of their photographs.
-      key: The step's key for this duty.
-      rows: int32 [B], the place of each in the global batch.
-      config: A run's: `data.augment` and `degrade`.
+      circles: float32 [B, 3], FOV circles of tiles of their photographs.
+      key: Random key for augmentation at this step.
+      rows: int32 [B], index of each thumbnail in the global batch.
+      config: Config of the run; `train.thumbnail_draws`, `data.augment` and `degrade` are used.
 
     Returns:
-      `config.train.thumbnail_draws` times B pairs of THUMBNAIL pixels a side. Pixels that are not
-      `WITHIN` the field of view are the same in both.
+      `config.train.thumbnail_draws` times B pairs of THUMBNAIL pixels a side. Pixels outside
+      `WITHIN` are the same in input and target.
     """
     draws = config.train.thumbnail_draws
 
@@ -135,20 +134,20 @@ def make_pairs(
     rows: jax.Array,
     config: ConfigDict,
 ) -> Pairs:
-    """Crops, shrinks, turns and degrades each tile of a batch by its own draw.
+    """Crops, reduces, turns and degrades each tile of a batch with its own random draw.
 
     Args:
       images: uint8 [B, S, S, 3], clean tiles.
       thumbnails: uint8 [B, THUMBNAIL, THUMBNAIL, 3], of their photographs.
-      circles: float32 [B, 3], see `Pairs`, in pixels of the tiles.
-      key: The step's key for this duty.
-      rows: int32 [B], the place of each tile in the global batch.
-      config: A run's: `data.crop`, `data.augment`, `data.scales`, `degrade`, and
-        `train.stage`: with "sharpening" the targets are as grainy and blocky as what is seen.
+      circles: float32 [B, 3], FOV circles in pixels of the tiles, see `Pairs`.
+      key: Random key for augmentation at this step.
+      rows: int32 [B], index of each tile in the global batch.
+      config: Config of the run; `data.crop`, `data.augment`, `data.scales`, `degrade` and
+        `train.stage` are used. With "sharpening" the targets keep the input's grain and blocks.
     """
     data = config.data
     cut_key, degrade_key = jax.random.split(key)
-    # What blurs carry in from beyond the border is there, where the tiles are large enough.
+    # If the tile is large enough, blurs get real pixels from beyond the border of the crop.
     wide = (data.crop + 2 * REACH) * max(data.scales) <= data.size
     border = REACH if wide else 0
     side = data.crop + 2 * border
@@ -169,7 +168,7 @@ def make_pairs(
         seen, thumbnail = bad(severities, photograph_key, origin)
         clean = to_float(image)
         if config.train.stage == "sharpening":
-            # With all that is wrong with it but its blur: as grainy, as blocky.
+            # The target keeps every degradation other than blur.
             blurs = {name: severities[name] for name in BLURS if name in severities}
             clean += 2 * (seen - bad(blurs, photograph_key, origin)[0])
         clean = clean[inside, inside]
@@ -180,16 +179,16 @@ def make_pairs(
 
 
 def _drawn(cut: CropAndTurn, key: jax.Array) -> CropAndTurn:
-    """With one of the eight symmetries of the square."""
+    """Replaces the symmetry by a random one of the eight symmetries of the square."""
     transpose, flip_y, flip_x = jax.random.bernoulli(key, shape=(3,))
     return cut.replace(transpose=transpose, flip_y=flip_y, flip_x=flip_x)
 
 
 def _turn(cut: CropAndTurn, image: jax.Array) -> jax.Array:
-    """As `CropAndTurn.turn`, of [S, S, 3], as float32 with the same values, by matrix products.
+    """Computes `CropAndTurn.turn` of [S, S, 3] by matrix products: float32 with the same values.
 
-    XLA on CPUs makes selections between turned pictures a part of whatever reads them; the eight of
-    them, pixel by pixel, in the middle of powers cost ten times the powers.
+    XLA on CPUs fuses selections between turned images into their consumers. Fused into the powers
+    of `degrade`, the eight selections per pixel took ten times as long as the powers.
     """
     image = jnp.where(cut.transpose, image.swapaxes(0, 1), image).astype(jnp.float32)
     rows, columns = (

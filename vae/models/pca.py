@@ -1,7 +1,7 @@
-"""Probabilistic PCA of image patches: the units that every model computes in, and a row to beat.
+"""Probabilistic PCA of image patches (Tipping and Bishop, 1999).
 
-Tipping and Bishop (1999). A linear VAE of single patches has it as its optimum (Lucas, Tucker,
-Grosse and Norouzi, 2019); with overlap there is a better one, `vae.models.overlapping_ppca`.
+It sets the units of the models, and is a baseline in evaluations. It is the optimum of a linear VAE
+of single patches (Lucas, Tucker, Grosse and Norouzi, 2019); overlapping PPCA is better.
 """
 
 from collections.abc import Iterable
@@ -15,8 +15,8 @@ from vae.models.layers import depth_to_space, space_to_depth
 from vae.models.posterior import Posterior
 from vae.precision import HIGHEST
 
-# Rounding to 8 bits is uniform noise of one grey level: below its deviation there is no signal.
-# Values in [-1, 1], so a grey level is 2/255.
+# Standard deviation of 8-bit rounding, uniform noise of one grey level (2/255 in [-1, 1]). Smaller
+# deviations carry no signal.
 QUANTISATION_STD = 2 / 255 / np.sqrt(12)
 
 
@@ -26,9 +26,9 @@ class PCA:
 
     Attributes:
       mean: float32 [f*f*3], the mean patch.
-      components: float32 [f*f*3, C], orthonormal columns, by falling variance.
-      sd: float32 [C], standard deviation along each component, floored at that of 8-bit rounding.
-      scale: float32 [], root mean squared residual of a value outside the components.
+      components: float32 [f*f*3, C], orthonormal columns in order of decreasing variance.
+      sd: float32 [C], standard deviation along each component, at least `QUANTISATION_STD`.
+      scale: float32 [], root mean squared residual per value, at least `QUANTISATION_STD`.
     """
 
     mean: jax.Array
@@ -38,42 +38,42 @@ class PCA:
 
     @property
     def downsample(self) -> int:
-        """The patch side f."""
+        """Returns the patch side f."""
         return round((self.mean.shape[0] / 3) ** 0.5)
 
     def log_var(self) -> jax.Array:
-        """Log-variance of the posterior of each component: float32 [C].
+        """Returns the log-variance of each component's posterior, float32 [C].
 
-        The posterior of probabilistic PCA in whitened coordinates: s^2 / (sd_k^2 + s^2).
+        In whitened coordinates the posterior variance of probabilistic PCA is s^2 / (sd_k^2 + s^2).
         """
         return 2 * jnp.log(self.scale) - jnp.log(jnp.square(self.sd) + jnp.square(self.scale))
 
     def encode(self, x: jax.Array) -> Posterior:
-        """Images [B, H, W, 3] in [-1, 1] -> posterior over whitened latents [B, H/f, W/f, C]."""
+        """Encodes images [B, H, W, 3] in [-1, 1] to a posterior of latents [B, H/f, W/f, C]."""
         patches = space_to_depth(x, self.downsample) - self.mean
         mean = jnp.matmul(patches, self.components, precision=HIGHEST) / self.sd
         return Posterior(mean, jnp.broadcast_to(self.log_var(), mean.shape))
 
     def decode(self, z: jax.Array) -> jax.Array:
-        """Latents [B, h, w, C] -> images [B, h*f, w*f, 3], not clipped."""
+        """Decodes whitened latents [B, h, w, C] to images [B, h*f, w*f, 3], not clipped."""
         patches = jnp.matmul(z * self.sd, self.components.T, precision=HIGHEST) + self.mean
         return depth_to_space(patches, self.downsample)
 
 
 def fit_pca(batches: Iterable[np.ndarray], latent_channels: int, downsample: int) -> PCA:
-    """Fits the components to all f x f patches of some images, in float64.
+    """Fits the components to all f x f patches of images, in float64.
 
     Args:
-      batches: Images, uint8 [B, H, W, 3], sides divisible by `downsample`.
-      latent_channels: How many components to keep, C.
+      batches: Images, uint8 [B, H, W, 3]; H and W are divisible by `downsample`.
+      latent_channels: C, number of components to keep.
       downsample: Patch side f.
 
     Returns:
-      The fit; the same bits for the same images on the same machine: each component's entry of
-      largest magnitude is positive.
+      The fit. It is bitwise the same for the same images on the same machine: the largest entry of
+      each component by magnitude is positive.
 
     Raises:
-      ValueError: No images, or more components than values in a patch.
+      ValueError: There are no images, or C is larger than the number of values of a patch.
     """
     size = downsample * downsample * 3
     if not 0 < latent_channels <= size:
@@ -86,7 +86,7 @@ def fit_pca(batches: Iterable[np.ndarray], latent_channels: int, downsample: int
         b, h, w, c = images.shape
         patches = images.reshape(b, h // downsample, downsample, w // downsample, downsample, c)
         patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(-1, size)
-        # Centred on mid-grey, so that the sums of squares keep their digits.
+        # Centred on mid-grey, so that the sums of squares lose fewer digits.
         patches = patches.astype(np.float64) / 127.5 - 1.0
         count += len(patches)
         total += patches.sum(axis=0)
@@ -98,7 +98,7 @@ def fit_pca(batches: Iterable[np.ndarray], latent_channels: int, downsample: int
     eigenvalues, vectors = np.maximum(eigenvalues[::-1], 0.0), vectors[:, ::-1]
     vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(size)])
     kept = eigenvalues[:latent_channels]
-    # The reconstruction is rounded to 8 bits in the end: no residual is smaller than that.
+    # The final rounding to 8 bits leaves at least this residual.
     scale = np.sqrt(max(eigenvalues[latent_channels:].sum() / size, QUANTISATION_STD**2))
     return PCA(
         mean=mean.astype(np.float32),

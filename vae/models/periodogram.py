@@ -1,7 +1,7 @@
-"""The averaged periodogram of a photograph: in it blur and grain show, whatever is in the picture.
+"""The averaged periodogram of a photograph, which shows blur and grain whatever the content.
 
-A blur multiplies the spectrum of all of a photograph by one and the same function, grain adds to it
-and a grid of blocks has lines in it, while vessels average out over its windows: Welch, "The use of
+A blur multiplies the spectrum of the whole photograph by one function. Grain adds to the spectrum,
+and a block grid adds lines. Vessels average out over the windows. The method is Welch, "The use of
 fast Fourier transform for the estimation of power spectra" (1967).
 """
 
@@ -9,32 +9,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Side of the windows and what lies between two of them, pixels. A line of 20 pixels has no power at
-# every third wave of a window of 64; in windows half as large a taper leaves no trace of that.
+# Side of the windows and distance of their origins, pixels. Motion blur of 20 pixels has zeros at
+# about every third frequency of a 64-pixel window; in 32-pixel windows the taper hides these zeros.
 SIDE, HOP = 64, 32
-# So many waves a window are told apart: of the shortest lines that windows half as large miss, of
-# ten pixels, the first two zeros.
+# Frequencies (cycles per window) kept at full resolution. They include the first two zeros of lines
+# of ten pixels, the shortest lines that windows of half the side do not show.
 FINE = 16
-# Grey levels squared, at every frequency: rounding to 8 bits has 1/12.
+# Added to the power at every frequency, grey levels squared; 8-bit rounding has power 1/12.
 FLOOR = 0.1
-# What retinas usually have: log10 of the power at one wave a window, and how it falls with the
-# frequency's logarithm; and the deviation from that. Round numbers, of the training photographs.
+# Typical retinas: log10 of the power at one cycle per window, its slope over the log of frequency,
+# and the standard deviation from this line. Rounded values of the training photographs.
 USUAL, FALL, SPREAD = 3.5, 2.6, 0.6
 
 
 def window_powers(x: jax.Array, inside: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The sum of the periodograms of all windows that lie inside the field of view.
+    """Sums up the periodograms of all windows that lie inside the field of view.
 
-    Windows begin at multiples of HOP; sums over parts of a photograph that begin likewise and
-    overlap by SIDE - HOP add up to the whole's.
+    Windows begin at multiples of HOP. The sum for a photograph equals the total over parts that
+    begin at multiples of HOP and overlap by SIDE - HOP.
 
     Args:
       x: float32 [B, H, W, C] in [-1, 1].
-      inside: bool [B, H, W].
+      inside: bool [B, H, W], True inside the field of view.
 
     Returns:
-      The sum, float32 [B, C, SIDE, SIDE / 2 + 1], grey levels squared at each frequency, and how
-      many windows it is of, float32 [B].
+      The sum, float32 [B, C, SIDE, SIDE / 2 + 1], grey levels squared at each frequency, and the
+      number of windows, float32 [B].
     """
     whole = _windows(inside[..., None]).all(axis=(-1, -2, -3))
     windows = 127.5 * _windows(x.astype(jnp.float32))
@@ -47,18 +47,18 @@ def window_powers(x: jax.Array, inside: jax.Array) -> tuple[jax.Array, jax.Array
 
 
 def signature(powers: jax.Array, count: jax.Array) -> jax.Array:
-    """How the mean periodogram differs from a usual one, in deviations.
+    """Returns the deviation of the mean periodogram from a typical one, in standard deviations.
 
-    Twice: smoothed over neighbouring waves, of each channel, as windows half as large show it; and
-    the waves up to FINE as they are, of all channels together, where the zeros of long lines are.
+    The first part is smoothed over neighbouring frequencies, for each channel, as windows of half
+    the side would show it. The second part is the unsmoothed mean over channels up to FINE, which
+    contains the zeros of long lines.
 
     Args:
       powers: float32 [B, C, SIDE, SIDE / 2 + 1], of `window_powers`.
-      count: float32 [B].
+      count: float32 [B], of `window_powers`.
 
     Returns:
-      float32 [B, C * SIDE / 2 * (SIDE / 4 + 1) + (2 FINE + 1) * (FINE + 1)]; zeros where there was
-      no window.
+      float32 [B, C * SIDE / 2 * (SIDE / 4 + 1) + (2 FINE + 1) * (FINE + 1)]; zeros if `count` is 0.
     """
     v, u = np.meshgrid(np.fft.fftfreq(SIDE, 1 / SIDE), np.arange(SIDE // 2 + 1), indexing="ij")
     usual = (USUAL - FALL * np.log10(np.maximum(np.hypot(v, u), 1))).astype(np.float32)
@@ -75,8 +75,8 @@ def signature(powers: jax.Array, count: jax.Array) -> jax.Array:
 
 
 def _smoothed(half: jax.Array) -> jax.Array:
-    """Every wave with its neighbours, a half of it and a quarter of each side's."""
-    # The other half's waves next to this one are its own, turned by 180 degrees.
+    """Smooths over neighbouring frequencies with weights 1/4, 1/2, 1/4 along each axis."""
+    # Values beyond the edges of this half plane are its own values, rotated by 180 degrees.
     opposite = np.arange(0, -SIDE, -1) % SIDE
     before, after = half[..., opposite, 1:2], half[..., opposite, -2:-1]
     wide = jnp.concatenate([before, half, after], axis=-1)
@@ -85,30 +85,29 @@ def _smoothed(half: jax.Array) -> jax.Array:
 
 
 def turned(half: jax.Array, flip: bool, transpose: bool) -> jax.Array:
-    """The periodogram of a photograph that was turned, from the photograph's.
+    """Returns the periodogram of a flipped and transposed photograph, from the photograph's.
+
+    These two operations cover all symmetries of the square, because a rotation of the photograph by
+    180 degrees does not change its periodogram.
 
     Args:
-      half: float32 [..., SIDE, SIDE / 2 + 1], its half of the plane.
-      flip: The photograph's rows are read from below.
-      transpose: Then rows become columns.
-
-    Returns:
-      Likewise. With these two all symmetries of the square are there are: of a photograph and of
-      itself turned by 180 degrees the periodograms are the same.
+      half: float32 [..., SIDE, SIDE / 2 + 1], half of the frequency plane; as is the result.
+      flip: If True, the photograph's rows are reversed.
+      transpose: If True, rows and columns are then exchanged.
     """
     v, u = np.meshgrid(np.arange(SIDE), np.arange(SIDE // 2 + 1), indexing="ij")
     if transpose:
         v, u = u, v
     if flip:
         v = -v
-    # The other half is the same, turned by 180 degrees.
+    # The other half plane is this one, rotated by 180 degrees.
     other = u > SIDE // 2
     v, u = np.where(other, -v, v) % SIDE, np.where(other, SIDE - u, u)
     return half[..., v, u]
 
 
 def _windows(x: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> [B, rows, columns, C, SIDE, SIDE]; what no window covers is left out."""
+    """Cuts [B, H, W, C] into windows [B, rows, columns, C, SIDE, SIDE]; drops incomplete ones."""
     batch, height, width, channels = x.shape
     rows, columns = height // HOP, width // HOP
     x = x[:, : rows * HOP, : columns * HOP].reshape(batch, rows, HOP, columns, HOP, channels)

@@ -4,7 +4,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-# A latent channel counts as active above this variance of its posterior mean (Burda et al., 2016).
+# A latent channel is active if its posterior mean varies more than this (Burda et al., 2016).
 ACTIVE_VARIANCE = 0.01
 
 
@@ -14,23 +14,23 @@ class Posterior:
 
     Attributes:
       mean: float32 [B, ...].
-      log_var: float32, shape of `mean`: log of the variance.
+      log_var: float32, shape of `mean`; natural log of the variance.
     """
 
     mean: jax.Array
     log_var: jax.Array
 
     def sample(self, key: jax.Array) -> jax.Array:
-        """One reparametrised sample of the whole batch, shape of `mean`."""
+        """Draws a reparametrised sample of the whole batch, shape of `mean`."""
         noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
         return self.mean + jnp.exp(0.5 * self.log_var) * noise
 
     def sample_rows(self, key: jax.Array, rows: jax.Array) -> jax.Array:
-        """A sample whose noise depends on (key, row number), not on the batch around it.
+        """Draws a sample whose noise depends on (key, row) and not on the rest of the batch.
 
         Args:
           key: A random key.
-          rows: int [B], the place of each example in the global batch or data set.
+          rows: int [B], index of each example in the global batch or dataset.
 
         Returns:
           float32, shape of `mean`.
@@ -42,12 +42,12 @@ class Posterior:
         return self.mean + jnp.exp(0.5 * self.log_var) * jax.vmap(one)(rows)
 
     def kl_map(self) -> jax.Array:
-        """KL(q || N(0, I)) of each latent value in nats, shape of `mean`.
+        """Returns KL(q || N(0, I)) of each latent value in nats, shape of `mean`.
 
-        Kingma and Welling (2014), appendix B.
+        The formula is from Kingma and Welling (2014), appendix B.
         """
         return 0.5 * (jnp.square(self.mean) + jnp.exp(self.log_var) - 1.0 - self.log_var)
 
     def kl(self) -> jax.Array:
-        """KL(q || N(0, I)) of each example in nats, summed over its latents: float32 [B]."""
+        """Returns KL(q || N(0, I)) of each example in nats, summed over latents: float32 [B]."""
         return jnp.sum(self.kl_map(), axis=tuple(range(1, self.mean.ndim)))

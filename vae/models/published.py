@@ -1,10 +1,10 @@
 """FundusVAE: the architecture of the published PyTorch model, a ResNet-50 and linear layers.
 
-    encoder   ResNet-50, its classifier replaced by three linear layers without activation between:
-              mean and log-variance of a vector
-    decoder   linear layers with ReLU, a sigmoid, an image of one fixed size
+    encoder   ResNet-50; three linear layers without activations replace the classifier and give
+              the mean and log-variance of a vector
+    decoder   linear layers with ReLU, then a sigmoid; an image of one fixed size
 
-Images are channels last in [-1, 1] here; the layers see and make [0, 1], as they were trained to.
+Images are channels last in [-1, 1]. The layers take and give [0, 1], as in the published training.
 """
 
 import flax.linen as nn
@@ -16,24 +16,24 @@ from vae.models.posterior import Posterior
 from vae.models.resnet import BatchNorm, Bottleneck, conv, max_pool
 from vae.precision import HIGHEST
 
-PIXELS_AT_ONCE = 4 * 256**2  # by trial: two to eight tiles of 256 pixels are much the same
+PIXELS_AT_ONCE = 4 * 256**2  # two to eight tiles of 256 pixels were measured to be equally fast
 
 
 class FundusVAE(nn.Module):
     """Encoder q(z | x) and decoder p(x | z) for images [B, S, S, 3] in [-1, 1], S = image_size.
 
-    Variables: `params` and `batch_stats` (running statistics of the batch normalisation). With
-    `train=True` the batch's own statistics are used, and the running ones updated where
+    The variables are `params` and `batch_stats` (running statistics of batch normalisation). With
+    `train=True` the layers use the batch's own statistics, and update the running statistics if
     `batch_stats` is mutable.
 
     Attributes:
-      latent_size: L, values of the latent vector.
-      image_size: S, pixels.
-      width: Channels of the stem; a stage's bottlenecks have 1, 2, 4, 8 times as many.
-      stages: Bottlenecks of each stage.
-      head: Widths of the encoder's hidden linear layers; the decoder's are the same in reverse,
+      latent_size: L, size of the latent vector.
+      image_size: S, side of the images in pixels.
+      width: Channels of the stem; bottlenecks of the stages have 1, 2, 4, 8 times as many.
+      stages: Number of bottlenecks of each stage.
+      head: Widths of the encoder's hidden linear layers. The decoder has the same in reverse order,
         then `decoder_width`.
-      dtype: What the convolutions compute in. Linear layers are float32 always.
+      dtype: Dtype in which the convolutions compute. Linear layers are always float32.
     """
 
     latent_size: int = 350
@@ -49,7 +49,9 @@ class FundusVAE(nn.Module):
         self.decoder = Decoder(self.image_size, (*reversed(self.head), self.decoder_width))
 
     def encode(self, x: jax.Array, train: bool = False) -> Posterior:
-        """Images [B, S, S, 3] in [-1, 1] -> posterior over vectors, float32 [B, L]."""
+        """Encodes images [B, S, S, 3] in [-1, 1] to a posterior over vectors, float32 [B, L].
+
+        Raises ValueError for images of another shape."""
         side = self.image_size
         if x.shape[1:] != (side, side, 3):
             raise ValueError(f"expected images [B, {side}, {side}, 3], got {list(x.shape)}")
@@ -59,35 +61,35 @@ class FundusVAE(nn.Module):
         return Posterior(*jnp.split(h, 2, axis=-1))
 
     def decode(self, z: jax.Array) -> jax.Array:
-        """Latents [B, L] -> mean image float32 [B, S, S, 3] in [-1, 1]."""
+        """Decodes latents [B, L] to the mean image, float32 [B, S, S, 3] in [-1, 1]."""
         return 2 * nn.sigmoid(self.decoder(z.astype(jnp.float32))) - 1
 
     def log_scale(self) -> jax.Array:
-        """Log standard deviation of the Gaussian likelihood, fixed: float32 [].
+        """Returns the fixed log standard deviation of the Gaussian likelihood, float32 [].
 
-        The published loss sums squares of values in [0, 1]: up to a constant the negative
-        log-likelihood of sigma = sqrt(1/2) there, which is sqrt(2) in [-1, 1].
+        The published loss is a sum of squared errors of values in [0, 1]. Up to a constant this is
+        the negative log-likelihood with sigma = sqrt(1/2) in [0, 1], or sqrt(2) in [-1, 1].
         """
         return jnp.float32(0.5 * np.log(2))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Images -> reconstruction from the posterior mean, [B, S, S, 3]; uses every parameter."""
+        """Reconstructs images [B, S, S, 3] from their posterior means; uses every parameter."""
         return self.decode(self.encode(x).mean)
 
     @property
     def tile_size(self) -> int:
-        """The one side of an image, in pixels, that this model takes."""
+        """Returns the only image side, in pixels, that this model accepts."""
         return self.image_size
 
 
 def images_at_once(batch: int, side: int) -> int:
-    """How many images of a batch an encoder takes at a time: a divisor of the batch.
+    """Returns how many images of a batch to encode at a time, a divisor of the batch size.
 
-    One CPU takes as many as keep a layer's activations in its caches. Elsewhere it is all of them:
-    accelerators want large batches, and of several CPU devices each has a part of the batch.
+    On one CPU the activations of a layer should fit into the caches. Otherwise it is the whole
+    batch: accelerators need large batches, and several CPU devices each hold a part of the batch.
     """
     one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
-    # The batch of an exported program is a symbol.
+    # In an exported program the batch size is symbolic.
     if not one_cpu or not isinstance(batch, int):
         return batch
     most = max(1, PIXELS_AT_ONCE // side**2)
@@ -95,7 +97,7 @@ def images_at_once(batch: int, side: int) -> int:
 
 
 def in_parts(encoder: nn.Module, x: jax.Array, count: int) -> jax.Array:
-    """What an encoder makes of images [B, S, S, 3], `count` of them at a time, without training."""
+    """Encodes images [B, S, S, 3], `count` at a time, in evaluation mode; returns [B, 2L]."""
     scan = nn.scan(
         lambda encoder, carry, part: (carry, encoder(part, False)),
         variable_broadcast=("params", "batch_stats"),
@@ -105,7 +107,7 @@ def in_parts(encoder: nn.Module, x: jax.Array, count: int) -> jax.Array:
 
 
 class Encoder(nn.Module):
-    """ResNet and linear head: images [B, S, S, 3] in [0, 1] -> float32 [B, 2L]."""
+    """ResNet and linear head that map images [B, S, S, 3] in [0, 1] to float32 [B, 2L]."""
 
     latent_size: int
     width: int
@@ -130,7 +132,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Linear layers: latents [B, L] -> logits of an image, float32 [B, S, S, 3]."""
+    """Linear layers that map latents [B, L] to the logits of an image, float32 [B, S, S, 3]."""
 
     image_size: int
     widths: tuple[int, ...]
@@ -144,12 +146,12 @@ class Decoder(nn.Module):
 
 
 class ToImage(nn.Module):
-    """The last linear layer: [B, C] -> [B, S, S, 3].
+    """The last linear layer, [B, C] -> [B, S, S, 3].
 
-    It holds nine tenths of the parameters, and keeps PyTorch's layout: weight [3*S*S, C], rows in
-    channels-first order. A converted file is then a copy of it, and the far smaller activations
-    are what is transposed. The weight is the left operand: the other way round, CPUs first lay all
-    of it out anew, which takes longer than the product.
+    It has 90% of the parameters and keeps PyTorch's layout: weight [3*S*S, C], in channels-first
+    order. Conversion then copies the weight, and only the much smaller activations are transposed.
+    The weight is the left operand of the product. As the right operand, CPUs would first copy it
+    into another layout, which takes longer than the product.
     """
 
     image_size: int
@@ -165,13 +167,13 @@ class ToImage(nn.Module):
 
 
 def linear(features: int, inputs: int, name: str) -> nn.Dense:
-    """A float32 linear layer that starts as PyTorch's."""
+    """Returns a float32 linear layer with PyTorch's initialization."""
     init = uniform(inputs)
     return nn.Dense(features, precision=HIGHEST, kernel_init=init, bias_init=init, name=name)
 
 
 def uniform(inputs: int) -> nn.initializers.Initializer:
-    """PyTorch's start of linear layers, weight and bias: uniform in +-1/sqrt(inputs)."""
+    """Returns PyTorch's initializer of linear layers: uniform in +-1/sqrt(inputs)."""
     bound = inputs**-0.5
 
     def init(key, shape, dtype=jnp.float32):

@@ -1,7 +1,7 @@
-"""ResNet-50 as torchvision builds it (He et al., 2016; stride in the 3x3), channels last inside.
+"""ResNet-50 as in torchvision (He et al., 2016; stride in the 3x3 convolution), channels last.
 
-Padding, strides, batch normalisation and initialisation are PyTorch's to the digit, so that its
-weights give its numbers.
+Padding, strides, batch normalisation and initialisation are exactly PyTorch's, so that PyTorch
+weights give the same outputs.
 """
 
 import functools
@@ -13,19 +13,19 @@ import jax.numpy as jnp
 from vae.models.winograd import winograd
 from vae.precision import precision
 
-# Share of a batch in the running statistics, and what is added to a variance: PyTorch's defaults.
+# Weight of a batch in the running statistics, and constant added to variances: PyTorch's defaults.
 MOMENTUM = 0.1
 EPSILON = 1e-5
 KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-EXPANSION = 4  # a bottleneck's output has so many times the channels of its 3x3 convolution
+EXPANSION = 4  # output channels of a bottleneck per channel of its 3x3 convolution
 
 
 class BatchNorm(nn.Module):
-    """Normalises every channel of [B, H, W, C] by the batch's statistics, or by running ones.
+    """Batch normalisation of [B, H, W, C] by the batch's statistics or by running statistics.
 
-    The statistics are float32 over the global batch: where `jax.jit` shards the batch over a mesh,
-    they are the synchronised ones. Collection `batch_stats`: mean [C], var [C] (of the unbiased
-    variances), count [] (int32, batches seen).
+    The statistics are float32 over the global batch: `jax.jit` synchronises them if the batch is
+    sharded over a mesh. Collection `batch_stats`: mean [C], var [C] (unbiased variances), count []
+    (int32, batches seen). Raises ValueError in training with one value per channel.
     """
 
     @nn.compact
@@ -58,9 +58,9 @@ class BatchNorm(nn.Module):
 def normalise(
     x: jax.Array, scale: jax.Array, bias: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalises every channel by the batch's statistics, Ioffe and Szegedy (2015).
+    """Normalises every channel by the batch's statistics (Ioffe and Szegedy, 2015).
 
-    With the gradient written out, which reads the activations half as often as the derived one.
+    The hand-written gradient reads the activations half as often as the automatic gradient.
 
     Args:
       x: [B, H, W, C].
@@ -68,7 +68,7 @@ def normalise(
       bias: float32 [C].
 
     Returns:
-      The result, like `x`; mean and (biased) variance, float32 [C], without gradient.
+      The normalised x; mean and (biased) variance, float32 [C], without gradient.
     """
     return _normalise_forward(x, scale, bias)[0]
 
@@ -76,7 +76,7 @@ def normalise(
 def _normalise_forward(x, scale, bias):
     x32 = x.astype(jnp.float32)
     mean = _channel_mean(x32)
-    # Two passes: a mean of squares loses the digits of a channel with a large mean.
+    # Two passes: E[x^2] - E[x]^2 is inaccurate for a channel with a large mean.
     var = _channel_mean(jnp.square(x32 - mean))
     inverse = jax.lax.rsqrt(var + EPSILON)
     y = ((x32 - mean) * (inverse * scale) + bias).astype(x.dtype)
@@ -103,15 +103,15 @@ def _channel_mean(x: jax.Array) -> jax.Array:
 def conv(
     features: int, size: int, stride: int, dtype: jnp.dtype, name: str | None, train: bool = True
 ) -> nn.Module:
-    """A convolution without bias, padded by half its kernel on every side.
+    """Returns a convolution without bias, padded by half its kernel on every side.
 
     Args:
       features: Channels of the output.
       size: Side of the kernel, odd.
-      stride: Step in both directions.
-      dtype: What it computes in; the kernel [size, size, C, features] stays float32.
-      name: In the module that it is a part of.
-      train: Whether its gradient will be taken; without, the fastest way to the result.
+      stride: Stride in both directions.
+      dtype: Dtype of the computation; the kernel [size, size, C, features] is float32.
+      name: Name in the parent module.
+      train: True if the gradient will be taken; if False, a faster forward-only method is used.
     """
     if size == 1:
         return Pointwise(features, stride, dtype, name=name)
@@ -133,12 +133,12 @@ def conv(
 class Pointwise(nn.Module):
     """A 1x1 convolution as a matrix product over all pixels.
 
-    The same numbers; on CPUs the gradient of its kernel takes a fifth of a convolution's time.
+    The values are the same. On CPUs the gradient of the kernel takes 20% of a convolution's time.
 
     Attributes:
       features: Channels of the output.
-      stride: Step in both directions.
-      dtype: What it computes in; the kernel [1, 1, C, features] stays float32.
+      stride: Stride in both directions.
+      dtype: Dtype of the computation; the kernel [1, 1, C, features] is float32.
     """
 
     features: int
@@ -156,11 +156,11 @@ class Pointwise(nn.Module):
 
 
 class Square(nn.Module):
-    """A 3x3 convolution of step 1, which float32 on CPUs takes by Winograd's method.
+    """A 3x3 convolution of stride 1, by Winograd's method for float32 on CPUs.
 
     Attributes:
       features: Channels of the output.
-      dtype: What it computes in; the kernel [3, 3, C, features] stays float32.
+      dtype: Dtype of the computation; the kernel [3, 3, C, features] is float32.
     """
 
     features: int
@@ -179,8 +179,8 @@ class Square(nn.Module):
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             precision=precision(self.dtype),
         )
-        # On few pixels, bringing the kernel into form takes longer than it saves. The batch of an
-        # exported program is a symbol.
+        # For few pixels the transformation of the kernel takes longer than it saves. In an exported
+        # program the batch size is symbolic.
         pixels = height * width * (batch if isinstance(batch, int) else 1)
         if x.dtype != jnp.float32 or pixels < 4 * channels:
             return direct(x, kernel)
@@ -188,10 +188,10 @@ class Square(nn.Module):
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """Maximum of 3x3 windows, step 2, padded by 1: [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), C].
+    """Max-pools 3x3 windows, stride 2, padding 1: [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), C].
 
-    As maxima of shifted rows and columns: on CPUs the gradient takes a third of the time of
-    `nn.max_pool`'s. Equal values share it, where PyTorch gives it to the first.
+    It uses shifted slices: on CPUs the gradient takes a third of the time of `nn.max_pool`'s. Equal
+    values share the gradient, whereas PyTorch gives it to the first.
     """
     padding = ((0, 0), (1, 1), (1, 1), (0, 0))
     x = jnp.pad(x, padding, constant_values=-jnp.inf)
@@ -206,8 +206,8 @@ class Bottleneck(nn.Module):
 
     Attributes:
       width: Channels of the 3x3 convolution.
-      stride: Of the 3x3 convolution and of the shortcut.
-      dtype: What the convolutions compute in.
+      stride: Stride of the 3x3 convolution and of the shortcut.
+      dtype: Dtype in which the convolutions compute.
     """
 
     width: int

@@ -1,12 +1,12 @@
-"""Blind deconvolution: one filter for all of a photograph, judged by its averaged periodogram.
+"""The sharpening stage: blind deconvolution by one filter per photograph.
 
     sharpened = toned + kernel(periodogram of toned) * toned
 
-Which blur it was cannot be told from a patch, where a vessel's edge may be soft of itself; over a
-photograph its spectrum tells (`vae.models.periodogram`). What undoes it as well as grain allows is
-a filter (Wiener, 1949), here of what a small network has learned. A photograph that is turned is
-sharpened by the filter turned: the network sees the periodogram from all sides, and its filters,
-turned back, are averaged.
+A patch does not show whether a vessel's edge is soft or blurred, but the spectrum of the whole
+photograph does (`vae.models.periodogram`). The optimal linear restoration under blur and grain is a
+Wiener filter (1949); here a small network predicts the filter from the averaged periodogram. The
+stage is equivariant to rotations and flips: it averages the network's filters over all symmetries
+of the periodogram.
 """
 
 import itertools
@@ -17,27 +17,27 @@ import jax.numpy as jnp
 
 from vae.models.periodogram import signature, turned
 
-# Pixels that the filter reaches to each side.
+# Reach of the filter in pixels, to each side.
 REACH = 8
 WIDTH = 144
-# Of the kernel's values: the network's are of unit size.
+# Scale of the kernel's values; the network's outputs have unit scale.
 UNIT = 0.1
 
 
 class Sharpening(nn.Module):
-    """Periodogram -> kernels, zero at the start and where no window was inside."""
+    """Network from periodograms to kernels; zero at initialization and without any window."""
 
     @nn.compact
     def __call__(self, powers: jax.Array, count: jax.Array) -> jax.Array:
-        """The kernels of photographs.
+        """Returns the sharpening kernels of photographs, without the identity.
 
         Args:
           powers: float32 [B, C, ...], of `vae.models.periodogram.window_powers`.
-          count: float32 [B], likewise.
+          count: float32 [B], of `window_powers`.
 
         Returns:
-          float32 [B, C, 2 * REACH + 1, 2 * REACH + 1]; each adds up to zero: an even brightness
-          stays one.
+          float32 [B, C, 2 * REACH + 1, 2 * REACH + 1]; each kernel has sum 0, so constant images do
+          not change.
         """
         side, channels = 2 * REACH + 1, powers.shape[1]
         zeros = nn.initializers.zeros
@@ -47,7 +47,7 @@ class Sharpening(nn.Module):
         for flip, transpose in itertools.product((False, True), repeat=2):
             seen = signature(turned(powers, flip, transpose), count)
             kernel = head(nn.silu(far(nn.silu(near(seen))))).reshape(-1, channels, side, side)
-            # Back, in the reverse order.
+            # Undo the symmetry, in the reverse order.
             kernel = kernel.swapaxes(-1, -2) if transpose else kernel
             kernels.append(kernel[..., ::-1, :] if flip else kernel)
         made = UNIT * sum(kernels) / len(kernels)
@@ -57,10 +57,10 @@ class Sharpening(nn.Module):
 
 
 def correlate_each(x: jax.Array, kernels: jax.Array) -> jax.Array:
-    """Every image and channel with its own kernel, by fast Fourier transforms.
+    """Correlates every image and channel with its own kernel, by fast Fourier transforms.
 
     Args:
-      x: float32 [B, H, W, C]; beyond the border its pixels repeat.
+      x: float32 [B, H, W, C]; border pixels are replicated.
       kernels: float32 [B, C, K, K], K odd.
 
     Returns:

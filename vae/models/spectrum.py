@@ -1,8 +1,8 @@
-"""The best Gaussian model of a grid of latents whose statistics are the same everywhere.
+"""The best Gaussian model of a grid of latents with stationary statistics.
 
-Cosine waves over the tile, and of each wave the covariance of the channels: whitened by it, latents
-have unit variance at every frequency and no correlations. What is left is what is not Gaussian:
-vessels, discs, and that a photograph has one colour.
+The model has one covariance of the channels for each frequency of a cosine transform over the tile.
+Whitened latents have unit variance at every frequency and no correlations. Only non-Gaussian
+structure remains: vessels, optic discs, the uniform colour of a photograph.
 """
 
 import itertools
@@ -16,18 +16,18 @@ import scipy.fft
 
 from vae.precision import HIGHEST
 
-# Of a frequency's largest variance: less than this is rounding.
+# Smallest variance relative to the largest of the same frequency; less is rounding error.
 FLOOR = 1e-6
 
 
 @flax.struct.dataclass
 class Spectrum:
-    """Mean, and at every frequency the roots of the covariance of channels.
+    """Mean of the latents, and square roots of the channel covariance at every frequency.
 
     Attributes:
-      mean: float32 [C], of every position.
-      colour: float32 [S, S, C, C], symmetric: the square root of each frequency's covariance.
-      whiten: float32 [S, S, C, C], its inverse.
+      mean: float32 [C], the same at every position.
+      colour: float32 [S, S, C, C], symmetric square root of each frequency's covariance.
+      whiten: float32 [S, S, C, C], inverse of `colour`.
     """
 
     mean: jax.Array
@@ -36,73 +36,73 @@ class Spectrum:
 
 
 def cosines(size: int) -> np.ndarray:
-    """The orthonormal cosine transform (DCT-II) of `size` values: float32 [frequency, place].
+    """Returns the matrix of the orthonormal DCT-II, float32 [frequency, position].
 
-    Ahmed, Natarajan and Rao (1974). The leading frequencies of white noise are white noise on a
-    coarser grid.
+    The transform is from Ahmed, Natarajan and Rao (1974). The low frequencies of white noise are
+    white noise on a coarser grid.
     """
     return scipy.fft.dct(np.eye(size), axis=0, norm="ortho").astype(np.float32)
 
 
 def to_waves(x: jax.Array) -> jax.Array:
-    """Grids [B, S, S, C] -> coefficients of cosine waves [B, S, S, C], orthonormal."""
+    """Transforms grids [B, S, S, C] to orthonormal DCT coefficients [B, S, S, C]."""
     waves = cosines(x.shape[1])
     return jnp.einsum("uy,byxc,vx->buvc", waves, x, waves, precision=HIGHEST)
 
 
 def from_waves(coefficients: jax.Array) -> jax.Array:
-    """The inverse of `to_waves`."""
+    """Inverts `to_waves`."""
     waves = cosines(coefficients.shape[1])
     return jnp.einsum("uy,buvc,vx->byxc", waves, coefficients, waves, precision=HIGHEST)
 
 
 def whitened(latents: jax.Array, spectrum: Spectrum) -> jax.Array:
-    """Latents [B, S, S, C] -> coefficients [B, S, S, C] of mean 0 and covariance 1."""
+    """Transforms latents [B, S, S, C] to coefficients [B, S, S, C] of mean 0 and covariance 1."""
     coefficients = to_waves(latents - spectrum.mean)
     return jnp.einsum("uvkc,buvc->buvk", spectrum.whiten, coefficients, precision=HIGHEST)
 
 
 def coloured(coefficients: jax.Array, spectrum: Spectrum) -> jax.Array:
-    """The inverse of `whitened`; of standard normal values, a sample of the Gaussian."""
+    """Inverts `whitened`; standard normal coefficients give a sample of the Gaussian model."""
     waves = jnp.einsum("uvkc,buvc->buvk", spectrum.colour, coefficients, precision=HIGHEST)
     return from_waves(waves) + spectrum.mean
 
 
 def rings(size: int) -> np.ndarray:
-    """Distance of each frequency from 0, the larger of its two: int [S, S]."""
+    """Returns the larger of the two frequency indices of each coefficient: int [S, S]."""
     return np.maximum.outer(np.arange(size), np.arange(size))
 
 
 def bands(size: int, levels: int) -> np.ndarray:
-    """Which frequencies each level of a pyramid adds, from fine to coarse, and last the mean:
-    float32 [levels + 1, S, S] of 0 and 1, every frequency in one of them."""
+    """Returns masks of the frequencies that each level of a pyramid adds, from fine to coarse, and
+    of the mean: float32 [levels + 1, S, S] of 0 and 1; each frequency is in exactly one mask."""
     edges = [size >> level for level in range(levels)] + [1, 0]
     found = [(rings(size) < high) & (rings(size) >= low) for high, low in itertools.pairwise(edges)]
     return np.stack(found).astype(np.float32)
 
 
 def octaves(size: int) -> np.ndarray:
-    """Weights of frequencies by which every octave counts alike: float32 [S, S], of mean 1.
+    """Returns weights that give every octave the same total: float32 [S, S], of mean 1.
 
-    A square ring of frequencies has as many of them as its distance from 0 is long, and an octave
-    as many rings.
+    Frequencies per ring and rings per octave are both proportional to the frequency, so the weights
+    are proportional to 1 / (1 + ring)^2.
     """
     weights = 1.0 / (1.0 + rings(size)) ** 2
     return (weights / weights.mean()).astype(np.float32)
 
 
 def fit_spectrum(batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Spectrum:
-    """Fits to latents, which may lie in all eight symmetries of the square.
+    """Fits the Gaussian model to latents, symmetrised over exchanges of rows and columns.
 
     Args:
-      batches: Posterior means float32 [b, S, S, C] and variances of the same shape; a sample's
-        covariance is that of the means and the mean of the variances.
+      batches: Posterior means float32 [b, S, S, C] and variances of the same shape. The covariance
+        of posterior samples is that of the means plus the mean of the variances.
 
     Returns:
-      The fit, numpy arrays; sums are float64.
+      The fit as numpy arrays; sums are float64.
 
     Raises:
-      ValueError: No latents, or some that are not finite.
+      ValueError: There are no latents, or some are not finite.
     """
     count, total = 0, 0.0
     moments = noise = None
@@ -119,7 +119,7 @@ def fit_spectrum(batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Spectrum:
         raise ValueError(f"a spectrum needs finite latents, got {count} images")
     mean = total / count
     covariance = moments / count
-    # The mean is the same everywhere: a wave of frequency 0, of side times its height.
+    # A constant mean has only the coefficient of frequency 0, which is S times the mean.
     covariance[0, 0] -= np.outer(mean, mean) * len(covariance) ** 2
     covariance = (covariance + covariance.swapaxes(0, 1)) / 2 + np.diag(noise / count)
     variance, vectors = np.linalg.eigh(covariance)

@@ -1,14 +1,14 @@
-"""The tone stage: light, haze, colour and contrast of a photograph undone, judged by its thumbnail.
+"""The tone stage: corrects light, haze, colour and contrast of a photograph, from its thumbnail.
 
-What a bad camera does to a pixel's value is undone in the order in which it was done last:
+The pixelwise degradations are inverted in reverse order, the last one first:
 
     v = (x - offset) * exp(stretch)              contrast
     J = exp(gain) * v ** GAMMA - veil            light and colour; haze, in linear light
     toned = J ** (1 / GAMMA)
 
-with eight numbers at each place: offset, stretch, and a gain and a veil for each channel. They are
-those of the whole photograph plus a smooth field, both read off the thumbnail, so tiles agree. All
-of them are zero at the start: the identity.
+There are eight coefficients at each position: offset, stretch, and a gain and a veil for each
+channel. They are the sum of global values and a smooth field, both predicted from the thumbnail, so
+all tiles of a photograph agree. They are zero at initialization, which is the identity.
 """
 
 import flax.linen as nn
@@ -19,24 +19,24 @@ import numpy as np
 from vae.data.thumbnails import MARGIN, THUMBNAIL
 from vae.models.layers import RMSNorm, Stage, space_to_depth
 
-# Side of the field of coefficients; a cell is a quarter of the radius or so.
+# Side of the grid of coefficients; a cell is about a quarter of the FOV radius.
 GRID = 8
-# Offset, stretch, three gains, three veils.
+# One offset, one stretch, three gains, three veils.
 COEFFICIENTS = 8
 GAMMA = 2.2
-# Below it, eight grey levels, the power is continued by its tangent: no slope is infinite.
+# Below eight grey levels the power function is replaced by its tangent, to bound the slope.
 KNEE = 8 / 255
-# Where the field of view lies in a thumbnail: row and column of its centre and its radius, pixels.
+# FOV circle in a thumbnail: row and column of its centre and its radius, pixels.
 THUMBNAIL_CIRCLE = ((THUMBNAIL - 1) / 2, (THUMBNAIL - 1) / 2, THUMBNAIL / 2 / MARGIN)
 _ACROSS = (np.arange(THUMBNAIL) - THUMBNAIL_CIRCLE[0]) / THUMBNAIL_CIRCLE[2]
-# bool [THUMBNAIL, THUMBNAIL, 1]: the field of view without its rim, whose pixels are half outside.
+# bool [THUMBNAIL, THUMBNAIL, 1]: the field of view without its rim of partly covered pixels.
 WITHIN = np.hypot(_ACROSS[:, None], _ACROSS)[..., None] < 0.97
 
 
 class ToneField(nn.Module):
-    """Thumbnails [B, THUMBNAIL, THUMBNAIL, 3] -> coefficients [B, GRID, GRID, COEFFICIENTS].
+    """Network from thumbnails [B, THUMBNAIL, THUMBNAIL, 3] to coefficients.
 
-    The coefficients are zero at the start.
+    The coefficients, float32 [B, GRID, GRID, COEFFICIENTS], are zero at initialization.
     """
 
     width: int
@@ -51,7 +51,7 @@ class ToneField(nn.Module):
         h = Stage(1, self.dtype, name="near")(h)
         h = nn.Dense(2 * self.width, dtype=self.dtype)(space_to_depth(h, 2))
         h = Stage(2, self.dtype, name="far")(h)
-        # Its reach is bounded, the photograph's colour is not.
+        # Global statistics: the convolutions above have a bounded receptive field.
         seen = RMSNorm(name="whole_norm")(h)
         seen = jnp.concatenate([seen.mean(axis=(1, 2)), seen.max(axis=(1, 2))], axis=-1)
         whole = nn.silu(nn.Dense(4 * self.width, dtype=self.dtype)(seen))
@@ -65,15 +65,15 @@ class ToneField(nn.Module):
 
 
 def apply_tone(x: jax.Array, coefficients: jax.Array, circle: jax.Array) -> jax.Array:
-    """The curves at every pixel.
+    """Applies the tone curves at every pixel.
 
     Args:
       x: float32 [B, H, W, 3] in [-1, 1].
       coefficients: float32 [B, GRID, GRID, COEFFICIENTS].
-      circle: float32 [B, 3], centre and radius of the field of view in pixels of x.
+      circle: float32 [B, 3], FOV circle in pixels of x: row and column of its centre, radius.
 
     Returns:
-      float32 [B, H, W, 3], not clipped; x itself where all coefficients are zero.
+      float32 [B, H, W, 3], not clipped; exactly x if all coefficients are zero.
     """
     rows = _weights(x.shape[1], circle[:, 0], circle[:, 2])
     columns = _weights(x.shape[2], circle[:, 1], circle[:, 2])
@@ -83,16 +83,16 @@ def apply_tone(x: jax.Array, coefficients: jax.Array, circle: jax.Array) -> jax.
     values = (x.astype(jnp.float32) + 1) / 2
     stretched = (values - offset) * jnp.exp(stretch)
     light = jnp.exp(gain) * to_light(stretched) - veil
-    # Added as a change: nothing is changed to the last bit where nothing is to be.
+    # Added as a difference, so that zero coefficients give x exactly.
     return x + 2 * (from_light(light) - from_light(to_light(values)))
 
 
 def change_size(thumbnail: jax.Array, coefficients: jax.Array) -> jax.Array:
-    """Root mean square of a photograph's whole change of tone, grey levels: float32 [B].
+    """Returns the root mean square of the full tone change inside `WITHIN`, grey levels [B].
 
     Args:
       thumbnail: float32 [B, THUMBNAIL, THUMBNAIL, 3] in [-1, 1].
-      coefficients: Of `ToneField`, for this thumbnail.
+      coefficients: Output of `ToneField` for this thumbnail.
     """
     circle = jnp.broadcast_to(jnp.array(THUMBNAIL_CIRCLE), (len(thumbnail), 3))
     change = jnp.where(WITHIN, 127.5 * (apply_tone(thumbnail, coefficients, circle) - thumbnail), 0)
@@ -100,9 +100,9 @@ def change_size(thumbnail: jax.Array, coefficients: jax.Array) -> jax.Array:
 
 
 def evidence(size: jax.Array, low: float, high: float) -> jax.Array:
-    """Returns the share of a change that is made: 0 up to the size `low`, 1 from `high` on.
+    """Returns the fraction of a change to apply: 0 for sizes up to `low`, 1 from `high` on.
 
-    Small changes are mostly the network's own errors, or differences between cameras.
+    Small changes are mostly errors of the network, or differences between cameras.
 
     Args:
       size: float32 [B], of `change_size`, grey levels.
@@ -114,18 +114,18 @@ def evidence(size: jax.Array, low: float, high: float) -> jax.Array:
 
 
 def expected_error(size: jax.Array, share: jax.Array, error: float) -> jax.Array:
-    """Returns the error to be expected of a toned photograph, grey levels: float32 [B].
+    """Returns the expected error of a toned photograph in grey levels, float32 [B].
 
     Args:
       size: float32 [B], of `change_size`.
       share: float32 [B], of `evidence`.
-      error: Root mean square error of whole changes; what is not made is missing in full.
+      error: Root mean square error of full changes; the part not applied counts as error in full.
     """
     return jnp.hypot(share * error, (1 - share) * size)
 
 
 def to_light(values: jax.Array) -> jax.Array:
-    """sRGB's values to the power of GAMMA, linear below KNEE."""
+    """Converts sRGB values to linear light: the power GAMMA, continued linearly below KNEE."""
     slope = GAMMA * KNEE ** (GAMMA - 1)
     return jnp.where(
         values > KNEE,
@@ -135,7 +135,7 @@ def to_light(values: jax.Array) -> jax.Array:
 
 
 def from_light(light: jax.Array) -> jax.Array:
-    """The inverse of `to_light`."""
+    """Inverts `to_light`."""
     knee, slope = KNEE**GAMMA, GAMMA * KNEE ** (GAMMA - 1)
     return jnp.where(
         light > knee, jnp.maximum(light, knee) ** (1 / GAMMA), KNEE + (light - knee) / slope
@@ -143,9 +143,9 @@ def from_light(light: jax.Array) -> jax.Array:
 
 
 def _weights(length: int, centre: jax.Array, radius: jax.Array) -> jax.Array:
-    """How much each cell of the grid counts at each pixel of an axis: float32 [B, length, GRID].
+    """Returns the weight of each grid cell at each pixel of an axis: float32 [B, length, GRID].
 
-    Quadratic B-splines: the field has no edges at the cells' borders (de Boor, 1978).
+    The weights are quadratic B-splines (de Boor, 1978), which are smooth at the cells' borders.
     """
     pixels = jnp.arange(length, dtype=jnp.float32)
     where = (pixels - centre[:, None]) / radius[:, None]  # -1 to 1 inside the field of view

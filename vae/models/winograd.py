@@ -1,7 +1,7 @@
-"""3x3 convolutions with a quarter of the products: F(4x4, 3x3) of Lavin and Gray (2016).
+"""3x3 convolutions with a quarter of the multiplications: F(4x4, 3x3) of Lavin and Gray (2016).
 
-An output tile of 4x4 is a product of polynomials in each direction, which six points determine:
-inputs and kernel are evaluated at the points, multiplied there, and the outputs interpolated.
+In each direction a 4x4 output tile is a product of polynomials, which six points determine. Inputs
+and kernel are evaluated at the points and multiplied; the outputs are interpolated.
 """
 
 import jax
@@ -11,12 +11,12 @@ import numpy as np
 from vae.precision import HIGHEST
 
 TILE = 4  # outputs in each direction
-POINTS = TILE + 2  # the last of them at infinity
+POINTS = TILE + 2  # the last point is infinity
 
 
 def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of inputs [6, 6], kernel [6, 3] and outputs [4, 6], for one direction."""
-    # In float32 these points lose a quarter of what the usual 0, 1, -1, 2, -2 lose.
+    """Returns the transforms of inputs [6, 6], kernel [6, 3] and outputs [4, 6], one direction."""
+    # In float32 the error is a quarter of that with the usual points 0, 1, -1, 2, -2.
     finite = np.array([0, -(0.5**0.5), 0.5**0.5, -(2**0.5), 2**0.5])
 
     def powers(count: int) -> np.ndarray:
@@ -30,7 +30,7 @@ INPUTS, KERNEL, OUTPUTS = _matrices()
 
 
 def winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A 3x3 convolution of step 1, padded by 1: float32 [B, H, W, C] -> [B, H, W, K].
+    """Computes a 3x3 convolution of stride 1 and padding 1: float32 [B, H, W, C] -> [B, H, W, K].
 
     Args:
       x: [B, H, W, C].
@@ -40,7 +40,7 @@ def winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
     rows, columns = -(-height // TILE), -(-width // TILE)
     bottom, right = TILE * rows + 1 - height, TILE * columns + 1 - width
     x = jnp.pad(x, ((0, 0), (1, bottom), (1, right), (0, 0)))
-    # Tiles overlap by two: value i of all of them is one slice with steps.
+    # Tiles overlap by two pixels: value i of all tiles is one strided slice.
     span = TILE * (rows - 1) + 1
     x = _combined(INPUTS, [x[:, i : i + span : TILE] for i in range(POINTS)], 0)
     span = TILE * (columns - 1) + 1
@@ -56,8 +56,8 @@ def winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _combined(matrix: np.ndarray, arrays: list[jax.Array], axis: int) -> jax.Array:
-    """Matrix times the arrays, its rows stacked along an axis."""
-    # Sums written out: XLA fuses them, where a product with so small a matrix is slow.
+    """Multiplies the arrays by a matrix and stacks its rows along an axis."""
+    # Explicit sums: XLA fuses them, whereas a product with such a small matrix is slow.
     sums = [
         sum(float(factor) * array for factor, array in zip(row, arrays, strict=True) if factor)
         for row in matrix

@@ -1,6 +1,6 @@
-"""One module a product: what the training loop needs to know of it, and the loop knows no other.
+"""Tasks: one module per product. The training loop uses a product only through its task.
 
-`vae.tasks.task.Task` is the interface. `config.task` names the module, whose `TASK` is the class.
+`vae.tasks.task.Task` is the interface. `config.task` names a module, whose `TASK` is the class.
 """
 
 import importlib
@@ -12,10 +12,10 @@ from vae.tasks.task import Task
 
 
 def task_class(config: ConfigDict) -> type[Task]:
-    """The class of a config's task.
+    """Returns the class of a config's task.
 
     Raises:
-      UsageError: `config.task` names no module with a task.
+      UsageError: `config.task` does not name a module with a `TASK`.
     """
     name = config.get("task", "")
     try:
@@ -28,5 +28,5 @@ def task_class(config: ConfigDict) -> type[Task]:
 
 
 def task_of(config: ConfigDict) -> Task:
-    """The task of a config; nothing is read yet."""
+    """Returns the task of a config without reading any data."""
     return task_class(config)(config)

@@ -1,4 +1,4 @@
-"""Reconstruction: `configs/fundus256.py`, and `configs/published.py`, the published model."""
+"""Reconstruction task of `configs/fundus256.py` and of the published model's `published.py`."""
 
 from typing import Any
 
@@ -34,15 +34,15 @@ class Autoencoding(ElboTask):
         self._masked = None
 
     def rate_factor(self, part):
-        """The linear path starts at an optimum of its own and moves slowly."""
+        """Returns a separate factor for the linear path, which is initialized at its optimum."""
         return self.config.optimizer.linear_multiplier if part == LINEAR else 1.0
 
     def reads(self):
-        """See `vae.tasks.task.Task.reads`."""
+        """Implements `vae.tasks.task.Task.reads`."""
         return [*super().reads(), self.config.data.masked_dir]
 
     def check(self, problems):
-        """See `vae.tasks.task.Task.check`."""
+        """Implements `vae.tasks.task.Task.check`."""
         config, data, train = self.config, self.config.data, self.config.train
         check_loss(config, problems)
         problems.choice("train.mask", train.mask, MASKS)
@@ -57,7 +57,7 @@ class Autoencoding(ElboTask):
             side = config.model.image_size
             problems.require(
                 data.crop == side,
-                f"data.crop={data.crop} is not model.image_size={side}, the one size it takes",
+                f"data.crop={data.crop} is not model.image_size={side}, the model's only size",
             )
             problems.require(side >= SSIM_WINDOW, f"model.image_size={side} is below {SSIM_WINDOW}")
         problems.require(
@@ -70,25 +70,25 @@ class Autoencoding(ElboTask):
             "data.on_device=True is for autoencoders, without data.masked_dir",
         )
 
-    # ---- The start of a run ---------------------------------------------------------------------
+    # ---- Initialization -------------------------------------------------------------------------
 
     def open(self, dataset):
-        """Opens the masked tiles, if there are any."""
+        """Opens the dataset of masked tiles, if there is one."""
         data = self.config.data
         if data.masked_dir:
             self._masked = open_dataset(data.masked_dir, cache_dir=data.cache_dir)
 
     @property
     def identity(self):
-        """The masked tiles that the encoder sees."""
+        """Returns the fingerprint of the masked tiles that the encoder sees, or None."""
         return {"masked_fingerprint": self._masked.fingerprint if self._masked else None}
 
     def abstract_initialization(self):
-        """Shapes of the linear fit."""
+        """Returns the shapes of the linear fit."""
         return abstract_fit(self.config) if has_linear_path(self.config) else None
 
     def fit_initialization(self, dataset):
-        """Fits the linear codec; the published architecture starts from chance."""
+        """Fits the linear codec; the published architecture is initialized at random."""
         if not has_linear_path(self.config):
             return None
         return fit_linear(self.config, training_tiles(self.config, dataset))
@@ -96,7 +96,7 @@ class Autoencoding(ElboTask):
     # ---- Steps ----------------------------------------------------------------------------------
 
     def feed(self, dataset, mesh, start):
-        """Tiles uint8 [B, S, S, 3]; with masked tiles behind them, [B, S, S, 6]."""
+        """Feeds tiles, uint8 [B, S, S, 3]; with masked tiles concatenated, [B, S, S, 6]."""
         if self.config.data.on_device:
             on_device = DeviceDataset(self.config, dataset, mesh)
             size = on_device.images.nbytes / 1e9
@@ -114,11 +114,11 @@ class Autoencoding(ElboTask):
         return Feed(batches, to_device)
 
     def example(self, batch, rows, step):
-        """Crops of tiles: what the encoder sees, and the target; float32 in [-1, 1]."""
+        """Returns the encoder's input and the target: crops of tiles, float32 in [-1, 1]."""
         data, seed = self.config.data, self.config.seed
         key = step_key(seed, "augment", step)
         images = augment(batch, key, rows, data.crop, data.augment, data.scales)
-        # The target, and behind it, where tiles come in pairs, what the encoder sees of it.
+        # Channels 0 to 2 are the target. With masked tiles the encoder's input is channels 3 to 5.
         target, seen = images[..., :3], images[..., -3:]
         if self.config.train.mask == "squares":
             seen = mask_squares(seen, step_key(seed, "mask", step), rows)
@@ -126,7 +126,7 @@ class Autoencoding(ElboTask):
 
     def forward(self, variables, seen, draw):
         """Encodes, samples and decodes."""
-        # Statistics over a batch that is sharded are those of the whole batch: XLA adds them up.
+        # Batch statistics are those of the whole sharded batch: XLA reduces over the devices.
         posterior, updated = self.model.apply(
             variables, seen, train=True, method="encode", mutable=["batch_stats"]
         )
@@ -152,7 +152,7 @@ class Autoencoding(ElboTask):
         )
 
     def report(self, variables, step, dataset, mesh, workdir):
-        """The table beside PCA, JPEG and bicubic."""
+        """Writes the table of the model and of the baselines PCA, JPEG and bicubic."""
         from vae.evaluation.run import evaluate_and_write
 
         evaluate_and_write(self.config, variables, dataset, mesh, workdir, step=step)

@@ -1,6 +1,6 @@
-"""A dataset that fits into a device's memory, sent there once instead of tile by tile.
+"""A dataset that fits into a device's memory and is copied there once.
 
-A fast device takes thousands of tiles a second; its host decodes some hundreds a core.
+A fast device takes thousands of tiles a second, but a CPU core decodes only some hundreds.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,8 +33,7 @@ class DeviceDataset:
         )
 
     def batches(self, rows: Sequence[int], start_step: int) -> Iterator[dict[str, np.ndarray]]:
-        """The batches that `train_batches` would give: `number` and `tile_id` of this process's
-        rows."""
+        """Yields the batches of `train_batches`: `number` and `tile_id` of this process's rows."""
         return numbered_batches(
             self._tile_ids,
             seed=self._config.seed,
@@ -44,5 +43,5 @@ class DeviceDataset:
         )
 
     def take(self, number: np.ndarray) -> jax.Array:
-        """Numbers of this process's rows -> the global batch, uint8 [B, S, S, 3]."""
+        """Gathers the global batch, uint8 [B, S, S, 3], from the numbers of this process's rows."""
         return self._take(self.images, put_batch(self._mesh, {"number": number})["number"])

@@ -1,4 +1,4 @@
-"""The evidence lower bound as a training loss, and the statistics of latents beside it."""
+"""The evidence lower bound (ELBO) as a training loss, and running statistics of the latents."""
 
 import abc
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from vae.models.posterior import ACTIVE_VARIANCE, Posterior
 from vae.tasks.losses import objective_terms
 from vae.tasks.task import Metrics, Task
 
-# The running latent statistics forget with this factor a step, once they have seen enough.
+# Decay per step of the running latent statistics; the first steps use a plain mean.
 LATENT_DECAY = 0.99
 
 LIKELIHOODS = ("gaussian", "laplace", "per_example_gaussian", "per_example_details")
@@ -21,20 +21,20 @@ LOSS_UNITS = ("value", "tile")
 
 
 class ElboTask(Task):
-    """A task that trains by the ELBO. Examples are (what the model sees, the target image)."""
+    """A task that is trained with the ELBO. An example is (model input, target image)."""
 
     @abc.abstractmethod
     def forward(self, variables: dict, seen: Any, draw: Callable[[Posterior], jax.Array]):
         """Returns the image in [-1, 1], its posterior and the batch statistics. Traced.
 
         Args:
-          variables: Of the model.
-          seen: The first part of an example.
-          draw: Samples latents of a posterior.
+          variables: Variables of the model.
+          seen: Model input, the first part of an example.
+          draw: Function that samples latents from a posterior.
         """
 
     def loss(self, params, fixed, batch_stats, example, rows, key):
-        """See `vae.tasks.task.Task.loss`; nats as `loss.per` says."""
+        """Implements `vae.tasks.task.Task.loss`; in nats per `config.loss.per`."""
         settings, (seen, target) = self.config.loss, example
         variables = join_variables(params, fixed, batch_stats)
         image, posterior, batch_stats = self.forward(
@@ -59,7 +59,7 @@ class ElboTask(Task):
         return loss, (metrics, batch_stats)
 
     def after_step(self, state, params, batch_stats, metrics):
-        """The running mean and variance of latents, and metrics that follow from them."""
+        """Updates the running mean and variance of the latents, and adds metrics from them."""
         latents = _latent_statistics(state, metrics)
         variables = join_variables(params, state.fixed, batch_stats)
         return latents, metrics | {
@@ -71,18 +71,18 @@ class ElboTask(Task):
 
 
 def check_loss(config: ConfigDict, problems: Any) -> None:
-    """Adds what is wrong with `config.loss` to `vae.training.validation.Problems`."""
+    """Adds problems of `config.loss` to a `vae.training.validation.Problems`."""
     problems.not_negative(config, "loss.beta", "loss.ssim_weight")
     problems.choice("loss.likelihood", config.loss.likelihood, LIKELIHOODS)
     problems.choice("loss.per", config.loss.per, LOSS_UNITS)
 
 
 def _latent_statistics(state: Any, metrics: Metrics) -> dict[str, jax.Array]:
-    """The running mean and variance of latents, with this batch's, taken out of its metrics."""
+    """Updates the running mean and variance; removes the batch's moments from `metrics`."""
     mean, square = metrics.pop("latent_mean"), metrics.pop("latent_square")
     t = state.step.astype(jnp.float32)
     keep = jnp.minimum(LATENT_DECAY, t / (1 + t))
-    # Within the batches, and between them: the law of total variance.
+    # Law of total variance: the variance within batches plus that between them.
     spread = square - jnp.square(mean) + keep * jnp.square(mean - state.latent_mean)
     return {
         "latent_mean": keep * state.latent_mean + (1 - keep) * mean,

@@ -1,4 +1,4 @@
-"""Enhancement of degraded photographs: `configs/enhance256.py`."""
+"""Enhancement task of `configs/enhance256.py`: restores degraded photographs."""
 
 import dataclasses
 
@@ -24,19 +24,19 @@ STAGES = ("all", TONE, SHARPENING, "detail")
 
 
 class Enhancement(ElboTask):
-    """Trains an enhancer to restore tiles that are degraded on purpose."""
+    """Trains an enhancer to restore artificially degraded tiles."""
 
     evaluates_checkpoint = True
 
     def rate_factor(self, part):
-        """0 for the stages that `train.stage` freezes; the linear path moves slowly."""
+        """Returns 0 for stages that `train.stage` freezes, and a separate linear-path factor."""
         stage = part if part in (TONE, SHARPENING) else "detail"
         if self.config.train.stage not in ("all", stage):
             return 0.0
         return self.config.optimizer.linear_multiplier if part == LINEAR else 1.0
 
     def check(self, problems):
-        """See `vae.tasks.task.Task.check`."""
+        """Implements `vae.tasks.task.Task.check`."""
         config = self.config
         check_loss(config, problems)
         problems.choice("train.stage", config.train.stage, STAGES)
@@ -52,10 +52,10 @@ class Enhancement(ElboTask):
             f"model.tone_evidence={config.model.tone_evidence} must be two rising grey levels",
         )
 
-    # ---- The start of a run ---------------------------------------------------------------------
+    # ---- Initialization -------------------------------------------------------------------------
 
     def abstract_initialization(self):
-        """Shapes of the linear fit."""
+        """Returns the shapes of the linear fit."""
         return abstract_fit(self.config)
 
     def fit_initialization(self, dataset):
@@ -63,7 +63,7 @@ class Enhancement(ElboTask):
         return fit_linear(self.config, training_tiles(self.config, dataset))
 
     def from_saved(self, saved):
-        """The saved variables; of an autoencoder all but its last layer and its likelihood."""
+        """Takes the saved variables; from an autoencoder, not the last layer and the likelihood."""
         if saved.config.model.architecture == AUTOENCODER_KL:
             params = dict(saved.variables["params"])
             del params["log_scale"]
@@ -74,7 +74,7 @@ class Enhancement(ElboTask):
     # ---- Steps ----------------------------------------------------------------------------------
 
     def feed(self, dataset, mesh, start):
-        """Tiles, the thumbnails of their photographs, and the circles of their fields of view."""
+        """Feeds tiles with the thumbnails and FOV circles of their photographs."""
         batches = read_batches(self.config, dataset, mesh, start, context=True)
 
         def to_device(batch, step):
@@ -85,7 +85,7 @@ class Enhancement(ElboTask):
         return Feed(batches, to_device)
 
     def example(self, batch, rows, step):
-        """Degraded tiles with their thumbnails and places, and clean tiles as targets."""
+        """Returns (degraded tiles, thumbnails, FOV circles) as input, and clean tiles as target."""
         key = step_key(self.config.seed, "augment", step)
         around = batch["thumbnail"], batch["fov_circle"], key, rows, self.config
         if self.config.train.stage == TONE:
@@ -95,7 +95,7 @@ class Enhancement(ElboTask):
         return (pairs.seen, pairs.thumbnail, pairs.circle), pairs.clean
 
     def forward(self, variables, seen, draw):
-        """Runs the stages that are trained."""
+        """Applies the stages that `train.stage` selects."""
         stage = self.config.train.stage
         if stage == TONE:
             return self._tone(variables, seen)
@@ -115,8 +115,8 @@ class Enhancement(ElboTask):
         return jnp.where(WITHIN, toned, seen[0]), self._no_posterior(seen), {}
 
     def _sharpen(self, variables, seen):
-        # The stage is trained on the frozen output of the tone stage, and its target is the change
-        # that undoes the blur: errors of the tone stage are not its to correct.
+        # The stage is trained on the frozen output of the tone stage. Only its change is added to
+        # the input, so it does not learn to correct errors of the tone stage.
         toned = jax.lax.stop_gradient(self.model.apply(variables, *seen, method="tone"))
         sharp = self.model.apply(variables, toned, seen[-1], method="sharpen")
         return seen[0] + (sharp - toned), self._no_posterior(seen), {}
@@ -141,10 +141,10 @@ class Enhancement(ElboTask):
         )
 
     def report(self, variables, step, dataset, mesh, workdir):
-        """The table of degradations: on one process, of the newest checkpoint."""
+        """Writes the table of degradations for the newest checkpoint, on one process."""
         from vae.evaluation.enhancement import evaluate_enhancer
 
-        saved = load_saved(workdir)  # by all processes: its arrays may lie on several
+        saved = load_saved(workdir)  # on all processes: its arrays may be distributed over them
         if jax.process_index() == 0:
             evaluate_enhancer(saved, dataset, split=self.config.eval.split, out=workdir)
 

@@ -1,4 +1,4 @@
-"""Training a prior: the flow-matching objective, and the latents that it is for."""
+"""Training of a prior: the flow-matching objective, and the encoding of tiles to latents."""
 
 from collections.abc import Callable, Iterable
 
@@ -18,34 +18,34 @@ from vae.models.spectrum import Spectrum, bands, fit_spectrum, octaves
 from vae.sharding import batch_sharding, replicated
 from vae.tasks.randomness import step_key
 
-# The times of training, sigmoids of a normal distribution (Esser et al., 2024): most are where
-# waves of middling length are decided, and some where the shortest and the longest are.
+# Training times are sigmoids of a normal distribution (Esser et al., 2024). Most of them decide
+# medium frequencies; some decide the lowest and the highest.
 T_MEAN, T_SPREAD = -0.3, 1.4
-# Of a level's waves in x_t, whose deviation is 1 on average.
+# Smallest mean square of a level's normalised coefficients of x_t in the weights; the mean is 1.
 LEAST_POWER = 0.1
 
 
 def flow_loss(
     config: ConfigDict, model: LatentFlow
 ) -> Callable[..., tuple[jax.Array, tuple[dict[str, jax.Array], dict]]]:
-    """The objective of a prior, for `vae.training.steps`.
+    """Returns the training loss of a prior, for `vae.training.steps`.
 
-    The squared error of the velocity, in units of what the best Gaussian leaves unknown: about 1 at
-    step 0. The optimum is the same for all weights that know nothing of the latents but x_t; these
-    put the effort where it tells:
-    * every octave of waves counts alike, for each is what the eye sees at one size of detail;
-    * a wave counts while it is being decided: 4 R / (1 + R)^2 at the ratio R of its variance to the
-      noise's. Before, nothing can be known of it, and after, nothing is left to be learned;
-    * tiles with strong waves, of a grainy camera, count no more than smooth ones.
+    The loss is the weighted squared error of the velocity, divided by the variance that the best
+    Gaussian leaves; it is about 1 at step 0. Weights that depend on the latents only through x_t do
+    not change the optimum. They are chosen as follows:
+    * Every octave has the same total weight, because each is visible as one size of detail.
+    * A frequency has the weight 4 R / (1 + R)^2, where R is the ratio of its signal variance to the
+      noise variance. At small R it is unpredictable, and at large R nothing is left to learn.
+    * Tiles with strong coefficients, as from a grainy camera, weigh no more than smooth tiles.
 
     Args:
-      config: The run's.
-      model: Of the config.
+      config: Config of the run.
+      model: Model of the config.
 
     Returns:
-      `loss(params, fixed, batch_stats, example, rows, key)`: the loss [], metrics and the batch
-      statistics. An example is a dict of `mean` and `log_var` float32 [B, S, S, C] and `label`
-      int32 [B]; what is drawn depends on (key, row).
+      `loss(params, fixed, batch_stats, example, rows, key)`, which gives the loss [], metrics and
+      the batch statistics. An example is a dict of `mean` and `log_var` float32 [B, S, S, C] and
+      `label` int32 [B]. Random draws depend on (key, row).
     """
     settings, shape = config.prior, (model.latent_side, model.latent_side, model.latent_channels)
     levels = bands(model.latent_side, len(model.widths))
@@ -67,7 +67,7 @@ def flow_loss(
         }
 
     def loss_fn(params, fixed, batch_stats, example, rows, key):
-        # Each example `draws` times, its copies beside it: on its device, on a mesh.
+        # Each example is repeated `draws` times in place, so its copies stay on its device.
         example, rows = jax.tree.map(lambda a: jnp.repeat(a, settings.draws, 0), (example, rows))
         copies = jnp.arange(len(rows)) % settings.draws
         drawn = jax.vmap(draw, (None, 0))(key, rows * settings.draws + copies)
@@ -81,7 +81,7 @@ def flow_loss(
             method="errors",
         )
         power = jnp.einsum("luv,buvc->bl", levels, jnp.square(seen)) / (sizes * shape[-1])
-        # Of the mean, a few values, it would be chance.
+        # The mean has only a few coefficients, whose power would be a noisy weight.
         power = jnp.maximum(power, LEAST_POWER).at[:, -1].set(1.0)
         power = jnp.einsum("luv,bl->buv", levels, power)[..., None]
         weights = _undecided(drawn["t"], model.latent_side) / power
@@ -94,7 +94,7 @@ def flow_loss(
 
 
 def _undecided(t: jax.Array, side: int) -> jax.Array:
-    """How open each wave is at time t, [B] -> [B, side, side, 1]: 1 where half of x_t is noise."""
+    """Returns 4 R / (1 + R)^2 of `flow_loss` at times t [B]: [B, side, side, 1] in [0, 1]."""
     t = t[:, None, None, None]
     signal, noise = jnp.square(t * deviations(side)), jnp.square(1 - t)
     return 4 * signal * noise / jnp.square(signal + noise)
@@ -103,16 +103,16 @@ def _undecided(t: jax.Array, side: int) -> jax.Array:
 def make_encoder(
     config: ConfigDict, mesh: Mesh, autoencoder: SavedModel
 ) -> Callable[[jax.Array, int], dict[str, jax.Array]]:
-    """The first half of a prior's step: tiles to posteriors, on the mesh.
+    """Returns the function that encodes tiles to posteriors before each step of a prior.
 
     Args:
-      config: The prior's.
-      mesh: Of axes ("data", "fsdp").
-      autoencoder: Whose latents.
+      config: Config of the prior.
+      mesh: Device mesh with axes ("data", "fsdp").
+      autoencoder: Model that defines the latents.
 
     Returns:
-      `encode(images, step)`: uint8 [batch_size, S, S, 3] over the mesh, cropped and turned by the
-      step and the row, to `mean` and `log_var` float32 [batch_size, h, w, C].
+      `encode(images, step)`, which crops and turns uint8 [batch_size, S, S, 3], sharded over the
+      mesh, by (step, row), and gives `mean` and `log_var` float32 [batch_size, h, w, C].
     """
     module, data = make_model(autoencoder.config), config.data
     variables = jax.device_put(autoencoder.variables, replicated(mesh))
@@ -134,12 +134,12 @@ def make_encoder(
 
 
 def spectrum_of(autoencoder: SavedModel, tiles: Iterable[np.ndarray], size: int) -> Spectrum:
-    """The best Gaussian for the latents of some tiles.
+    """Fits the best Gaussian to the latents of tiles.
 
     Args:
-      autoencoder: Whose latents.
-      tiles: uint8 [b, T, T, 3] at a time.
-      size: Side of their middle that is taken, pixels.
+      autoencoder: Model that defines the latents.
+      tiles: Batches of tiles, uint8 [b, T, T, 3].
+      size: Side in pixels of the central crop that is encoded.
     """
     posteriors, _ = compiled(make_model(autoencoder.config), autoencoder.variables)
 
@@ -155,6 +155,6 @@ def spectrum_of(autoencoder: SavedModel, tiles: Iterable[np.ndarray], size: int)
 
 
 def label_numbers(names: np.ndarray, labels: tuple[str, ...]) -> np.ndarray:
-    """Names str [B] -> int32 [B], as `LatentFlow` counts them; 0 for those it cannot be told."""
+    """Converts names, str [B], to label indices of `LatentFlow`, int32 [B]; 0 for unknown names."""
     places = {composed(label): place for place, label in enumerate(labels, 1)}
     return np.array([places.get(composed(str(name)), 0) for name in names], np.int32)

@@ -1,4 +1,4 @@
-"""The linear codec that a model of bounded reach starts from, fitted to the training tiles."""
+"""The linear codec that initializes autoencoders and enhancers, fitted to training tiles."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
@@ -14,17 +14,17 @@ from vae.models import fit_overlapping_ppca, fit_pca
 from vae.models.augment import shrink
 from vae.multihost import by_first_process
 
-MAX_FIT_VALUES = 5000  # 200 MB for their covariance
-# Without a price on the rate a linear VAE has no optimum: any scale of the latents will do.
+MAX_FIT_VALUES = 5000  # their covariance takes 200 MB
+# With beta = 0 a linear VAE has no unique optimum: the scale of the latents is arbitrary.
 MIN_BETA = 0.01
 
 
 def fit_linear(config: ConfigDict, read: Callable[[], Iterable[np.ndarray]]) -> LinearFit:
-    """Fits the linear codec on process 0; all processes get the same bits.
+    """Fits the linear codec on process 0; all processes get bitwise the same result.
 
     Args:
-      config: The run's.
-      read: Gives the same training tiles at every call, uint8 [b, S, S, 3] at a time.
+      config: Config of the run.
+      read: Returns batches of training tiles, uint8 [b, S, S, 3], the same at every call.
     """
 
     def fit():
@@ -38,7 +38,7 @@ def fit_linear(config: ConfigDict, read: Callable[[], Iterable[np.ndarray]]) -> 
 
 
 def training_tiles(config: ConfigDict, dataset: Dataset) -> Callable[[], Iterable[np.ndarray]]:
-    """Reads the first `data.fit_tiles` training tiles, the same at every call."""
+    """Returns a function that reads the first `data.fit_tiles` training tiles, always the same."""
     return functools.partial(
         first_tiles,
         dataset,
@@ -49,7 +49,7 @@ def training_tiles(config: ConfigDict, dataset: Dataset) -> Callable[[], Iterabl
 
 
 def check_linear_model(config: ConfigDict, problems: Any) -> None:
-    """Adds what is wrong with the sizes of a model of bounded reach to the problems."""
+    """Adds problems of the sizes of a model with a linear path to a `Problems`."""
     problems.not_negative(config, "optimizer.linear_multiplier")
     model, data_size = config.model, config.data.size
     levels = len(model.encoder_depth)
@@ -67,11 +67,11 @@ def check_linear_model(config: ConfigDict, problems: Any) -> None:
     smallest = data_size // max(config.data.scales)
     problems.require(
         model.linear_kernel % 2 == 1 and model.linear_kernel * model.downsample <= smallest,
-        f"model.linear_kernel={model.linear_kernel} must be odd, and so many patches of "
-        f"{model.downsample} pixels must fit into data.size={data_size} shrunk by "
+        f"model.linear_kernel={model.linear_kernel} must be odd, and that many patches of "
+        f"{model.downsample} pixels must fit into data.size={data_size} divided by each of "
         f"data.scales={config.data.scales}",
     )
-    # The fit holds the covariance of all values that the kernel reaches, in float64.
+    # The fit holds the float64 covariance of all values that the kernel covers.
     values = 3 * (model.downsample * model.linear_kernel) ** 2
     problems.require(
         values <= MAX_FIT_VALUES or bool(config.init_from),
@@ -90,7 +90,7 @@ def check_linear_model(config: ConfigDict, problems: Any) -> None:
 def _at_scales(
     read: Callable[[], Iterable[np.ndarray]], scales: tuple[int, ...], downsample: int
 ) -> Iterator[np.ndarray]:
-    """Every image at every scale; the smallest images come first."""
+    """Yields every batch at every scale, the smallest images first."""
     for images in read():
         for scale in sorted(set(scales), reverse=True):
             unit = downsample * scale

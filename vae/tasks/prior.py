@@ -1,4 +1,4 @@
-"""A flow-matching prior over the latents of an autoencoder: `configs/prior256.py`."""
+"""Task of `configs/prior256.py`: a flow-matching prior over the latents of an autoencoder."""
 
 import dataclasses
 
@@ -22,16 +22,16 @@ class Prior(Task):
     autoencoder: SavedModel
 
     def reads(self):
-        """See `vae.tasks.task.Task.reads`."""
+        """Implements `vae.tasks.task.Task.reads`."""
         return [*super().reads(), self.config.prior.autoencoder]
 
     def check(self, problems):
-        """See `vae.tasks.task.Task.check`."""
+        """Implements `vae.tasks.task.Task.check`."""
         config, model = self.config, self.config.model
         problems.share(config, "prior.label_dropout")
         problems.positive(config, "prior.draws", "prior.sample_steps")
         problems.require(
-            bool(config.prior.autoencoder), "prior.autoencoder is empty: whose latents?"
+            bool(config.prior.autoencoder), "prior.autoencoder is empty, expected an autoencoder"
         )
         problems.require(
             all(type(name) is str and name for name in model.labels),
@@ -41,7 +41,7 @@ class Prior(Task):
             return
         problems.require(
             len(model.widths) == len(model.depths),
-            f"model.widths={model.widths} and model.depths={model.depths} must be as many",
+            f"model.widths={model.widths} and model.depths={model.depths} differ in length",
         )
         for width in model.widths[-2:]:
             problems.require(
@@ -50,30 +50,30 @@ class Prior(Task):
                 f"has attention, the last two of model.widths={tuple(model.widths)}",
             )
 
-    # ---- The start of a run ---------------------------------------------------------------------
+    # ---- Initialization -------------------------------------------------------------------------
 
     def open(self, dataset):
-        """Reads the autoencoder, and fills in the sizes of its latents and the labels."""
+        """Loads the autoencoder, and adds the sizes of its latents and the labels to the config."""
         self.autoencoder = load_autoencoder(self.config)
         self.config = for_latents(self.config, self.autoencoder, dataset)
         self.__dict__.pop("model", None)
 
     @property
     def identity(self):
-        """The autoencoder whose latents are learned."""
+        """Returns the hash of the autoencoder that defines the latents."""
         return {"autoencoder": variables_hash(self.autoencoder.variables)}
 
     def fresh_variables(self, start=None):
-        """Variables with the Gaussian that was fitted, or a blank one."""
+        """Returns variables with the fitted Gaussian, or with a unit Gaussian."""
         variables = initial_variables(self.config)
         return variables if start is None else with_spectrum(variables, start)
 
     def fit_initialization(self, dataset):
-        """Fits the best Gaussian of the latents."""
+        """Fits the best Gaussian to the latents."""
         return fit_prior(self.config, self.autoencoder, training_tiles(self.config, dataset))
 
     def from_saved(self, saved):
-        """The saved variables; for other labels the embeddings start fresh."""
+        """Takes the saved variables; if the labels differ, the embeddings are initialized anew."""
         model = saved.config.model
         if "labels" in model and tuple(model.labels) != tuple(self.config.model.labels):
             params = {k: v for k, v in saved.variables["params"].items() if k != "label"}
@@ -83,7 +83,7 @@ class Prior(Task):
     # ---- Steps ----------------------------------------------------------------------------------
 
     def feed(self, dataset, mesh, start):
-        """Posteriors of tiles, encoded on the devices, with the numbers of their labels."""
+        """Feeds posteriors of tiles, encoded on the devices, with the indices of their labels."""
         batches = read_batches(self.config, dataset, mesh, start, labels=True)
         encode = make_encoder(self.config, mesh, self.autoencoder)
 
@@ -95,11 +95,11 @@ class Prior(Task):
         return Feed(batches, to_device)
 
     def example(self, batch, rows, step):
-        """The batch itself: it was cropped before it was encoded."""
+        """Returns the batch: its tiles were cropped before they were encoded."""
         return batch
 
     def loss(self, params, fixed, batch_stats, example, rows, key):
-        """See `vae.tasks.flow.flow_loss`."""
+        """Computes `vae.tasks.flow.flow_loss`."""
         loss = flow_loss(self.config, self.model)
         return loss(params, fixed, batch_stats, example, rows, key)
 
@@ -112,7 +112,7 @@ class Prior(Task):
         log.picture(step, "samples", sheet(load_saved(workdir), self.autoencoder))
 
     def report(self, variables, step, dataset, mesh, workdir):
-        """The table of distances: on one process, of the newest checkpoint."""
+        """Writes the table of distances for the newest checkpoint, on one process."""
         from vae.evaluation.samples import evaluate_prior
 
         saved = load_saved(workdir)

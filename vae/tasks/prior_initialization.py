@@ -1,4 +1,4 @@
-"""What a prior starts from: the autoencoder that it is for, the best Gaussian of its latents."""
+"""The initialization of a prior: its autoencoder, and the best Gaussian of the latents."""
 
 from collections.abc import Callable, Iterable
 
@@ -15,48 +15,48 @@ from vae.models import Spectrum
 from vae.multihost import by_first_process
 from vae.tasks.flow import spectrum_of
 
-# More names than anybody means as labels: then they are something else's.
+# Upper limit of the number of labels; more names are probably not classes.
 MOST_LABELS = 1000
 
 
 def load_autoencoder(config: ConfigDict) -> SavedModel:
-    """The model that `prior.autoencoder` names.
+    """Loads the model that `prior.autoencoder` names.
 
     Raises:
-      DataError: There is none, or it is of another kind.
+      DataError: There is no such model, or it is not an `AutoencoderKL`.
     """
     name = config.prior.autoencoder
     saved = load_saved(name)
     if saved.config.model.architecture != AUTOENCODER_KL:
         raise DataError(
-            f"prior.autoencoder={name} is of the architecture {saved.config.model.architecture}; a "
-            "prior is learned over the latents of configs/fundus256.py (those of the published "
-            "architecture have N(0, I), which `fundus-vae sample` draws from)"
+            f"prior.autoencoder={name} has the architecture {saved.config.model.architecture}; a "
+            "prior is trained on latents of models of configs/fundus256.py (for the published "
+            "architecture `fundus-vae sample` draws latents from N(0, I))"
         )
     return saved
 
 
 def for_latents(config: ConfigDict, autoencoder: SavedModel, dataset: Dataset) -> ConfigDict:
-    """The config of a prior with what only its autoencoder and its dataset know filled in.
+    """Completes the config of a prior with settings from its autoencoder and its dataset.
 
     Args:
-      config: As it was given.
-      autoencoder: Of `load_autoencoder`.
-      dataset: To train on.
+      config: The config as the user gave it.
+      autoencoder: Result of `load_autoencoder`.
+      dataset: Training dataset.
 
     Returns:
-      A copy, with `model.latent_channels`, `model.latent_side` and, where `prior.conditional`,
+      A copy with `model.latent_channels`, `model.latent_side` and, if `prior.conditional`,
       `model.labels`.
 
     Raises:
-      UsageError: The latents of `data.crop` cannot be halved as often as the model does, to two
-        positions a side at least.
+      UsageError: The latents of `data.crop` are too small or not divisible for the model's levels,
+        or the labels are too many, unknown or set with `prior.conditional=False`.
     """
     config, its = config.copy_and_resolve_references(), autoencoder.config.model
     model = config.model
     side, rest = divmod(config.data.crop, its.downsample)
     smallest = 2 ** (len(model.widths) - 1)
-    # One position has a mean and no waves: the coarsest level would be of nothing.
+    # The coarsest level needs two positions a side: one position has only a mean.
     if rest or side % smallest or side < 2 * smallest:
         raise UsageError(
             f"data.crop={config.data.crop} has latents of {config.data.crop / its.downsample:g} "
@@ -71,13 +71,13 @@ def for_latents(config: ConfigDict, autoencoder: SavedModel, dataset: Dataset) -
         )
     if len(model.labels) > MOST_LABELS:
         raise UsageError(
-            f"the dataset has {len(model.labels)} labels, expected at most {MOST_LABELS}; name "
-            'those that matter, --config.model.labels=\'("a", "b")\', or set '
+            f"the dataset has {len(model.labels)} labels, expected at most {MOST_LABELS}; select "
+            'labels with --config.model.labels=\'("a", "b")\', or set '
             "--config.prior.conditional=False"
         )
     if not config.prior.conditional and model.labels:
         raise UsageError(
-            f"model.labels={tuple(model.labels)} beside prior.conditional=False; drop one of them"
+            f"model.labels={tuple(model.labels)} contradicts prior.conditional=False; drop one"
         )
     if unknown := set(config.prior.named_only) - set(model.labels):
         raise UsageError(
@@ -89,12 +89,12 @@ def for_latents(config: ConfigDict, autoencoder: SavedModel, dataset: Dataset) -
 def fit_prior(
     config: ConfigDict, autoencoder: SavedModel, read: Callable[[], Iterable[np.ndarray]]
 ) -> Spectrum:
-    """What a prior starts from: computed by process 0, the same bits on every process.
+    """Fits the best Gaussian on process 0; all processes get bitwise the same result.
 
     Args:
-      config: Of `for_latents`.
-      autoencoder: Whose latents.
-      read: Gives training tiles, uint8 [b, T, T, 3] at a time.
+      config: Result of `for_latents`.
+      autoencoder: Model that defines the latents.
+      read: Returns batches of training tiles, uint8 [b, T, T, 3].
     """
     blank = abstract_model(config)[0]["spectrum"]["fit"]
     return by_first_process(lambda: spectrum_of(autoencoder, read(), config.data.crop), blank)

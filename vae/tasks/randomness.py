@@ -1,4 +1,4 @@
-"""Where a run's random numbers come from."""
+"""Random keys of a run."""
 
 import zlib
 
@@ -6,7 +6,7 @@ import jax
 
 
 def step_key(seed: int, duty: str, step: jax.Array | int) -> jax.Array:
-    """The key of one duty at one step: adding a duty never shifts the others' randomness."""
+    """Returns the key of one duty, as "augment", at one step; duties are independent."""
     key = jax.random.key(seed)
     # Python's hash differs between processes; crc32 does not.
     key = jax.random.fold_in(key, zlib.crc32(duty.encode()))

@@ -1,4 +1,4 @@
-"""The interface between the training loop and a product."""
+"""The interface between the training loop and a product (reconstruction, enhancement, prior)."""
 
 import abc
 import functools
@@ -30,8 +30,8 @@ class Feed(NamedTuple):
     """The training data of a run.
 
     Attributes:
-      batches: This process's rows of each batch, from the first step on; with `tile_id` str [rows].
-      to_device: (host batch, step) -> the global device batch that `Task.example` takes.
+      batches: This process's rows of each batch, from the start step on; with `tile_id` str [rows].
+      to_device: Maps (host batch, step) to the global device batch that `Task.example` takes.
     """
 
     batches: Iterator[HostBatch]
@@ -45,9 +45,9 @@ class Task(abc.ABC):
     each step `example`, `loss` and `after_step`; and `evaluate` and `report`.
 
     Attributes:
-      config: The run's; after `open` with the settings that depend on the data filled in.
+      config: Config of the run; `open` adds the settings that depend on the data.
       model: The flax module.
-      evaluates_checkpoint: True where `evaluate` reads the newest checkpoint: the loop saves first.
+      evaluates_checkpoint: True if `evaluate` reads the newest checkpoint; the loop saves it first.
     """
 
     evaluates_checkpoint: ClassVar[bool] = False
@@ -57,72 +57,72 @@ class Task(abc.ABC):
 
     @functools.cached_property
     def model(self) -> nn.Module:
-        """The flax module that the config describes."""
+        """Returns the flax module that the config describes."""
         return make_model(self.config)
 
     # ---- Settings -------------------------------------------------------------------------------
 
     @classmethod
     def reference(cls, config: ConfigDict) -> ConfigDict:
-        """Returns all settings of the config's file; a run has these, of the same types.
+        """Returns the reference config, whose settings and types every run of the task must have.
 
         Raises:
-          ValueError: There is no such architecture.
+          ValueError: The architecture is unknown.
         """
         return reference_config(config.model.get("architecture"))
 
     @abc.abstractmethod
     def check(self, problems: Any) -> None:
-        """Adds what is wrong with the task's own settings to `vae.training.validation.Problems`."""
+        """Adds problems of the task's own settings to a `vae.training.validation.Problems`."""
 
     def rate_factor(self, part: str) -> float:
-        """Returns the factor of the learning rate for a part of the model; 0 freezes it.
+        """Returns the learning-rate factor of a part of the model; 0 freezes the part.
 
         Args:
-          part: First name of the parameters' path, as "decoder".
+          part: First name of the parameters' path, for example "decoder".
         """
         del part
         return 1.0
 
     def reads(self) -> list[str]:
-        """Returns the paths and models that a run reads; its workdir must be none of them."""
+        """Returns the paths and models that a run reads, none of which may be its workdir."""
         return [self.config.data.dir, self.config.init_from]
 
-    # ---- The start of a run ---------------------------------------------------------------------
+    # ---- Initialization -------------------------------------------------------------------------
 
     def open(self, dataset: Dataset) -> None:
-        """Reads what the task needs besides the dataset, and fills in the config."""
+        """Reads the task's inputs other than the dataset, and completes the config."""
         del dataset
 
     @property
     def identity(self) -> dict[str, Any]:
-        """JSON values that a checkpoint must share with the run that continues it."""
+        """Returns JSON values that must be the same in a checkpoint and in a run continuing it."""
         return {}
 
     def fresh_variables(self, start: Any = None) -> dict:
-        """Variables of step 0. Traceable by `jax.eval_shape`.
+        """Returns the variables of step 0. Traceable by `jax.eval_shape`.
 
         Args:
-          start: Of `fit_initialization`, or its shapes; None for none.
+          start: Result of `fit_initialization`, or its shapes; None without a fit.
         """
         return initial_variables(self.config, start)
 
     def abstract_initialization(self) -> Any:
-        """Shapes and dtypes of what `fit_initialization` gives."""
+        """Returns the shapes and dtypes of the result of `fit_initialization`."""
         return None
 
     def fit_initialization(self, dataset: Dataset) -> Any:
-        """Fits what training starts from to the training tiles; the same on every process."""
+        """Fits the initialization to the training tiles; all processes get the same result."""
         del dataset
         return None
 
     def from_saved(self, saved: SavedModel) -> dict:
-        """Returns variables of step 0: those of a saved model, and fresh ones where it has none.
+        """Returns the variables of step 0 from a saved model.
 
-        Fresh ones are listed on the console.
+        Variables that the saved model lacks are initialized anew and listed on the console.
 
         Raises:
-          DataError: The saved model has variables that this one lacks, or of other shapes.
+          DataError: The saved model has unknown variables, or variables of other shapes.
         """
         abstract = jax.eval_shape(self.fresh_variables)
         wanted, have = by_path(abstract), by_path(saved.variables)
@@ -135,19 +135,19 @@ class Task(abc.ABC):
         if problems:
             raise DataError(
                 f"init_from={self.config.init_from} is another model, {len(problems)} of its"
-                f" variables do not fit: {'; '.join(problems[:8])}; give the --config.model.* that"
-                f" it was made with: {plain(saved.config.model)}"
+                f" variables do not fit: {'; '.join(problems[:8])}; set --config.model.* to the"
+                f" values of that model: {plain(saved.config.model)}"
             )
         if new := sorted(wanted.keys() - have.keys()):
-            say(f"init_from={self.config.init_from} lacks these, which start fresh: {new}")
+            say(f"init_from={self.config.init_from} lacks some variables, which start fresh: {new}")
             have = by_path(jax.jit(self.fresh_variables)()) | have
         return jax.tree.unflatten(jax.tree.structure(abstract), [have[name] for name in wanted])
 
     def variables(self, dataset: Dataset, where: Any) -> dict:
-        """Placed variables of step 0: from `init_from`, else fresh ones.
+        """Returns the variables of step 0 on the devices, from `init_from` or freshly initialized.
 
         Args:
-          dataset: To train on.
+          dataset: Training dataset.
           where: The sharding of every leaf.
         """
         if self.config.init_from:
@@ -156,7 +156,7 @@ class Task(abc.ABC):
         return jax.jit(self.fresh_variables, out_shardings=where)(start)
 
     def statistics(self, variables: dict) -> dict[str, jax.Array]:
-        """`latent_mean` and `latent_var` of step 0, float32 [C]."""
+        """Returns `latent_mean` and `latent_var` of step 0, float32 [C]."""
         return blank_statistics(self.config, variables)
 
     # ---- Steps ----------------------------------------------------------------------------------
@@ -167,11 +167,11 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def example(self, batch: Any, rows: jax.Array, step: jax.Array) -> Any:
-        """Makes training examples of a device batch: crops, degradations. Traced.
+        """Makes training examples from a device batch: crops, degradations. Traced.
 
         Args:
-          batch: Of `Feed.to_device`, or some of its rows.
-          rows: int32 [b], the numbers of these rows in the batch; randomness depends on them.
+          batch: Result of `Feed.to_device`, or some of its rows.
+          rows: int32 [b], indices of these rows in the batch, which determine the random draws.
           step: int32 [].
         """
 
@@ -185,17 +185,17 @@ class Task(abc.ABC):
         rows: jax.Array,
         key: jax.Array,
     ) -> tuple[jax.Array, tuple[Metrics, dict]]:
-        """The loss [] of examples, with metrics and the new batch statistics. Traced."""
+        """Returns the loss [] of examples, with metrics and new batch statistics. Traced."""
 
     def after_step(
         self, state: Any, params: dict, batch_stats: dict, metrics: Metrics
     ) -> tuple[dict[str, jax.Array], Metrics]:
-        """Fields of the train state that follow from a step, and the metrics to log. Traced.
+        """Returns new fields of the train state after a step, and the metrics to log. Traced.
 
         Args:
-          state: Before the step.
-          params: After it.
-          batch_stats: After it.
+          state: Train state before the step.
+          params: Parameters after the step.
+          batch_stats: Batch statistics after the step.
           metrics: Means over the batch.
         """
         del state, params, batch_stats
@@ -213,19 +213,19 @@ class Task(abc.ABC):
         workdir: epath.Path,
         log: Any,
     ) -> None:
-        """The scheduled evaluation: metrics and pictures to the log, a line to the console."""
+        """Runs the scheduled evaluation: logs metrics and pictures, prints a line."""
 
     @abc.abstractmethod
     def report(
         self, variables: dict, step: int, dataset: Dataset, mesh: Mesh, workdir: epath.Path
     ) -> None:
-        """The closing evaluation: tables and metrics in the workdir, a table on the console."""
+        """Runs the final evaluation: writes tables and metrics to the workdir, prints a table."""
 
 
 def read_batches(
     config: ConfigDict, dataset: Dataset, mesh: Mesh, start: int, **columns: bool
 ) -> Iterator[HostBatch]:
-    """This process's rows of the training batches; see `vae.data.pipeline.train_batches`."""
+    """Reads this process's rows of the training batches (`vae.data.pipeline.train_batches`)."""
     return train_batches(
         dataset,
         size=config.data.size,
@@ -239,14 +239,14 @@ def read_batches(
 
 
 def check_same_model(saved: SavedModel, config: ConfigDict, name: str) -> None:
-    """Refuses a config of another model than the saved one; `name` is what the user called it."""
+    """Raises DataError if a config describes another model than `saved`, given as `name`."""
     if plain(saved.config.model) != plain(config.model):
         raise DataError(
-            f"{name} holds the model {plain(saved.config.model)}, the config asks for "
-            f"{plain(config.model)}; give the config it was made with"
+            f"{name} holds the model {plain(saved.config.model)}, but the config describes "
+            f"{plain(config.model)}; give the config of the saved model"
         )
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:
-    """Settings as JSON would give them back."""
+    """Converts settings to the values that JSON would restore."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in config.to_dict().items()}

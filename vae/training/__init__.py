@@ -1,1 +1,1 @@
-"""A run: losses, optimizer, sharding, state, steps, checkpoints, and the loop that joins them."""
+"""A training run: optimizer, train state, steps, checkpoints, log, signals, and the loop."""

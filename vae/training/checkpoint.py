@@ -1,4 +1,4 @@
-"""Checkpoints of a run being written, and restored with all of their state."""
+"""Saves checkpoints of a run, and restores the complete train state."""
 
 from typing import Any
 
@@ -19,15 +19,15 @@ from vae.training.train_state import TrainState
 class Checkpoints(OrbaxCheckpoints):
     """The checkpoints of one directory.
 
-    A checkpoint is written beside and renamed when complete, so a killed process leaves no half
-    one; the `keep` newest stay.
+    A checkpoint is written under a temporary name and renamed when complete, so a killed process
+    leaves no incomplete one. The `keep` newest are kept.
     """
 
     def save(self, step: int, state: TrainState, provenance: dict[str, Any]) -> None:
-        """Saves the state before step `step`, unless it is there already.
+        """Saves the state before step `step`, unless this is already the latest checkpoint.
 
         Raises:
-          DataError: It could not be written; the checkpoints before it are untouched.
+          DataError: It could not be written; earlier checkpoints are unchanged.
         """
         if step == self.latest_step():
             return
@@ -45,7 +45,7 @@ class Checkpoints(OrbaxCheckpoints):
             raise self._not_saved(step, error) from error
 
     def wait(self) -> None:
-        """Returns when everything handed to `save` is on disk."""
+        """Waits until all saved checkpoints are on disk; raises DataError as `save` does."""
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
@@ -53,7 +53,7 @@ class Checkpoints(OrbaxCheckpoints):
             raise self._not_saved(self.latest_step(), error) from error
 
     def close(self) -> None:
-        """Waits and releases the threads.
+        """Waits for the last checkpoint and stops the threads.
 
         Raises:
           DataError: The last checkpoint could not be written.
@@ -64,14 +64,14 @@ class Checkpoints(OrbaxCheckpoints):
             self._manager.close()
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
-        """The state of a step.
+        """Restores the train state of a step.
 
         Args:
-          step: Of a complete checkpoint.
+          step: Step of a complete checkpoint.
           abstract: Shapes, dtypes and shardings, from `jax.eval_shape` and the sharding rules.
 
         Raises:
-          DataError: Damaged, or of another model (every differing leaf is named).
+          DataError: The checkpoint is damaged or of another model (up to 8 differences are named).
         """
         fields = self._restore(step, _items(abstract))
         fields = {"fixed": {}, "batch_stats": {}, **fields[MODEL], **fields[TRAINING]}
@@ -89,7 +89,7 @@ class Checkpoints(OrbaxCheckpoints):
 
 
 def _items(state: TrainState) -> dict[str, dict[str, Any]]:
-    """The items of a checkpoint and their fields."""
+    """Returns the items of a checkpoint and their fields."""
     fields = {
         "step": state.step,
         "ema_params": state.averaged,

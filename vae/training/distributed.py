@@ -1,4 +1,4 @@
-"""How the processes of a run find each other, before JAX touches a device."""
+"""Connects the processes of a run, before JAX uses a device."""
 
 import importlib.util
 import os
@@ -7,7 +7,7 @@ import jax
 
 from vae.data.errors import UsageError
 
-# JAX ends the others of a run so many seconds after it last heard of one of them.
+# JAX ends the other processes of a run if one of them sends no heartbeat for this long.
 HEARTBEAT_SECONDS = 100
 
 
@@ -17,18 +17,18 @@ def initialize(
     process_id: int | None = None,
     heartbeat_seconds: int = HEARTBEAT_SECONDS,
 ) -> None:
-    """Joins the other processes of the run; does nothing for one process by itself.
+    """Connects to the other processes of the run; does nothing for a single process.
 
-    TPU pods, Slurm and Open MPI say who is there; elsewhere the three arguments do.
+    On TPU pods, under Slurm and under Open MPI the first three arguments are found automatically.
 
     Args:
-      coordinator_address: HOST:PORT of the first process, reachable from all.
-      num_processes: How many there are.
-      process_id: Which one this is, 0 <= process_id < num_processes.
-      heartbeat_seconds: After so long without a sign of one process, the others end.
+      coordinator_address: HOST:PORT of the first process, reachable from all processes.
+      num_processes: Number of processes.
+      process_id: Index of this process, 0 <= process_id < num_processes.
+      heartbeat_seconds: Time without a heartbeat of one process after which the others end.
 
     Raises:
-      UsageError: Some of the three arguments are missing, or they cannot be.
+      UsageError: Arguments are missing or invalid, or the connection fails.
     """
     given = (coordinator_address, num_processes, process_id)
     names = ("--coordinator_address", "--num_processes", "--process_id")
@@ -51,12 +51,12 @@ def initialize(
     except (RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())[:300]
         raise UsageError(
-            f"the processes of this run do not find each other: {text}; give {', '.join(names)}"
+            f"the processes of this run cannot connect: {text}; give {', '.join(names)}"
         ) from error
 
 
 def _in_a_group() -> bool:
-    """Whether a launcher started several processes, or this is a TPU host, which may be one."""
+    """Returns True if a launcher started several processes, or on a TPU host, which may be one."""
     for size in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
         if os.environ.get(size, "1") != "1":
             return True

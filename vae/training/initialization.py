@@ -1,4 +1,4 @@
-"""The start of a run: its data, and the state of step 0."""
+"""The initialization of a run: its dataset, and the train state of step 0."""
 
 from typing import Any
 
@@ -14,18 +14,18 @@ from vae.training.train_state import TrainState, initial_state
 
 
 def open_data(config: ConfigDict, workdir: epath.Path) -> Dataset:
-    """The dataset of a config; the bundled sources are prepared in the workdir on first use."""
+    """Opens a config's dataset (UsageError without one); prepares bundled sources on first use."""
     if not config.data.source:
         if not config.data.dir:
             raise UsageError(
                 "data.dir is empty; give --config.data.dir=DIR, made by `fundus-vae make-tiles` "
-                "and `fundus-vae build`, or use a preset that brings its data: "
+                "and `fundus-vae build`, or use a preset with bundled data: "
                 "--config=configs/fundus256.py:demo"
             )
         return open_dataset(config.data.dir, cache_dir=config.data.cache_dir)
     from vae.data import demo
 
-    # The first process alone: what it made, those that share its disk find finished.
+    # The first process prepares the data; processes that share its disk then find it complete.
     if jax.process_index() > 0:
         multihost_utils.sync_global_devices("data prepared")
     path = demo.prepare(config.data.source, workdir / "data", config.data.size)
@@ -35,21 +35,21 @@ def open_data(config: ConfigDict, workdir: epath.Path) -> Dataset:
 
 
 def check_splits(config: ConfigDict, dataset: Dataset) -> None:
-    """Refuses a dataset without training tiles, or without those of `eval.split`."""
+    """Raises DataError for a dataset without training tiles or without tiles of `eval.split`."""
     for split, key in (("train", "the training"), (config.eval.split, "eval.split")):
         if not dataset.counts.get(split):
             raise DataError(
                 f"{dataset.path} has no tiles for {key} split {split!r}, it has {dataset.counts}; "
-                "build it with such a share of the patients, or set --config.eval.split"
+                "build it with patients in that split, or set --config.eval.split"
             )
 
 
-# Provenance that may differ from one start of a run to the next.
+# Provenance that may differ when a run is continued.
 FREE = ("version", "command")
 
 
 def check_same_run(saved: dict, now: dict, workdir: epath.Path) -> None:
-    """Refuses to continue with another model or other data than the checkpoint's."""
+    """Raises DataError if the checkpoint's model or data differ from those of this run."""
     for key in now:
         if key not in FREE and saved.get(key) != now[key]:
             raise DataError(
@@ -59,12 +59,12 @@ def check_same_run(saved: dict, now: dict, workdir: epath.Path) -> None:
 
 
 def initial_train_state(task: Task, dataset: Dataset, sharding: TrainState) -> TrainState:
-    """Step 0 of a task.
+    """Returns the train state of step 0 of a task.
 
     Args:
-      task: Opened.
-      dataset: To train on.
-      sharding: Of every leaf.
+      task: Task after `open`.
+      dataset: Training dataset.
+      sharding: The sharding of every leaf.
     """
     return state_from_variables(task.config, task.variables(dataset, sharding.variables), sharding)
 
@@ -72,16 +72,16 @@ def initial_train_state(task: Task, dataset: Dataset, sharding: TrainState) -> T
 def state_from_variables(
     config: ConfigDict, variables: dict[str, Any], sharding: TrainState
 ) -> TrainState:
-    """Step 0 from placed variables, whose buffers it takes: they are not twice in memory.
+    """Returns the train state of step 0 from variables, which are donated to save memory.
 
-    Each goes on in the buffer that it came in. XLA gives what is donated to the first output of its
-    shape: where that was another leaf's copy, on a GPU (jaxlib 0.11.2) the copy was written before
-    the leaf was saved, and PCA's scale was the likelihood's.
+    Each variable is returned in its own buffer. XLA assigns a donated buffer to the first output of
+    the same shape. If that is the copy of another leaf, a GPU (jaxlib 0.11.2) overwrites the buffer
+    before its leaf is read: PCA's scale became the likelihood's scale.
 
     Args:
-      config: The run's.
-      variables: On the devices, as `sharding` has them; donated.
-      sharding: Of every leaf.
+      config: Config of the run.
+      variables: Variables on the devices with the shardings of `sharding`; donated.
+      sharding: The sharding of every leaf.
     """
     inside = dict.fromkeys(("params", "fixed", "batch_stats"))
 

@@ -1,4 +1,4 @@
-"""What a run says while it runs: console lines, metrics.jsonl, TensorBoard events."""
+"""The log of a run: console lines, metrics.jsonl, TensorBoard events."""
 
 import importlib.util
 import json
@@ -20,8 +20,8 @@ _CONSOLE = ("loss", "bits_per_dim", "ssim", "psnr", "grad_norm")
 class RunLog:
     """Writes the metrics of a run; on processes other than the first it does nothing.
 
-    A line is a training step's or an evaluation's of the state before that step. A continued run
-    drops what was logged at or after the step it continues from, so nothing stands there twice.
+    A line holds metrics of a training step, or of an evaluation of the state before that step. A
+    continued run first removes the lines from its start step on, so no step is logged twice.
     """
 
     def __init__(self, workdir: epath.PathLike, start_step: int, tensorboard: bool):
@@ -37,7 +37,7 @@ class RunLog:
             self._events = _event_writer(workdir / TENSORBOARD)
 
     def write(self, step: int, scores: Mapping[str, Any]) -> None:
-        """Appends scalars and vectors (numpy or Python numbers) of a step."""
+        """Appends the metrics of a step: scalars and vectors, numpy arrays or Python numbers."""
         if not self._active:
             return
         line = {"step": step} | {name: _plain(value) for name, value in scores.items()}
@@ -49,12 +49,12 @@ class RunLog:
             self._events.write_scalars(step, numbers)
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
-        """Puts a picture, uint8 [H, W, 3], into the TensorBoard events."""
+        """Writes a picture, uint8 [H, W, 3], to the TensorBoard events."""
         if self._active and self._events is not None:
             self._events.write_images(step, {name: image[None]})
 
     def close(self) -> None:
-        """Writes out everything."""
+        """Flushes and closes the files."""
         if self._active:
             self._file.close()
             if self._events is not None:
@@ -62,7 +62,7 @@ class RunLog:
 
 
 class Clock:
-    """Tiles per second, time spent waiting for input, and the time left."""
+    """Measures tiles per second, the time spent waiting for input, and the remaining time."""
 
     def __init__(self, batch_size: int, last_step: int):
         self._batch_size, self._last_step = batch_size, last_step
@@ -70,11 +70,11 @@ class Clock:
         self.restart()
 
     def restart(self) -> None:
-        """Starts a new interval; called after what is no training: evaluating, saving."""
+        """Starts a new interval; called after evaluations and saves, which are not training."""
         self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
 
     def waited(self, seconds: float) -> None:
-        """Counts a wait for the next batch."""
+        """Adds a wait for the next batch, in seconds."""
         self._waited += seconds
 
     def stepped(self) -> None:
@@ -82,7 +82,7 @@ class Clock:
         self._steps += 1
 
     def read(self) -> dict[str, float]:
-        """tiles_per_s and input_wait (share of the time) of the interval, which ends here."""
+        """Ends the interval and returns its tiles_per_s and input_wait (fraction of the time)."""
         seconds = max(time.perf_counter() - self._start, 1e-9)
         self._rate = self._steps / seconds
         scores = {
@@ -93,7 +93,7 @@ class Clock:
         return scores
 
     def eta(self, step: int) -> str:
-        """The time left after a step at the last interval's pace."""
+        """Returns the remaining time after a step, at the speed of the last interval."""
         if not self._rate:
             return "-"
         seconds = round((self._last_step - step) / self._rate)
@@ -102,7 +102,7 @@ class Clock:
 
 
 def console_line(step: int, steps: int, scores: Mapping[str, Any], eta: str) -> str:
-    """One line of progress."""
+    """Formats one line of progress."""
     parts = [f"step {step:{len(str(steps))}}/{steps}"]
     parts += [f"{name} {scores[name]:.4g}" for name in _CONSOLE if name in scores]
     parts.append(f"{scores['tiles_per_s']:.1f} tiles/s")
@@ -117,7 +117,7 @@ def _plain(value: Any) -> Any:
 
 
 def _drop_from(path: epath.Path, step: int) -> None:
-    """Removes lines of `step` and later, and a last line that a kill cut short."""
+    """Removes lines of `step` and later, and incomplete lines of a killed run."""
     if not path.exists():
         return
     kept = []
@@ -131,7 +131,7 @@ def _drop_from(path: epath.Path, step: int) -> None:
 
 
 def _event_writer(directory: epath.Path):
-    """clu's writer of TensorBoard events, or None where its dependencies are missing."""
+    """Returns clu's writer of TensorBoard events, or None if its dependencies are missing."""
     if any(importlib.util.find_spec(name) is None for name in ("tensorflow", "tensorboard")):
         print("no TensorBoard events: they need the extra [tf]", flush=True)
         return None

@@ -1,4 +1,4 @@
-"""AdamW or Muon with clipping, warm-up and cosine decay, and factors for parts of the model."""
+"""AdamW or Muon with gradient clipping, warm-up, decay, and learning-rate factors per part."""
 
 import functools
 from collections.abc import Callable
@@ -11,13 +11,13 @@ from ml_collections import ConfigDict
 from vae.sharding import path_name
 from vae.tasks import task_of
 
-# Root mean square of Muon's updates: that of Adam's, so that both take the same learning rate (Liu
+# Root mean square of Muon's updates. It equals Adam's, so that both use the same learning rate (Liu
 # et al., 2025, "Muon is scalable for LLM training").
 MUON_RMS = 0.2
 
 
 def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
-    """Learning rate as a function of the step, from `config.optimizer` and `config.train.steps`."""
+    """Returns the learning rate as a function of the step (`optimizer.*`, `train.steps`)."""
     c, steps = config.optimizer, config.train.steps
     warmup = min(c.warmup_steps, steps - 1)
     if c.schedule == "constant":
@@ -26,21 +26,20 @@ def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
         decay = optax.cosine_decay_schedule(c.learning_rate, max(steps - warmup, 1))
     if not warmup:
         return decay
-    # The first step already moves: (1 / warmup) of the rate, not zero of it.
+    # The first step has 1 / warmup of the rate, not zero, so that it is not wasted.
     ramp = optax.linear_schedule(c.learning_rate / warmup, c.learning_rate, warmup)
     return optax.join_schedules([ramp, decay], [warmup])
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """The gradient transformation of a run.
+    """Returns the gradient transformation of a run.
 
-    Parts of the model have factors of the rate (`Task.rate_factor`).
-    Weight decay is for the kernels of convolutions only; linear paths, norms, biases and scales
-    have none.
+    Parts of the model have learning-rate factors (`Task.rate_factor`). Weight decay applies to
+    kernels of convolutions and dense layers, not to linear paths, norms, biases and scales.
     """
     c = config.optimizer
     return optax.chain(
-        # The same chain without clipping: the optimizer's state keeps its shape.
+        # The identity keeps the structure of the optimizer state the same without clipping.
         optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity(),
         _direction(config),
         optax.add_decayed_weights(c.weight_decay, mask=_decayed),
@@ -50,7 +49,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def _direction(config: ConfigDict) -> optax.GradientTransformation:
-    """What the gradient becomes before decay and rate: Adam's update or, for kernels, Muon's."""
+    """Returns the transformation before decay and learning rate: Adam, or Muon for kernels."""
     c = config.optimizer
     if c.name == "adam":
         return optax.scale_by_adam(b1=c.b1, b2=c.b2)
@@ -66,7 +65,7 @@ def _direction(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def _matrices(params: dict) -> dict:
-    """Which leaves are matrices to Muon, and which of their axes are summed over."""
+    """Selects the leaves that Muon treats as matrices; all axes but the last are inputs."""
 
     def matrix(path, leaf):
         if not path_name(path).endswith("/kernel"):
@@ -77,7 +76,7 @@ def _matrices(params: dict) -> dict:
 
 
 def _by_part(factor: Callable[[str], float], updates: dict, params: dict | None) -> dict:
-    """Scales the updates by the factor of their part, the first name of their path."""
+    """Scales updates by the factor of their part, the first name of their path."""
     del params
     return {part: optax.tree.scale(factor(part), inside) for part, inside in updates.items()}
 

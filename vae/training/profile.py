@@ -1,4 +1,4 @@
-"""A trace of a few steps, for `tensorboard` or `xprof`."""
+"""A profiler trace of a few steps, for `tensorboard` or `xprof`."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ PROFILED_STEPS = (10, 15)
 
 
 class Profile:
-    """Traces a few steps once everything is compiled."""
+    """Traces `PROFILED_STEPS` after the start, when compilation is finished."""
 
     def __init__(self, workdir: epath.Path, start: int, say: Callable[[str], None]):
         self._say = say
@@ -18,7 +18,7 @@ class Profile:
         self._tracing = self._begun = False
 
     def after(self, step: int) -> None:
-        """Called when `step` steps are taken."""
+        """Starts or ends the trace when `step` steps are done."""
         if step == self._first:
             jax.profiler.start_trace(self._path)
             self._tracing = self._begun = True
@@ -26,7 +26,7 @@ class Profile:
             self.close()
 
     def close(self) -> None:
-        """Ends the trace, of fewer steps where the run ends first."""
+        """Ends the trace; it has fewer steps if the run ends first."""
         if not self._begun:
             self._say(f"no profile: the run ended before step {self._first}")
         if self._tracing:

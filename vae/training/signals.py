@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it saves and leaves."""
+"""SIGTERM and SIGINT handling: the run saves a checkpoint and exits."""
 
 import signal
 from typing import Any
@@ -8,11 +8,11 @@ from jax.experimental import multihost_utils
 
 
 class StopSignals:
-    """Notes SIGTERM and SIGINT instead of dying of them.
+    """Records SIGTERM and SIGINT instead of terminating.
 
-    One process notes them itself. Of several, each may get SIGTERM at another step, or only one of
-    them gets it: JAX's coordination service, which notes it then, names a step that none of them
-    has begun, and all stop there.
+    A single process handles both signals itself. Several processes may get SIGTERM at different
+    steps, or only one of them gets it. Then JAX's coordination service handles SIGTERM: it chooses
+    a step that no process has begun, at which all stop.
     """
 
     def __init__(self):
@@ -24,16 +24,16 @@ class StopSignals:
             self._before = {number: signal.signal(number, self._note) for number in numbers}
 
     def at(self, step: int) -> int:
-        """The number of the signal to stop for before this step; 0 to go on.
+        """Returns the signal for which to stop before this step, or 0 to continue.
 
-        Every process asks before every step.
+        Every process calls it before every step.
         """
         if self._several:
             return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0
         return self._received
 
     def restore(self) -> None:
-        """Gives the signals back to whoever had them."""
+        """Restores the previous signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

@@ -1,4 +1,4 @@
-"""The training step: one pure function of (state, batch), sharded by `jax.jit`."""
+"""The training step: a pure function of (state, batch), sharded by `jax.jit`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,30 +19,29 @@ from vae.training.train_state import TrainState
 def make_train_step(
     config: ConfigDict, mesh: Mesh, state_sharding: TrainState
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
-    """Compiles nothing yet; returns `step(state, batch) -> (state, metrics)`.
+    """Returns the jitted function `step(state, batch) -> (state, metrics)`.
 
     Args:
-      config: The run's.
-      mesh: Of axes ("data", "fsdp").
+      config: Config of the run.
+      mesh: Device mesh with axes ("data", "fsdp").
       state_sharding: The sharding of every leaf of the state.
 
     Returns:
-      A jitted function. `state` is donated; `batch` is what the task's `feed` places, sharded over
-      the whole mesh. Metrics are replicated scalars, and vectors.
+      The function, compiled at its first call. `state` is donated. `batch` is a device batch of
+      `Task.feed`, sharded over the whole mesh. Metrics are replicated scalars and vectors.
     """
     task = task_of(config)
     optimizer = make_optimizer(config)
     schedule = learning_rate_schedule(config)
 
     def gradients(state, batch):
-        """Loss, metrics, batch statistics and gradient, in `accumulate` parts one by one."""
+        """Returns batch statistics and (loss, metrics, gradient), means over `accumulate` parts."""
         size, parts = config.batch_size, config.train.accumulate
         sample_key = step_key(config.seed, "posterior", state.step)
         grad = jax.value_and_grad(task.loss, has_aux=True)
 
         def part(batch_stats, batch, rows):
-            # Picking scales hides from XLA that these are cut by rows, and it would cut what
-            # follows otherwise.
+            # XLA loses the sharding by rows where scales are selected; this restores it.
             example = jax.lax.with_sharding_constraint(
                 task.example(batch, rows, state.step), batch_sharding(mesh)
             )
@@ -54,7 +53,7 @@ def make_train_step(
         rows = jnp.arange(size)
         if parts == 1:
             return part(state.batch_stats, batch, rows)
-        # Every part takes each `parts`-th row, so that each device keeps its own rows.
+        # A part takes every `parts`-th row, so that rows stay on their devices.
         cut = lambda a: a.reshape(size // parts, parts, *a.shape[1:]).swapaxes(0, 1)  # noqa: E731
 
         def add(carry, piece):

@@ -1,4 +1,4 @@
-"""A run from its config to its table: this reads top to bottom."""
+"""The training loop: a run from its config to its final evaluation."""
 
 import signal
 import time
@@ -28,19 +28,19 @@ from vae.training.steps import make_train_step
 from vae.training.train_state import TrainState, abstract_state
 from vae.training.validation import validate
 
-# Steps in flight: enough to keep a device busy, few enough to bound the batches held there.
+# Steps in flight: enough to keep the device busy; each holds a batch in device memory.
 IN_FLIGHT = 2
 
 
 class NonFiniteLossError(FundusError):
-    """The loss became infinite or NaN; nothing after it was saved."""
+    """The loss or the gradient norm is infinite or NaN; no later state was saved."""
 
 
 def train(config: ConfigDict, workdir: epath.PathLike) -> None:
-    """Trains, or continues the run in `workdir`, and closes with the evaluation.
+    """Trains, or continues the run in `workdir`, and then runs the final evaluation.
 
     Raises:
-      UsageError: The config cannot work.
+      UsageError: The config is invalid.
       DataError: The data or a checkpoint is missing, damaged or of another run.
       NonFiniteLossError: Training diverged.
       SystemExit: 143 after SIGTERM and 130 after SIGINT, with the state saved.
@@ -52,7 +52,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
     except OSError as error:
         raise DataError(
             f"--workdir={workdir} cannot be made: {error.strerror or error}; give a folder that "
-            "is there, or can be"
+            "exists or can be created"
         ) from error
 
     # ---- Data -----------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
     stop = StopSignals()
 
     def read_pending(keep: int) -> None:
-        """Fetches the metrics of steps taken, all but the newest `keep`, and logs what is due."""
+        """Fetches and logs the metrics of all steps but the newest `keep`."""
         while len(pending) > keep:
             step, metrics, tiles = pending.popleft()
             clock.stepped()
@@ -105,7 +105,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
             if not np.isfinite([loss, norm]).all():
                 log.write(step, jax.device_get(metrics))
                 raise NonFiniteLossError(
-                    f"the loss of step {step} is {loss}, its gradient's norm {norm}; the last good "
+                    f"the loss of step {step} is {loss}, the gradient norm {norm}; the last good "
                     f"checkpoint of {workdir} is {checkpoints.latest_step()}: lower "
                     f"optimizer.learning_rate={config.optimizer.learning_rate} and continue"
                 )
@@ -159,12 +159,12 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
         say(f"train.max_minutes={config.train.max_minutes} are over at step {step} of "
              f"{config.train.steps}; the same command continues")  # fmt: skip
 
-    # ---- The table ------------------------------------------------------------------------------
+    # ---- The final evaluation -------------------------------------------------------------------
     task.report(state.variables, step, dataset, mesh, workdir)
 
 
 def evaluate_workdir(config: ConfigDict, workdir: epath.PathLike) -> None:
-    """Repeats the closing evaluation for the newest checkpoint of a run."""
+    """Repeats the final evaluation for the newest checkpoint of a run; raises as `train` does."""
     validate(config, jax.device_count())
     workdir = epath.Path(workdir).absolute()
     saved = load_saved(workdir)

@@ -1,4 +1,4 @@
-"""The state that a run carries from step to step."""
+"""The train state."""
 
 import flax.struct
 import jax
@@ -13,18 +13,18 @@ from vae.training.optimizer import make_optimizer
 
 @flax.struct.dataclass
 class TrainState:
-    """The whole state of a run: with the data and the config it determines every later step.
+    """The complete state of a run. With the data and the config it determines every later step.
 
     Attributes:
       step: int32 [], optimizer steps taken.
       params: Learned parameters, float32.
-      ema_params: Their exponential moving average, which evaluation and users get; None in a run
-        without one (`train.ema_decay=0`), whose users get the parameters themselves.
-      opt_state: The optimizer's.
+      ema_params: Exponential moving average of `params`, used in evaluation and inference. None
+        with `train.ema_decay=0`; `params` are then used instead.
+      opt_state: State of the optimizer.
       fixed: Variables that never change: {"pca": ...}, or {}.
-      batch_stats: Running statistics of batch normalisation, {} where there is none.
-      latent_mean: float32 [C], mean of the latents, of the latest batches (about 100) or fitted.
-      latent_var: float32 [C], variance of the same.
+      batch_stats: Running statistics of batch normalisation; {} without it.
+      latent_mean: float32 [C], mean of the latents over the last (about 100) batches, or fitted.
+      latent_var: float32 [C], variance of the latents, over the same batches or fitted.
     """
 
     step: jax.Array
@@ -38,21 +38,21 @@ class TrainState:
 
     @property
     def averaged(self) -> dict:
-        """The parameters that evaluation and users get."""
+        """Returns the parameters for evaluation and inference."""
         return self.params if self.ema_params is None else self.ema_params
 
     @property
     def variables(self) -> dict:
-        """What the model is applied with in evaluation."""
+        """Returns the variables for evaluation and inference."""
         return join_variables(self.averaged, self.fixed, self.batch_stats)
 
 
 def initial_state(config: ConfigDict, variables: dict) -> TrainState:
-    """Step 0 of a run that starts from some variables. Traceable by `jax.eval_shape`.
+    """Returns the train state of step 0 for given variables. Traceable by `jax.eval_shape`.
 
     Args:
-      config: The run's.
-      variables: Of the task, or of a trained model.
+      config: Config of the run.
+      variables: Variables of the task or of a trained model.
     """
     params, fixed, batch_stats = split_variables(variables)
     return TrainState(
@@ -68,7 +68,7 @@ def initial_state(config: ConfigDict, variables: dict) -> TrainState:
 
 
 def abstract_state(config: ConfigDict) -> TrainState:
-    """Shapes and dtypes of the state; nothing is allocated."""
+    """Returns the shapes and dtypes of the train state without allocating arrays."""
     task = task_of(config)
 
     def begin(start):

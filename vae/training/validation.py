@@ -1,4 +1,4 @@
-"""Refuses settings that cannot work before anything is allocated."""
+"""Validation of configs, before anything is allocated."""
 
 from ml_collections import ConfigDict
 
@@ -13,14 +13,14 @@ SOURCES = ("", "retina", "synthetic")
 
 
 def validate(config: ConfigDict, device_count: int) -> None:
-    """Refuses what cannot work.
+    """Validates a config.
 
     Args:
-      config: A whole configuration.
-      device_count: Devices of all hosts.
+      config: A complete config.
+      device_count: Number of devices of all processes.
 
     Raises:
-      UsageError: Every problem, each with the values that clash.
+      UsageError: Lists every problem with the conflicting values.
     """
     validate_schema(config)
     problems = Problems(device_count)
@@ -33,10 +33,10 @@ def validate(config: ConfigDict, device_count: int) -> None:
 
 
 def validate_schema(config: ConfigDict) -> None:
-    """Refuses unknown, missing and mistyped settings.
+    """Checks for unknown and missing settings and for settings of the wrong type.
 
     Raises:
-      UsageError: Every problem.
+      UsageError: Lists every problem.
     """
     try:
         reference = task_class(config).reference(config)
@@ -47,10 +47,10 @@ def validate_schema(config: ConfigDict) -> None:
 
 
 class Problems(list):
-    """Lines that each say what is wrong with a setting.
+    """A list of lines, each of which describes a problem of a setting.
 
     Attributes:
-      device_count: Devices of all hosts.
+      device_count: Number of devices of all processes.
     """
 
     def __init__(self, device_count: int):
@@ -58,12 +58,12 @@ class Problems(list):
         self.device_count = device_count
 
     def require(self, condition: bool, text: str) -> None:
-        """Adds the text where the condition does not hold."""
+        """Adds the text if the condition is false."""
         if not condition:
             self.append(text)
 
     def choice(self, path: str, value: str, options: tuple[str, ...]) -> None:
-        """Requires one of some values."""
+        """Requires that a value is one of the options."""
         known = ", ".join(map(repr, options))
         self.require(value in options, f"{path}={value!r} is none of {known}")
 
@@ -73,13 +73,13 @@ class Problems(list):
             self.require(_at(config, path) > 0, f"{path}={_at(config, path)} must be positive")
 
     def not_negative(self, config: ConfigDict, *paths: str) -> None:
-        """Requires numbers from 0."""
+        """Requires numbers of at least 0."""
         for path in paths:
             value = _at(config, path)
             self.require(value >= 0, f"{path}={value} must not be negative")
 
     def whole_numbers(self, config: ConfigDict, path: str) -> None:
-        """Requires positive whole numbers, at least one."""
+        """Requires a non-empty tuple of positive integers."""
         value = _at(config, path)
         self.require(
             bool(value) and all(type(number) is int and number > 0 for number in value),
@@ -87,13 +87,13 @@ class Problems(list):
         )
 
     def share(self, config: ConfigDict, *paths: str) -> None:
-        """Requires numbers from 0 to below 1."""
+        """Requires numbers in [0, 1)."""
         for path in paths:
             value = _at(config, path)
             self.require(0 <= value < 1, f"{path}={value} must lie in [0, 1)")
 
     def divisible_by_devices(self, name: str, value: int) -> None:
-        """Requires a number of rows that the devices can share equally."""
+        """Requires a number of rows that the number of devices divides."""
         self.require(
             value % self.device_count == 0,
             f"{name} = {value} is not divisible by the {self.device_count} devices",
@@ -107,7 +107,7 @@ def _at(config: ConfigDict, path: str):
 
 
 def _check_values(config: ConfigDict, problems: Problems) -> None:
-    """Each setting by itself."""
+    """Checks each setting separately."""
     problems.positive(
         config,
         "batch_size",
@@ -148,7 +148,7 @@ def _check_values(config: ConfigDict, problems: Problems) -> None:
 
 
 def _check_combinations(config: ConfigDict, problems: Problems) -> None:
-    """Settings that are right by themselves and not beside each other."""
+    """Checks combinations of individually valid settings."""
     data, train, mesh = config.data, config.train, config.mesh
     problems.require(
         not (data.dir and data.source),
@@ -156,7 +156,7 @@ def _check_combinations(config: ConfigDict, problems: Problems) -> None:
     )
     problems.require(
         not data.cache_dir or bool(data.dir),
-        f"data.cache_dir={data.cache_dir!r} is where data.dir is copied to, and that is empty",
+        f"data.cache_dir={data.cache_dir!r} is where data.dir is copied to, but data.dir is empty",
     )
     problems.require(
         "://" not in data.cache_dir, f"data.cache_dir={data.cache_dir!r} must be a local folder"
@@ -166,7 +166,7 @@ def _check_combinations(config: ConfigDict, problems: Problems) -> None:
         reach <= data.size,
         f"data.crop={data.crop} is larger than data.size={data.size}"
         if data.crop > data.size
-        else f"data.crop={data.crop} at data.scales={data.scales} is cut from {reach} pixels, and "
+        else f"data.crop={data.crop} at data.scales={data.scales} is cut from {reach} pixels, but "
         f"data.size={data.size}",
     )
     problems.require(

@@ -1,17 +1,17 @@
-"""The weights that come with the package. README.md beside this file is their model card."""
+"""The bundled weights. README.md in this folder is their model card."""
 
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
 NAMES = ("f8c4", "f8c8", "f8c16", "f8c32", "f8c48")
-# The reconstruction model wherever none is named: a file, so that no folder can take its place.
+# The default reconstruction model: a file path, which no local folder can shadow.
 DEFAULT = FOLDER / "f8c32.safetensors"
-# The enhancer, and the prior that new tiles are drawn from, likewise.
+# The default enhancer, and the default prior for sampling.
 ENHANCE = FOLDER / "enhance.safetensors"
 SAMPLE = FOLDER / "prior.safetensors"
 
 
 def shipped(name: str) -> Path | None:
-    """The file of the weights of that name; None where the package has none."""
+    """Returns the file of the bundled weights of this name; None if there are none."""
     others = (ENHANCE.stem, SAMPLE.stem)
     return FOLDER / f"{name}.safetensors" if name in (*NAMES, *others) else None

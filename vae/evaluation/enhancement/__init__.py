@@ -1,4 +1,4 @@
-"""How well degraded photographs are made clear, beside doing nothing and classical methods."""
+"""Evaluation of an enhancer on degraded tiles, next to doing nothing and classical methods."""
 
 from vae.evaluation.enhancement.cases import CASES, Case, Tile, degrade_case, pick_tiles
 from vae.evaluation.enhancement.run import evaluate_enhancement, evaluate_enhancer, quick_scores

@@ -1,4 +1,4 @@
-"""Whether the uncertainty says how far off the result is."""
+"""Calibration of an enhancer's uncertainty against its errors."""
 
 from typing import Any
 
@@ -11,19 +11,19 @@ BINS = 10
 def calibration(
     clean: np.ndarray, made: np.ndarray, deviations: np.ndarray, fov: np.ndarray
 ) -> dict[str, Any]:
-    """The uncertainty that a model gives its pixels, as a deviation, beside their errors.
+    """Compares the standard deviations that a model predicts for its pixels with their errors.
 
     Args:
-      clean: uint8 [N, S, S, 3].
-      made: Like `clean`, of the model.
+      clean: uint8 [N, S, S, 3], clean tiles.
+      made: uint8 [N, S, S, 3], tiles enhanced by the model.
       deviations: float32 [N, S, S], grey levels, root mean square of R, G, B.
-      fov: bool [N, S, S].
+      fov: bool [N, S, S], field of view.
 
     Returns:
-      `deviation` and `error` (root mean squares over all pixels, grey levels), `ratio` (error over
-      deviation: what the deviation would have to be multiplied by), `correlation` (Spearman's, of
-      the tiles' root mean squares), and `bins`: dicts of deviation and error of each tenth of the
-      pixels by deviation. None where all deviations are 0.
+      `deviation` and `error` (root mean squares over all pixels, grey levels), `ratio` (error /
+      deviation, the factor that would calibrate the deviations; None if all deviations are 0),
+      `correlation` (Spearman's, of the tiles' root mean squares), and `bins`: dicts of deviation
+      and error for each tenth of the pixels by deviation.
     """
     square = np.square(made.astype(np.float32) - clean).mean(axis=-1)
     found = [(s[m], np.square(d[m])) for s, d, m in zip(square, deviations, fov, strict=True)]
@@ -45,15 +45,15 @@ def calibration(
 
 
 def format_calibration(found: dict[str, Any]) -> str:
-    """The metrics as a line."""
+    """Formats the result of `calibration` as one line."""
     if found["ratio"] is None:
         return "uncertainty: 0 everywhere"
     ends = found["bins"][0], found["bins"][-1]
-    low, high = (f"{one['deviation']:.2f} said, {one['error']:.2f} off" for one in ends)
+    low, high = (f"{one['deviation']:.2f}, error {one['error']:.2f}" for one in ends)
     return (
-        f"uncertainty: {found['deviation']:.2f} grey levels said, {found['error']:.2f} off "
-        f"({found['ratio']:.2f} times); surest tenth of the pixels {low}, least sure {high}; "
-        f"rank correlation of tiles {found['correlation']:.2f}"
+        f"uncertainty: {found['deviation']:.2f} grey levels, error {found['error']:.2f} "
+        f"({found['ratio']:.2f} times); most certain tenth of the pixels {low}, least certain "
+        f"{high}; rank correlation of tiles {found['correlation']:.2f}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Clean tiles of a split, and every way in which they are made bad."""
+"""Clean tiles of a split, and the cases in which they are degraded."""
 
 import dataclasses
 import functools
@@ -22,11 +22,11 @@ CLEAN, MIXED = "clean", "mixed"
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One way of degrading: a degradation alone, several as in training, or none.
+    """One way of degrading: a single degradation, several as in training, or none.
 
     Attributes:
-      name: Of `DEGRADATIONS`, "mixed" or "clean".
-      severity: Between 0 and 1; NaN where several are drawn.
+      name: A name of `DEGRADATIONS`, "mixed" or "clean".
+      severity: Severity from 0 to 1; NaN for "mixed", where severities are drawn.
     """
 
     name: str
@@ -42,7 +42,7 @@ CASES = (
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """A clean tile with its photograph around it; see `vae.data.pipeline.eval_batches`."""
+    """A clean tile with thumbnail and FOV circle; see `vae.data.pipeline.eval_batches`."""
 
     image: np.ndarray
     fov: np.ndarray
@@ -56,13 +56,13 @@ class Tile:
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """A tile to look at: uint8 [S, S, 3] each.
+    """Pictures of one tile for display: uint8 [S, S, 3] each.
 
     Attributes:
       caption: Plain text.
-      before: Degraded.
-      after: What the model makes of it.
-      clean: The tile itself.
+      before: The degraded tile.
+      after: The enhanced tile.
+      clean: The clean tile.
     """
 
     caption: str
@@ -72,14 +72,14 @@ class Shown:
 
 
 def pick_tiles(dataset: Dataset, split: str, *, size: int, count: int, seed: int) -> list[Tile]:
-    """Tiles of every patient alike, the same for the same seed.
+    """Picks equally many tiles of every patient, the same for the same seed.
 
     Args:
-      dataset: With thumbnails.
-      split: Which split.
+      dataset: A dataset with thumbnails.
+      split: Name of the split.
       size: Side of the tiles, pixels.
-      count: About how many: a multiple of the number of patients, at least one of each.
-      seed: Of the choice.
+      count: Approximate number of tiles; at least one of each patient is returned.
+      seed: Seed of the choice.
 
     Raises:
       DataError: The dataset has no thumbnails, or the split no tiles.
@@ -104,14 +104,14 @@ def pick_tiles(dataset: Dataset, split: str, *, size: int, count: int, seed: int
 
 
 def degrade_case(tile: Tile, case: Case, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A tile and its thumbnail as a bad camera saw them, the same for the same seed.
+    """Degrades a tile and its thumbnail, equally for the same seed.
 
-    Tiles of one photograph are degraded alike; what is mixed is drawn for each photograph as in
-    training by the defaults of `config.degrade`, of which the shares that are clean and that have
-    one degradation alone are 0.
+    All tiles of a photograph are degraded equally. The case "mixed" draws severities per photograph
+    as in training, by the defaults of `config.degrade` with the shares `clean` and `alone` set
+    to 0.
 
     Returns:
-      uint8 [S, S, 3] and uint8 [THUMBNAIL, THUMBNAIL, 3].
+      Tile, uint8 [S, S, 3], and thumbnail, uint8 [THUMBNAIL, THUMBNAIL, 3].
     """
     key = jax.random.key(_number(f"{seed}:{tile.photograph}") % 2**32)
     mixed = case.name == MIXED

@@ -1,4 +1,4 @@
-"""The page of an enhancer: what it did to tiles that were degraded on purpose, in one file."""
+"""The report page of an enhancer on artificially degraded tiles, in one file."""
 
 import os
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _METHODS = {
     "non_local_means": "non-local means",
     "wiener": "Wiener",
 }
-# CLAHE changes clean tiles by 18 dB: no curve of the others could be told from a line beside it.
+# Without CLAHE: it lowers clean tiles to 18 dB, and its scale would flatten the other curves.
 _CURVES = {
     "unsharp_mask": {"color": "#8a4b8f", "marker": "^", "ls": ":"},
     "non_local_means": {"color": "#00785a", "marker": "s"},
@@ -29,29 +29,29 @@ _CURVES = {
     OURS: {"color": "#c4420a", "marker": "D", "markersize": 8},
 }
 _UNCERTAINTY = {
-    "ideal": {"label": "as said", "color": "#0063a8", "ls": "--"},
-    "found": {"label": "found", "color": "#c4420a", "marker": "D"},
+    "ideal": {"label": "error = uncertainty", "color": "#0063a8", "ls": "--"},
+    "found": {"label": "measured", "color": "#c4420a", "marker": "D"},
 }
 
 
 def write_report(
     folder: str | os.PathLike, content: dict[str, Any], examples: Sequence[Shown]
 ) -> Path:
-    """Writes `index.html` into a folder; finished or not at all.
+    """Writes `index.html` into a folder, atomically.
 
     Args:
-      folder: Where to.
-      content: What enhancement.json holds.
+      folder: The folder.
+      content: The content of enhancement.json.
       examples: Tiles to show.
 
     Returns:
-      The file.
+      Path of the file.
     """
     rows = content["rows"]
     table = averaged(rows)
     first = next(iter(table.values()))
     methods = {name: label for name, label in _METHODS.items() if name in first}
-    for row in rows:  # an average over several severities has no interval
+    for row in rows:  # means over several severities have no interval
         interval = row["interval"] if row["severity"] in (None, 0.0) else None
         table[row["degradation"]][row["method"]]["interval"] = interval
     return write_page(
@@ -71,7 +71,7 @@ def write_report(
 
 
 def _curves(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """PSNR and SSIM against severity, a plot of each degradation by its name in words."""
+    """Plots PSNR and SSIM against severity; one plot per degradation, by its name in words."""
     styles = {name: {"label": _METHODS[name], **style} for name, style in _CURVES.items()}
     found = {}
     for degradation in dict.fromkeys(row["degradation"] for row in rows):

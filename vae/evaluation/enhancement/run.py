@@ -1,4 +1,4 @@
-"""The table of an enhancer on a dataset: every way of degrading, every method."""
+"""Evaluation of an enhancer on a dataset, for every case and method."""
 
 import concurrent.futures
 import json
@@ -48,8 +48,7 @@ from vae.metrics import masked_psnr, masked_ssim
 RESULTS, TABLE, FIGURE = "enhancement.json", "enhancement.csv", "enhancement.png"
 TILES = 22
 EXAMPLES = 6
-# Of the tiles and of what is done to them: whatever seed a model was trained with, all are measured
-# on the same.
+# Seed of the tiles and their degradations: fixed, so that all models are measured on the same.
 SEED = 0
 
 
@@ -62,19 +61,19 @@ def evaluate_enhancement(
     structure: bool = True,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Figures of each tile, case and method.
+    """Measures each tile, case and method.
 
     Args:
       model: The enhancer.
-      tiles: Of `pick_tiles`.
+      tiles: Tiles of `pick_tiles`.
       cases: Ways of degrading.
-      methods: Classical ones; None for all of `classical.METHODS`.
-      structure: Whether to look at vessels and lesions, which takes longest; else they are NaN.
-      seed: Of the degradations.
+      methods: Classical methods by name; None for all of `classical.METHODS`.
+      structure: If true, compares vessels and lesions, the slowest part; else those are NaN.
+      seed: Seed of the degradations.
 
     Returns:
-      Dicts of degradation, severity, method, tile_id, patient, label, psnr and ssim inside the
-      field of view, and `structure.FIGURES`.
+      Dicts of degradation, severity, method, tile_id, patient, label, psnr (dB) and ssim inside
+      the field of view, and `structure.FIGURES`.
     """
     methods = classical.METHODS if methods is None else methods
     found = []
@@ -107,15 +106,15 @@ def evaluate_enhancer(
 
     Args:
       saved: The model.
-      dataset: With thumbnails of its photographs, or its folder.
-      split: Which split.
-      limit: About how many tiles, of every patient alike; 0 for 22.
+      dataset: A dataset with thumbnails of its photographs, or its folder.
+      split: Name of the split.
+      limit: Approximate number of tiles, equally many per patient; 0 for 22.
       out: Folder for `enhancement.json`, `enhancement.csv` and `enhancement.png`; None for none.
       report: Folder for `index.html` and `enhancement.json`; None for none.
-      cases: Ways of degrading; the mixed and the clean ones among them.
+      cases: Ways of degrading, including mixed and clean.
 
     Returns:
-      Rows of the table, see `table.rows_of`.
+      Rows of the table; see `table.rows_of`.
 
     Raises:
       UsageError: There is no such split.
@@ -173,7 +172,7 @@ def evaluate_enhancer(
 
 
 def closing_line(rows: Sequence[dict[str, Any]]) -> str:
-    """What the mixed and the clean tiles say, in a line."""
+    """Summarises the mixed and the clean tiles in one line."""
     table = averaged(rows)
     before, after = table[MIXED][NOTHING], table[MIXED][OURS]
     return (
@@ -185,13 +184,13 @@ def closing_line(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def quick_scores(saved: SavedModel, dataset: Dataset, split: str, limit: int) -> dict[str, float]:
-    """Mixed and clean tiles alone, without classical methods and structure: for logs.
+    """Measures mixed and clean tiles for logs, without classical methods and structure.
 
     Args:
       saved: The model.
-      dataset: With thumbnails.
-      split: Which split.
-      limit: About how many tiles, of every patient alike; 0 for 22.
+      dataset: A dataset with thumbnails.
+      split: Name of the split.
+      limit: Approximate number of tiles, equally many per patient; 0 for 22.
     """
     size = saved.config.data.size
     tiles = pick_tiles(dataset, split, size=size, count=limit or TILES, seed=SEED)
@@ -211,7 +210,7 @@ def quick_scores(saved: SavedModel, dataset: Dataset, split: str, limit: int) ->
 
 
 def calibrate(model: EnhancementModel, tiles: Sequence[Tile], seed: int = 0) -> dict[str, Any]:
-    """The uncertainty beside the error, on tiles under several degradations at once."""
+    """Compares uncertainty and error on mixed tiles; see `calibration`."""
     pairs = [degrade_case(tile, Case(MIXED, math.nan), seed) for tile in tiles]
     seen, thumbnails = (np.stack(pictures) for pictures in zip(*pairs, strict=True))
     clean, fov, circles = (
@@ -222,7 +221,7 @@ def calibrate(model: EnhancementModel, tiles: Sequence[Tile], seed: int = 0) -> 
 
 
 def examples_of(model: EnhancementModel, tiles: Sequence[Tile], seed: int = 0) -> list[Shown]:
-    """Some tiles under several degradations at once, and what the model makes of them."""
+    """Returns some mixed tiles, before and after enhancement."""
     shown = []
     for tile in tiles[:: max(1, len(tiles) // EXAMPLES)][:EXAMPLES]:
         seen, thumbnail = degrade_case(tile, Case(MIXED, math.nan), seed)
@@ -241,7 +240,7 @@ def examples_of(model: EnhancementModel, tiles: Sequence[Tile], seed: int = 0) -
 
 
 def draw_examples(examples: Sequence[Shown]) -> np.ndarray:
-    """Columns of degraded, enhanced and clean tiles: uint8 [h, w, 3]."""
+    """Draws a column of degraded, enhanced and clean tile per example: uint8 [h, w, 3]."""
     columns = [np.concatenate([one.before, one.after, one.clean]) for one in examples]
     return np.concatenate(columns, axis=1)
 

@@ -1,4 +1,4 @@
-"""Whether anatomy was kept and none invented: vessels, and small bright and dark spots."""
+"""Measures of kept and invented anatomy: vessels, and small bright and dark spots."""
 
 import dataclasses
 
@@ -6,14 +6,14 @@ import cv2
 import numpy as np
 from skimage import filters, measure
 
-# Standard deviations of the vessels' profiles, pixels of a photograph of some 2,000 pixels.
+# Standard deviations of vessel profiles, in pixels of a photograph of about 2,000 pixels.
 SIGMAS = (2, 3, 4)
-# Below it the second derivatives of green, in [0, 1], count as noise. Fixed: by default it follows
-# the image, and grain without vessels would be full of them.
+# Second derivatives of green, in [0, 1], below this value count as noise. It is fixed, because the
+# default follows the image and would find vessels in pure noise.
 GAMMA = 0.01
-# The strongest pixels of a clean tile that count as its vessels.
+# Share of a clean tile's pixels, the strongest, that count as vessels.
 STRONGEST = 0.06
-# A vessel may move by so many pixels.
+# Pixels by which a vessel may move.
 SLACK = 3
 # Lesions: diameters in pixels, and least contrast in grey levels of green.
 LARGEST, SMALLEST, CONTRAST = 15, 3, 10
@@ -21,12 +21,12 @@ LARGEST, SMALLEST, CONTRAST = 15, 3, 10
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
-    """What a clean tile has, found once.
+    """Vessels and small spots of a clean tile.
 
     Attributes:
       vesselness: float64 [H, W].
-      inside: bool [H, W], away from the field of view's edge.
-      threshold: Of vesselness, above which a pixel is of a vessel.
+      inside: bool [H, W], the field of view without a margin at its edge.
+      threshold: Vesselness above which a pixel belongs to a vessel.
       lesions: (rows, columns, bright, contrast in grey levels) of each small spot.
     """
 
@@ -37,17 +37,20 @@ class Structure:
 
 
 def vesselness(image: np.ndarray) -> np.ndarray:
-    """Frangi et al. (1998) on green, where vessels are darkest: uint8 [H, W, 3] -> [H, W]."""
+    """Computes vesselness (Frangi et al., 1998) of green, where vessels are darkest.
+
+    uint8 [H, W, 3] -> float64 [H, W].
+    """
     green = image[..., 1] / 255
     return filters.frangi(green, sigmas=SIGMAS, black_ridges=True, gamma=GAMMA)
 
 
 def find_structure(clean: np.ndarray, fov: np.ndarray) -> Structure:
-    """The vessels and lesions of a clean tile.
+    """Finds the vessels and lesions of a clean tile.
 
     Args:
       clean: uint8 [H, W, 3].
-      fov: bool [H, W].
+      fov: bool [H, W], field of view.
     """
     size = 4 * max(SIGMAS) + 1
     inside = cv2.erode(fov.astype(np.uint8), np.ones((size, size), np.uint8)) > 0
@@ -67,17 +70,17 @@ def find_structure(clean: np.ndarray, fov: np.ndarray) -> Structure:
 
 
 def compare_structure(structure: Structure, image: np.ndarray) -> dict[str, float]:
-    """What of a clean tile's structure an image of the same place has.
+    """Compares an image with the structure of the clean tile of the same place.
 
     Args:
-      structure: Of the clean tile.
+      structure: Structure of the clean tile.
       image: uint8 [H, W, 3].
 
     Returns:
-      `vesselness`: correlation with the clean tile's; `false_vessels`: share of the pixels of no
-      vessel that became one; `missed_vessels`: share of the vessels' pixels that are none any more;
-      `lesions_kept`: median of the spots' contrast, 1 as in the clean tile; `lesions`: how many
-      spots there are. NaN where there is nothing to compare.
+      `vesselness`: correlation with the clean tile's; `false_vessels`: share of the non-vessel
+      pixels detected as vessel; `missed_vessels`: share of the vessel pixels no longer detected;
+      `lesions_kept`: median contrast of the spots, relative to the clean tile; `lesions`: number of
+      spots. NaN where there is nothing to compare.
     """
     ridges, inside, threshold = vesselness(image), structure.inside, structure.threshold
     nan = float("nan")
@@ -106,17 +109,17 @@ FIGURES = ("vesselness", "false_vessels", "missed_vessels", "lesions_kept", "les
 
 
 def _top_hat(image: np.ndarray, bright: bool) -> np.ndarray:
-    """What of green is smaller than the largest lesion, in grey levels above (below) its ground."""
+    """Computes the top hat (bright) or black hat of green at the largest lesion's size, levels."""
     side = LARGEST + 2
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
-    # A median of 3 pixels: grain is no lesion.
+    # The median removes noise, which is not a lesion.
     green = cv2.medianBlur(np.ascontiguousarray(image[..., 1]), 3)
     kind = cv2.MORPH_TOPHAT if bright else cv2.MORPH_BLACKHAT
     return cv2.morphologyEx(green, kind, disc).astype(np.float32)
 
 
 def _long(mask: np.ndarray) -> np.ndarray:
-    """The connected parts of a mask that are too large for a lesion."""
+    """Keeps the connected parts of a mask that are too large for a lesion."""
     _, parts, statistics, _ = cv2.connectedComponentsWithStats(
         mask.astype(np.uint8), connectivity=8
     )

@@ -1,4 +1,4 @@
-"""Figures of many cases as rows, text and files."""
+"""Metrics of all cases as table rows, text and CSV."""
 
 import math
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ COLUMNS = ("psnr", "ssim", *FIGURES)
 
 
 def rows_of(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Means over tiles of each degradation, severity and method.
+    """Computes means over tiles for each degradation, severity and method.
 
     Args:
-      metrics: Of each tile: degradation, severity, method, patient, and `COLUMNS`.
+      scores: One dict per tile: degradation, severity, method, patient, and `COLUMNS`.
 
     Returns:
-      Rows in the order in which they appear: degradation, severity (None where several are drawn),
-      method, tiles, patients, `COLUMNS` (None where nothing could be compared) and `interval`:
-      95% over patients of psnr, ssim and vesselness; None with one patient.
+      Rows in order of appearance: degradation, severity (None for mixed), method, tiles, patients,
+      `COLUMNS` (None where nothing could be compared) and `interval`: 95% intervals over patients
+      of psnr, ssim and vesselness; None with one patient.
     """
     groups: dict[tuple, list[dict]] = {}
     for entry in scores:
@@ -55,7 +55,7 @@ def rows_of(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def averaged(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """degradation -> method -> metrics, means over severities."""
+    """Returns degradation -> method -> metrics, as means over severities."""
     found: dict[str, dict[str, list[dict]]] = {}
     for row in rows:
         found.setdefault(row["degradation"], {}).setdefault(row["method"], []).append(row)
@@ -74,14 +74,14 @@ def averaged(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, fl
 
 
 def lesions_by_label(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What is left of small spots, for each label, of clean and of mixed tiles.
+    """Computes the kept contrast of small spots per label, for clean and mixed tiles.
 
     Args:
-      metrics: Of each tile; see `rows_of`.
+      scores: One dict per tile; see `rows_of`.
 
     Returns:
-      Dicts of label, degradation, tiles (with any spots), lesions (spots a tile), lesions_kept (as
-      ours leaves them) and lesions_kept_before (where nothing is done); means over tiles.
+      Dicts of label, degradation, tiles (those with spots), lesions (spots per tile), lesions_kept
+      (after enhancement) and lesions_kept_before (without it); means over tiles.
     """
     rows = []
     for label in sorted({entry["label"] for entry in scores}):
@@ -114,7 +114,7 @@ def lesions_by_label(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def format_table(rows: Sequence[dict[str, Any]]) -> str:
-    """SSIM, PSNR and vesselness correlation by degradation and method, means over severities."""
+    """Formats PSNR, SSIM and vesselness by degradation and method, as means over severities."""
     table = averaged(rows)
     methods = list(next(iter(table.values())))
     width = max(map(len, table)) + 2
@@ -130,6 +130,6 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def write_csv(path, rows: Sequence[dict[str, Any]]) -> None:
-    """The rows without their intervals, beside and then renamed."""
+    """Writes the rows as CSV, without intervals, atomically."""
     names = [name for name in rows[0] if name != "interval"]
     files.write_csv(path, names, ([row[name] for name in names] for row in rows))

@@ -1,4 +1,4 @@
-"""An evaluation as one HTML page that opens offline. It needs matplotlib, the extra `report`."""
+"""The evaluation as one offline HTML page. It needs matplotlib, from the extra `report`."""
 
 from vae.evaluation.report.autoencoder import write_report
 from vae.evaluation.report.pictures import pick

@@ -1,4 +1,4 @@
-"""The page of an autoencoder's evaluation."""
+"""The report page of an autoencoder."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ from vae.evaluation.report import pictures, plots
 from vae.evaluation.report.page import write_page
 
 _CODECS = {
-    "mean_colour": ("mean colour", "each tile painted in its mean"),
+    "mean_colour": ("mean colour", "each tile filled with its mean"),
     "bicubic_x4": ("bicubic", "reduced four times and enlarged again"),
     "pca": ("PCA", "the linear codec of about the same latent size"),
     "pca_sampled": ("PCA, sampled", "the quality that belongs to its bytes"),
@@ -42,20 +42,20 @@ def write_report(
     originals: np.ndarray,
     reconstructions: np.ndarray,
 ) -> Path:
-    """Writes `index.html` into a folder; finished or not at all.
+    """Writes `index.html` into a folder, atomically.
 
     Args:
-      folder: Where to.
-      content: What results.json holds: the metrics, and config, split, step, dataset, data, model,
-        version, command, date, parameters and curves.
-      evaluation: The tiles' figures.
-      photographs: Whole ones, with pictures where there are any.
-      examples: Tiles to show, of `pictures.pick`.
+      folder: The folder.
+      content: The content of results.json: the metrics, and config, split, step, dataset, data,
+        model, version, command, date, parameters and curves.
+      evaluation: Metrics of the tiles.
+      photographs: Metrics and pictures of whole photographs; None for none.
+      examples: Tiles to show, from `pictures.pick`.
       originals: uint8 [len(examples), H, W, 3].
-      reconstructions: Like `originals`.
+      reconstructions: uint8 [len(examples), H, W, 3].
 
     Returns:
-      The file.
+      Path of the file.
     """
     views = [pictures.tile_views(*pair) for pair in zip(originals, reconstructions, strict=True)]
     tile_gain = pictures.choose_gain([difference for _, _, difference in views])
@@ -88,7 +88,7 @@ def write_report(
 
 
 def _curves(points: Iterable[dict[str, Any]]) -> str:
-    """By latents the mean's quality, by bytes that of samples, where the codec has any."""
+    """Plots quality of the mean by latents, and quality of samples, if there are any, by bytes."""
     panels = []
     for size, suffix, x_label in (
         ("latents", "", "latent values a tile"),
@@ -97,7 +97,7 @@ def _curves(points: Iterable[dict[str, Any]]) -> str:
         for figure, y_label, top in (("ssim", "SSIM", 1.0), ("psnr", "PSNR, dB", np.inf)):
             lines: dict[str, list] = {}
             for point in points:
-                if point[size]:  # none at all has no place on a log scale
+                if point[size]:  # 0 and None have no place on a log scale
                     value = point.get(figure + suffix, point[figure])
                     name = point["setting"] if point["codec"] == "model" else ""
                     lines.setdefault(point["codec"], []).append((point[size], value, name))
@@ -107,7 +107,7 @@ def _curves(points: Iterable[dict[str, Any]]) -> str:
 
 
 def _spread(evaluation: Evaluation) -> dict[str, Any]:
-    """The histogram of the tiles' SSIM by label, and what stands beside it."""
+    """Returns the histogram of the tiles' SSIM by label, its legend and percentiles."""
     ssim, label = _counted(evaluation)
     names, sizes = np.unique(label, return_counts=True)
     names = names[np.argsort(-sizes, kind="stable")]
@@ -132,7 +132,7 @@ def _spread(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _labels(rows: Iterable[dict[str, Any]], evaluation: Evaluation) -> dict[str, Any]:
-    """Each label's row and strip, and where the strips begin."""
+    """Returns each label's row and strip, and the left end of the strips."""
     ssim, label = _counted(evaluation)
     low = float(np.percentile(ssim, 1))
     strips = [(row, plots.strip(ssim[label == row["label"]], min(low, 0.9999))) for row in rows]
@@ -140,6 +140,6 @@ def _labels(rows: Iterable[dict[str, Any]], evaluation: Evaluation) -> dict[str,
 
 
 def _counted(evaluation: Evaluation) -> tuple[np.ndarray, np.ndarray]:
-    """SSIM and label of the tiles that have an SSIM."""
+    """Returns SSIM and label of the tiles that have an SSIM."""
     counted = evaluation.tiles["windows"] > 0
     return evaluation.tiles["ssim"][counted], evaluation.tiles["label"][counted]

@@ -1,4 +1,4 @@
-"""A page from a template: one file that makes no request."""
+"""Rendering of a template to one HTML file that makes no requests."""
 
 import base64
 import hashlib
@@ -21,20 +21,20 @@ PAGE = "index.html"
 def write_page(
     folder: str | os.PathLike, template: str, content: dict[str, Any], **parts: Any
 ) -> Path:
-    """Writes `index.html` into a folder; finished or not at all.
+    """Writes `index.html` into a folder, atomically.
 
     Args:
-      folder: Where to.
-      template: A template beside this module.
-      content: The metrics, which the page also holds as JSON.
-      **parts: What else the template shows.
+      folder: The folder.
+      template: Name of a template in this package.
+      content: The metrics; the page also contains them as JSON.
+      **parts: Further variables of the template.
 
     Returns:
-      The file.
+      Path of the file.
     """
     files = resources.files(__package__)
     style, script = ((files / name).read_text("utf-8") for name in ("style.css", "viewer.js"))
-    # Nothing may be fetched and no script runs but this one, whatever a file is named.
+    # The page's policy allows only this script and no requests, whatever the files are named.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = _templates().get_template(template).render(
         content=content,
@@ -44,7 +44,7 @@ def write_page(
         digest=digest,
         **parts,
     )  # fmt: skip
-    # Names of files may hold halves of surrogate pairs, which UTF-8 has not.
+    # File names may contain lone surrogates, which UTF-8 cannot encode.
     write_beside(Path(folder) / PAGE, page.encode("utf-8", "replace"))
     return Path(folder) / PAGE
 
@@ -68,21 +68,21 @@ def _templates() -> jinja2.Environment:
 
 
 def number(value: float | None, form: str, unit: str = "") -> str:
-    """A number, or a dash where there is none."""
+    """Formats a number; a dash for None or NaN."""
     return "—" if value is None or np.isnan(value) else f"{value:{form}}{unit}"
 
 
 def signed(value: float, form: str) -> str:
-    """A difference, with its sign."""
+    """Formats a difference with its sign."""
     return f"{value:+{form}}".replace("-", "−")
 
 
 def count(number: int, noun: str) -> str:
-    """A number of things."""
+    """Formats a number with its noun, in the plural unless it is 1."""
     return f"{number:,d} {noun}{'' if number == 1 else 's'}"
 
 
 def interval(row: dict[str, Any], figure: str, form: str) -> str:
-    """The bounds of a row's figure; "" where there are none."""
+    """Formats the interval of a row's metric; "" without an interval."""
     bounds = (row["interval"] or {}).get(figure)
     return f"{bounds[0]:{form}}–{bounds[1]:{form}}" if bounds else ""

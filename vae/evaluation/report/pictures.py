@@ -1,4 +1,4 @@
-"""Pictures in the page: which tiles, and images as data URIs."""
+"""Pictures of the report page: choice of the examples, and images as data URIs."""
 
 import base64
 import dataclasses
@@ -12,27 +12,27 @@ from vae.evaluation.evaluate import Evaluation
 from vae.evaluation.photographs import PhotographEvaluation
 from vae.evaluation.tile_pictures import Example
 
-# Factors of the difference maps: the largest that leaves the errors shown below white.
+# Factors of the difference maps; the largest factor that does not saturate is taken.
 GAINS = (1, 2, 5, 10, 20, 50)
 RANKS = ("worst", "median", "best")
-# Larger tiles are shown by their centre: lossless pixels are heavy, and the page is one file.
+# Larger tiles are cropped to their centre: the page is one file, and lossless pictures are large.
 MAX_SIDE = 512
-# Up to this side there is room for several tiles of a rank.
+# Up to this side, several tiles are shown per rank.
 SMALL_SIDE = 256
 _JPEG_QUALITY = 90
 
 
 @dataclasses.dataclass(frozen=True)
 class RankedExample(Example):
-    """A tile to show, and why: one of `RANKS`."""
+    """A tile to show, with its rank, one of `RANKS`."""
 
     rank: str
 
 
 def pick(evaluation: Evaluation) -> list[RankedExample]:
-    """The worst, median and best tiles by SSIM, up to three of each, of different photographs.
+    """Picks the worst, median and best tiles by SSIM, up to three each, of different photographs.
 
-    The neighbours of the worst tile are most likely bad for the same reason, and say no more.
+    The neighbours of the worst tile are usually bad for the same reason and add no information.
     """
     ssim, photograph = evaluation.tiles["ssim"], evaluation.tiles["photograph"]
     ranking = np.argsort(ssim, kind="stable")[: int(np.isfinite(ssim).sum())]
@@ -63,13 +63,13 @@ def pick(evaluation: Evaluation) -> list[RankedExample]:
 
 
 def choose_gain(differences: Sequence[np.ndarray]) -> int:
-    """How much to amplify absolute differences in grey levels, [h, w, 3] each: one of `GAINS`."""
+    """Chooses the factor, one of `GAINS`, for absolute differences [h, w, 3] in grey levels."""
     high = float(np.percentile(np.concatenate([each.ravel() for each in differences]), 99.9))
     return max((gain for gain in GAINS if gain * high <= 255), default=GAINS[0])
 
 
 def tile_views(original: np.ndarray, reconstruction: np.ndarray) -> list[np.ndarray]:
-    """Both and their difference [h, w, 3] in grey levels, of the centre of a large tile."""
+    """Returns both and their absolute difference, grey levels [h, w, 3], cropped to the centre."""
     height, width = original.shape[:2]
     h, w = min(height, MAX_SIDE), min(width, MAX_SIDE)
     y, x = (height - h) // 2, (width - w) // 2
@@ -78,7 +78,7 @@ def tile_views(original: np.ndarray, reconstruction: np.ndarray) -> list[np.ndar
 
 
 def pick_photographs(photographs: PhotographEvaluation) -> list[tuple[str, dict]]:
-    """Two photographs with pictures, the worst and the median by SSIM: (rank, its row) each."""
+    """Picks the worst and the median photograph by SSIM among those with pictures: (rank, row)."""
     rows = [row for row in photographs.rows if row["photograph"] in photographs.pictures]
     rows.sort(key=lambda row: row["ssim"])
     if len(rows) < 2:
@@ -87,7 +87,7 @@ def pick_photographs(photographs: PhotographEvaluation) -> list[tuple[str, dict]
 
 
 def triple(views: Sequence[np.ndarray], gain: int) -> list[tuple[str, np.ndarray]]:
-    """Names and pictures of what `tile_views` gives, uint8, with `gain` times the difference."""
+    """Returns names and pictures, uint8, of `tile_views`, with `gain` times the difference."""
     original, reconstruction, difference = views
     amplified = np.round(gain * difference.astype(np.float32)).clip(0, 255).astype(np.uint8)
     return [
@@ -98,7 +98,7 @@ def triple(views: Sequence[np.ndarray], gain: int) -> list[tuple[str, np.ndarray
 
 
 def data_uri(image: np.ndarray, lossless: bool) -> str:
-    """uint8 [h, w, 3] -> data URI of a PNG, or of a JPEG."""
+    """Encodes uint8 [h, w, 3] as a data URI of a PNG (lossless) or of a JPEG."""
     file = io.BytesIO()
     if lossless:
         Image.fromarray(image).save(file, "PNG", optimize=True)

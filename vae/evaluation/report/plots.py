@@ -1,4 +1,4 @@
-"""Plots as data URIs of SVG: the same numbers give the same bytes, and text is drawn as paths."""
+"""Plots as data URIs of SVG. Equal values give equal bytes, and text is drawn as paths."""
 
 import base64
 import dataclasses
@@ -12,7 +12,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-# Okabe and Ito's, which colour-blind people can tell apart, and a grey.
+# The colours of Okabe and Ito, safe for colour-blind readers, and a grey.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8d949c")
 
 _style = rc_context({
@@ -29,10 +29,10 @@ class Panel:
     """Curves over common axes.
 
     Attributes:
-      x_label: With its unit.
-      y_label: With its unit.
-      lines: The points (x, y, a name to print beside the point or "") of each curve.
-      top: What y can never exceed.
+      x_label: Label with the unit.
+      y_label: Label with the unit.
+      lines: Points (x, y, name to print next to the point or "") of each curve, by its name.
+      top: Upper bound of y.
     """
 
     x_label: str
@@ -45,13 +45,13 @@ class Panel:
 def curves(
     panels: Sequence[Panel], styles: Mapping[str, dict[str, Any]], *, log: bool = False
 ) -> str:
-    """Panels, two in a row, below their common legend.
+    """Draws panels, two per row, below a common legend.
 
     Args:
       panels: At least one.
-      styles: Label, colour and so on of each curve, as matplotlib names them. Curves are drawn in
-        this order, the last on top; a panel need not have all of them.
-      log: Whether x is logarithmic.
+      styles: matplotlib keyword arguments of each curve, by its name. Curves are drawn in this
+        order, the last on top; a panel may lack some of them.
+      log: True for a logarithmic x axis.
     """
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
@@ -62,7 +62,7 @@ def curves(
             x, y, words = zip(*panel.lines[name], strict=True)
             (drawn[name],) = axes.plot(x, y, clip_on=False, **styles[name])
             for place, word in zip(zip(x, y, strict=True), words, strict=True):
-                # Halves of surrogate pairs cannot be drawn.
+                # matplotlib cannot draw lone surrogates.
                 axes.annotate(
                     word.encode("utf-8", "replace").decode(), place, (7, -3),
                     textcoords="offset points", fontsize=8, va="top", in_layout=False,
@@ -81,7 +81,7 @@ def curves(
 
 @_style
 def histogram(groups: Sequence[np.ndarray], low: float) -> str:
-    """SSIM of tiles, a colour of `COLOURS` a group; what lies below `low` is in the first bar."""
+    """Draws the stacked histogram of SSIM of groups; values below `low` are in the first bar."""
     figure = Figure(figsize=(10.6, 3.2), layout="constrained")
     axes = figure.subplots()
     axes.hist(
@@ -95,11 +95,11 @@ def histogram(groups: Sequence[np.ndarray], low: float) -> str:
 
 @_style
 def strip(values: np.ndarray, low: float) -> str:
-    """A line from the 5th to the 95th percentile, thick between the quartiles, a dot at the mean.
+    """Draws a line from the 5th to the 95th percentile, thick between quartiles, dot at the mean.
 
     Args:
       values: float [n], SSIM of tiles.
-      low: Left end of all strips of a table; the right one is 1.
+      low: Left end of all strips of a table; the right end is 1.
     """
     figure = Figure(figsize=(1.7, 0.17))
     axes = figure.add_axes((0.03, 0, 0.94, 1), xlim=(low, 1), ylim=(-1, 1))

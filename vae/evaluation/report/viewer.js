@@ -1,5 +1,5 @@
-// Enlarges a picture pixel by pixel and switches between a triple's three views in place. The
-// buttons do what their key does.
+// Enlarges a picture without interpolation and switches between the three views of a triple in
+// place. Each button has the same action as its key.
 (() => {
   const dialog = document.querySelector("dialog");
   const stage = dialog.querySelector(".stage"), image = stage.appendChild(new Image());

@@ -1,5 +1,4 @@
-"""What sampled tiles are worth: how near their distribution is to real tiles', and whether any are
-copies."""
+"""Evaluation of sampled tiles: distance of their distribution from real tiles, and copies."""
 
 from vae.evaluation.samples.run import evaluate_prior, evaluate_samples, sheet
 

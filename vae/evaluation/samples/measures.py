@@ -1,9 +1,9 @@
-"""Measures between two sets of tiles: pure functions of arrays, no downloaded network."""
+"""Measures between two sets of tiles: pure functions of arrays, without a downloaded network."""
 
 import cv2
 import numpy as np
 
-# Of patches; those of 7 pixels of Karras et al. (2018), "Progressive growing of GANs".
+# Side of a patch, pixels, as in Karras et al. (2018), "Progressive growing of GANs".
 PATCH = 7
 PROJECTIONS = 128
 NEIGHBOURS = 5
@@ -11,16 +11,16 @@ COARSEST = 16  # pixels a side of the last level of a pyramid
 
 
 def pyramid_patches(tile: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Random patches of each level of a tile's Laplacian pyramid (Burt and Adelson, 1983).
+    """Draws random patches of each level of a tile's Laplacian pyramid (Burt and Adelson, 1983).
 
     Args:
       tile: uint8 [S, S, 3].
-      count: Of patches a level.
-      rng: Of their places.
+      count: Number of patches per level.
+      rng: Generator of the positions.
 
     Returns:
       float16 [levels, count, PATCH * PATCH * 3] in grey levels, from fine to coarse; the last level
-      is what the pyramid leaves, the others differences.
+      is the low-pass residual, the others are differences.
     """
     image, levels = tile.astype(np.float32), []
     while min(image.shape[:2]) >= 2 * COARSEST:
@@ -37,18 +37,16 @@ def pyramid_patches(tile: np.ndarray, count: int, rng: np.random.Generator) -> n
 
 
 def sliced_wasserstein(a: np.ndarray, b: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mean 1-D Wasserstein-1 distance over random directions, for each level.
-
-    Rabin et al. (2011). In grey levels: of sets that differ by a colour, the difference of its
-    projections.
+    """Computes the mean 1-D Wasserstein-1 distance over random directions (Rabin et al., 2011).
 
     Args:
-      a: float [N, levels, P, D], the patches of N tiles.
-      b: Likewise; as many.
-      rng: Of the directions.
+      a: float [N, levels, P, D], P patches per level of N tiles, grey levels.
+      b: float [N, levels, P, D], the same for the other set.
+      rng: Generator of the directions.
 
     Returns:
-      float64 [levels].
+      float64 [levels], grey levels: for sets that differ by a constant colour, the mean absolute
+      projection of the difference.
 
     Raises:
       ValueError: The sets are not of one size, or empty.
@@ -68,17 +66,17 @@ def sliced_wasserstein(a: np.ndarray, b: np.ndarray, rng: np.random.Generator) -
 
 
 def precision_recall(real: np.ndarray, made: np.ndarray) -> tuple[float, float]:
-    """Share of what is made that lies among the real, and of the real that lies among the made.
+    """Computes precision and recall of generated points (Kynkaanniemi et al., 2019).
 
-    Kynkaanniemi et al. (2019): a set's manifold is the union of balls around its points, each as
-    large as the distance to the `NEIGHBOURS`-th neighbour in the set.
+    Precision is the share of `made` on the manifold of `real`, recall the reverse. The manifold is
+    the union of balls around the points, with the distance to the `NEIGHBOURS`-th neighbour.
 
     Args:
       real: float [N, F].
       made: float [M, F].
 
     Returns:
-      (precision, recall), nan where a set has no more than `NEIGHBOURS` points.
+      (precision, recall); nan if a set has at most `NEIGHBOURS` points.
     """
     if min(len(real), len(made)) <= NEIGHBOURS:
         return float("nan"), float("nan")
@@ -92,17 +90,17 @@ def precision_recall(real: np.ndarray, made: np.ndarray) -> tuple[float, float]:
 
 
 def nearest(queries: np.ndarray, training: np.ndarray) -> np.ndarray:
-    """How far each small tile is from the nearest of the training's, in any of its symmetries.
+    """Computes the distance of each small tile to the nearest training tile, over 8 symmetries.
 
-    Each without its mean colour: an eye that was never seen has a colour of its own, and a copy
-    betrays itself by its vessels.
+    The mean colour of every tile is removed: colours differ between eyes, and copies are
+    recognised by their vessels.
 
     Args:
       queries: uint8 [N, s, s, 3].
       training: uint8 [M, s, s, 3].
 
     Returns:
-      float64 [N], root mean squares over all values, grey levels.
+      float64 [N], root mean square differences over all values, grey levels.
     """
     best = np.full(len(queries), np.inf)
     points = _without_colour(queries)
@@ -114,7 +112,7 @@ def nearest(queries: np.ndarray, training: np.ndarray) -> np.ndarray:
 
 
 def wasserstein(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean over columns of the 1-D Wasserstein-1 distance of two sets float [N, K], [M, K]."""
+    """Averages the 1-D Wasserstein-1 distances of the columns of float [N, K] and [M, K]."""
     shares = (np.arange(512) + 0.5) / 512
     return float(np.abs(np.quantile(a, shares, axis=0) - np.quantile(b, shares, axis=0)).mean())
 
@@ -130,7 +128,7 @@ def _without_colour(small: np.ndarray) -> np.ndarray:
 
 
 def _symmetries(tiles: np.ndarray):
-    """The eight of the square, [N, s, s, 3] each."""
+    """Yields the tiles in the eight symmetries of the square, [N, s, s, 3] each."""
     for flipped in (tiles, tiles[:, :, ::-1]):
         for turns in range(4):
             yield np.rot90(flipped, turns, axes=(1, 2))

@@ -1,4 +1,4 @@
-"""The evaluation of a prior: sets of tiles, real and made, from a dataset to a table."""
+"""Evaluation of a prior: real and sampled sets of tiles, from a dataset to a table."""
 
 import functools
 import json
@@ -25,10 +25,10 @@ from vae.inference.sample import Sampler
 from vae.inference.sample_files import grid, origin_of
 
 RESULTS, SHEETS = "samples.json", "sheets"
-# Training tiles that the others are compared with, for each that is made; halves of their patients
-# must each have as many tiles.
+# Training tiles for comparison per tile of a set: each half of their patients needs at least as
+# many tiles as a set.
 POOL = 2.5
-# Of the training, among which copies are looked for.
+# Maximum number of training tiles for the search of copies.
 MOST_TRAINING = 20_000
 SHOWN = 32
 OURS, HELD_OUT, RECONSTRUCTED = "prior", "held out", "reconstructed"
@@ -45,23 +45,23 @@ def evaluate_samples(
     tiles: Iterator[np.ndarray] | None = None,
     **how: Any,
 ) -> list[dict[str, Any]]:
-    """Compares what a prior makes, and simpler priors do, with real tiles.
+    """Compares samples of a prior and of simple priors with real tiles.
 
     Args:
       sampler: The prior and its autoencoder.
-      data_dir: What `fundus-vae build` wrote; its training split is what all is compared with.
-      count: Of tiles of each set, fewer where the dataset has no more.
-      split: Of tiles that nothing was trained on.
-      seed: Of samples and of all draws.
+      data_dir: Folder written by `fundus-vae build`; its training split is the reference.
+      count: Number of tiles in each set; fewer if the dataset has fewer.
+      split: Split of held-out tiles.
+      seed: Seed of samples and of all draws.
       out: Folder for the metrics and contact sheets; None for none.
-      tiles: uint8 [b, S, S, 3] at a time: somebody else's tiles, instead of all that is drawn.
-      how: See `Sampler.latents`.
+      tiles: Batches uint8 [b, S, S, 3] of tiles to evaluate instead of samples of the priors.
+      how: Options of `Sampler.latents`.
 
     Returns:
-      The table's rows, see `vae.evaluation.samples.table`.
+      The table's rows; see `vae.evaluation.samples.table`.
 
     Raises:
-      UsageError: An impossible count, or no such split.
+      UsageError: The count is too small, or there is no such split.
       DataError: The dataset is too small.
     """
     dataset = data_dir if isinstance(data_dir, Dataset) else open_dataset(data_dir)
@@ -132,13 +132,13 @@ def evaluate_prior(
     count: int,
     out: str | os.PathLike,
 ) -> list[dict[str, Any]]:
-    """The closing table of a run, and sheets to look at.
+    """Writes the final table and contact sheets of a training run.
 
     Args:
       saved: The run's newest checkpoint.
-      autoencoder: Whose latents.
-      dataset: The run's.
-      count: Of tiles, at least; 0 for 1024.
+      autoencoder: The autoencoder of the prior's latents.
+      dataset: The run's dataset.
+      count: Number of tiles; 0 for 1024.
       out: The workdir.
     """
     split = next((name for name in ("val", "test") if dataset.counts.get(name)), "train")
@@ -153,7 +153,7 @@ def evaluate_prior(
 
 
 def sheet(saved: SavedModel, autoencoder: SavedModel, count: int = 16) -> np.ndarray:
-    """A contact sheet of some samples, uint8 [h, w, 3]."""
+    """Draws a contact sheet of some samples, uint8 [h, w, 3]."""
     return grid(Sampler(Model(autoencoder), saved).sample(range(count)), 4)
 
 
@@ -161,7 +161,7 @@ def _check(dataset: Dataset, split: str, count: int) -> None:
     if split not in dataset.counts:
         raise UsageError(f"--split {split}: {dataset.path} has {', '.join(dataset.counts)}")
     if count <= NEIGHBOURS:
-        raise UsageError(f"--n {count}: expected more tiles than {NEIGHBOURS}, the neighbours")
+        raise UsageError(f"--n {count}: expected more tiles than {NEIGHBOURS}")
     for name in ("train", split):
         if dataset.counts.get(name, 0) <= NEIGHBOURS:
             raise DataError(

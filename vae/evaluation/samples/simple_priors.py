@@ -1,4 +1,4 @@
-"""Latents to compare a prior's with: the simpler priors, fitted to training latents."""
+"""Simple priors fitted to training latents, as baselines of a prior."""
 
 import importlib.util
 from collections.abc import Callable
@@ -9,23 +9,23 @@ from vae.inference.embedding import pool
 from vae.inference.sample import Sampler
 
 MIXTURE = 16  # components
-# A component of fewer tiles has no covariance to speak of.
+# Minimum number of tiles per component: fewer tiles do not determine a covariance.
 FEWEST = 8
 
 Draw = Callable[[int], np.ndarray]
 
 
 def baselines(sampler: Sampler, latents: np.ndarray, seed: int = 0) -> dict[str, Draw]:
-    """Functions count -> latents float32 [count, ...] by the names of their rows.
+    """Returns functions count -> latents float32 [count, ...], by the names of their rows.
 
     Args:
-      sampler: Whose latents they are.
-      latents: float32 [N, h, w, C] or [N, L], of training tiles.
-      seed: Of what is drawn.
+      sampler: The sampler of the latents' autoencoder.
+      latents: float32 [N, h, w, C] or [N, L], latents of training tiles.
+      seed: Seed of the draws.
 
     Returns:
-      `N(0, I)`; `gaussian`, of full covariance; and where scikit-learn is installed `mixture`: of
-      pooled latents, and within a component Gaussian of full covariance.
+      `N(0, I)`; `gaussian`, with full covariance; and, if scikit-learn is installed, `mixture`,
+      whose components are found on pooled latents and are Gaussians with full covariance.
     """
     draws: dict[str, Draw] = {
         "N(0, I)": lambda count: (
@@ -39,14 +39,14 @@ def baselines(sampler: Sampler, latents: np.ndarray, seed: int = 0) -> dict[str,
 
 
 def gaussian(latents: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Samples of the Gaussian with the mean and the full covariance of some latents.
+    """Samples the Gaussian with the mean and the full covariance of the latents.
 
-    Random sums of their deviations have just that covariance, and nothing has to be factorised.
+    Random sums of the deviations from the mean have this covariance, without a factorisation.
 
     Args:
       latents: float32 [N, ...].
-      count: Of samples.
-      rng: Of the sums.
+      count: Number of samples.
+      rng: Generator of the weights.
 
     Returns:
       float32 [count, ...].
@@ -54,19 +54,19 @@ def gaussian(latents: np.ndarray, count: int, rng: np.random.Generator) -> np.nd
     flat = latents.reshape(len(latents), -1)
     mean = flat.mean(axis=0)
     weights = rng.standard_normal((count, len(flat))) / np.sqrt(max(len(flat) - 1, 1))
-    # Deviations sum to zero, so the mean may as well be taken out of the weights.
+    # Deviations from the mean sum to zero; centring the weights is the same as centring latents.
     weights -= weights.mean(axis=1, keepdims=True)
     made = mean + weights.astype(np.float32) @ flat
     return made.reshape(count, *latents.shape[1:])
 
 
 def mixture(latents: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Samples of a Gaussian mixture: which tiles resemble each other is told by pooled latents.
+    """Samples a Gaussian mixture whose components are found on pooled latents.
 
     Args:
       latents: float32 [N, ...].
-      count: Of samples.
-      rng: Of all draws.
+      count: Number of samples.
+      rng: Generator of all draws.
 
     Returns:
       float32 [count, ...].

@@ -1,4 +1,4 @@
-"""What is kept of each tile of a set, so that sets of any number of tiles fit in memory."""
+"""Summaries of sets of tiles, small enough to hold sets of many tiles in memory."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
@@ -10,22 +10,22 @@ from vae.evaluation.enhancement.structure import vesselness
 from vae.evaluation.samples.measures import pyramid_patches
 from vae.inference.embedding import pool
 
-PATCHES = 16  # a level and tile
-SMALL = 32  # pixels a side of the picture by which copies are found
-REGIONS = 4  # a side, of the latents of a tile
-VESSELS = 256  # tiles of a set whose vesselness is computed: it is the slowest figure
+PATCHES = 16  # per level and tile
+SMALL = 32  # side of the reduced tile for the search of copies, pixels
+REGIONS = 4  # regions along a side of a tile's latents
+VESSELS = 256  # tiles of a set for vesselness, which is the slowest metric
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """A set of tiles.
+    """Summary of a set of N tiles.
 
     Attributes:
-      patches: float16 [N, levels, PATCHES, D] of Laplacian pyramids.
-      small: uint8 [N, SMALL, SMALL, 3].
-      features: float32 [N, F], latents, pooled (`pooled`).
-      vessels: float32 [min(N, VESSELS), 2]: mean of vesselness, and of its strongest hundredth.
-      patients: str [N]; "" where there are none.
+      patches: float16 [N, levels, PATCHES, D], patches of Laplacian pyramids, grey levels.
+      small: uint8 [N, SMALL, SMALL, 3], reduced tiles.
+      features: float32 [N, F], pooled latents (`pooled`).
+      vessels: float32 [min(N, VESSELS), 2], mean and 99th percentile of vesselness.
+      patients: str [N]; "" for sampled tiles.
     """
 
     patches: np.ndarray
@@ -39,7 +39,7 @@ class Summary:
 
     @property
     def colours(self) -> np.ndarray:
-        """Mean colour of each tile, float64 [N, 3], grey levels."""
+        """Returns the mean colour of each tile, float64 [N, 3], grey levels."""
         return self.small.mean(axis=(1, 2))
 
 
@@ -48,12 +48,12 @@ def summarise(
     encode: Callable[[np.ndarray], np.ndarray],
     seed: int = 0,
 ) -> Summary:
-    """Summarises a set.
+    """Summarises a set of tiles.
 
     Args:
-      tiles: (uint8 [b, S, S, 3], patients str [b]) at a time.
-      encode: Tiles to latents, of the autoencoder that all sets are seen by.
-      seed: Of the patches' places.
+      tiles: Batches (uint8 [b, S, S, 3], patients str [b]).
+      encode: Function from tiles to latents, the same for all sets.
+      seed: Seed of the patches' positions.
     """
     rng, parts = np.random.default_rng(seed), []
     count = 0
@@ -73,20 +73,20 @@ def summarise(
 
 
 def shrunk(images: np.ndarray) -> np.ndarray:
-    """Tiles uint8 [N, S, S, 3] -> [N, SMALL, SMALL, 3]."""
+    """Reduces tiles uint8 [N, S, S, 3] to [N, SMALL, SMALL, 3]."""
     size = (SMALL, SMALL)
     return np.stack([cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in images])
 
 
 def pooled(latents: np.ndarray) -> np.ndarray:
-    """What is where in a tile, and how much of it there is.
+    """Pools latents to features.
 
     Args:
       latents: float32 [N, h, w, C], or vectors [N, L].
 
     Returns:
-      float32 [N, F]: means of `REGIONS` x `REGIONS` regions, and of the whole the logarithm of each
-      channel's deviation; vectors as they are.
+      float32 [N, F]: means over `REGIONS` x `REGIONS` regions, and the logarithm of each channel's
+      standard deviation over the whole tile; vectors are returned unchanged.
     """
     if latents.ndim == 2:
         return latents
@@ -97,7 +97,7 @@ def pooled(latents: np.ndarray) -> np.ndarray:
 
 
 def batched(tiles: np.ndarray, size: int = 64) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Tiles of nobody, uint8 [N, S, S, 3], as `summarise` takes them."""
+    """Yields tiles uint8 [N, S, S, 3] in batches for `summarise`, without patients."""
     for start in range(0, len(tiles), size):
         part = tiles[start : start + size]
         yield part, np.full(len(part), "")

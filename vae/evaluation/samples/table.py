@@ -1,4 +1,4 @@
-"""Figures of sets of tiles beside the training's, as rows and as text."""
+"""Metrics of sets of tiles compared with training tiles, as table rows and as text."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -23,16 +23,16 @@ FLOOR = "floor"
 
 @dataclasses.dataclass(frozen=True)
 class Real:
-    """Real tiles, which others are compared with.
+    """Real tiles as the reference of all sets.
 
     Attributes:
-      pool: Training tiles.
-      held_out: Tiles of other patients.
-      training: uint8 [M, s, s, 3], all of the training's, small.
-      count: Tiles of a set.
-      seed: Of all draws.
+      pool: Summary of a sample of training tiles.
+      held_out: Summary of tiles of other patients.
+      training: uint8 [M, s, s, 3], the training tiles, reduced.
+      count: Number of tiles in a set.
+      seed: Seed of all draws.
       components: Principal components of the pool's features.
-      usual: float64 [K], distances of held-out tiles to the nearest of the training's.
+      usual: float64 [K], distances of held-out tiles to the nearest training tile, grey levels.
     """
 
     pool: Summary
@@ -47,31 +47,30 @@ class Real:
     def of(
         cls, pool: Summary, training: np.ndarray, held_out: Summary, count: int, seed: int = 0
     ) -> "Real":
-        """With what has to be computed once."""
+        """Creates the reference, with `components` and `usual` computed from the arguments."""
         components = principal_components(pool.features, COMPONENTS)
         usual = nearest(held_out.small, training)
         return cls(pool, held_out, training, count, seed, components, usual)
 
     def features(self, summary: Summary, rows: Any = slice(None)) -> np.ndarray:
-        """Principal components, float64 [N, K]."""
+        """Returns the principal components of a set's features, float64 [N, K]."""
         return self.components.of(summary.features[rows])
 
 
 def compare(name: str, made: Summary, real: Real) -> dict[str, Any]:
-    """A row of the table: a set of tiles beside the training's.
+    """Compares a set of tiles with the training tiles and returns a row of the table.
 
     Returns:
       `name`, `tiles`, and
       swd: mean over levels of the sliced Wasserstein distance of pyramid patches, grey levels;
-      swd_levels: of each level, from fine to coarse;
-      swd_interval: its 2.5th and 97.5th percentile over ten draws of training tiles, places and
-      directions;
+      swd_levels: the distance of each level, from fine to coarse;
+      swd_interval: 2.5th and 97.5th percentile of swd over ten draws of tiles and directions;
       precision, recall: of pooled latents;
       colour: Wasserstein distance of the tiles' mean colours, grey levels;
-      vessels: the same of vesselness, in deviations of the training's;
+      vessels: Wasserstein distance of vesselness, in standard deviations of the training tiles';
       nearest: median distance to the nearest training tile, grey levels without mean colours;
-      nearest_share: the same as a share of held-out tiles';
-      copies: share of tiles nearer to one of the training's than 99% of held-out tiles are.
+      nearest_share: nearest divided by the median of held-out tiles;
+      copies: share of tiles nearer to a training tile than 99% of held-out tiles are.
     """
     size = min(real.count, len(made), len(real.pool))
     distances = []
@@ -97,10 +96,10 @@ def compare(name: str, made: Summary, real: Real) -> dict[str, Any]:
 
 
 def floor(real: Real) -> dict[str, Any]:
-    """The same metrics between two halves of the training's patients: what no prior can beat by
-    much, for it does not know the eyes that it will be compared with.
+    """Computes the metrics between two halves of the training patients, a lower bound in practice:
+    a prior does not know the eyes of the tiles that it is compared with.
 
-    Means over ten draws of halves; None where there is a single patient.
+    Means over ten draws of halves; None with a single patient.
     """
     pool, scores = real.pool, []
     patients = np.unique(pool.patients)
@@ -134,7 +133,7 @@ def floor(real: Real) -> dict[str, Any]:
 
 
 def format_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as text, and what the metrics are."""
+    """Formats the rows as a text table with a legend of the metrics."""
     header = ("", "SWD", "95%", "finest", "coarsest", "precision", "recall", "colour", "vessels",
               "nearest", "copies")  # fmt: skip
     cells = [header]
@@ -158,7 +157,7 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
         "SWD: sliced Wasserstein distance of Laplacian-pyramid patches to the training tiles, mean",
         "over levels, grey levels; finest and coarsest: of those levels. floor: between halves of",
         "the training patients. nearest: median distance to the nearest training tile, as a share",
-        "of held-out tiles'; copies: nearer than 99% of those.",
+        "of held-out tiles'; copies: share of tiles nearer than 99% of held-out tiles.",
     ])  # fmt: skip
 
 
