@@ -55,14 +55,14 @@ class CropAndTurn:
         image = jnp.where(self.flip_y, image[::-1], image)
         return jnp.where(self.flip_x, image[:, ::-1], image)
 
-    def place(self, place: jax.Array, crop: int) -> jax.Array:
+    def circle(self, circle: jax.Array, crop: int) -> jax.Array:
         """Maps (row, column, radius) of the image, float32 [3], to the example of side `crop`.
         Pixel centres have integer coordinates."""
-        y, x = ((place[:2] - jnp.stack([self.y, self.x]) + 0.5) / self.scale) - 0.5
+        y, x = ((circle[:2] - jnp.stack([self.y, self.x]) + 0.5) / self.scale) - 0.5
         y, x = jnp.where(self.transpose, x, y), jnp.where(self.transpose, y, x)
         y = jnp.where(self.flip_y, crop - 1 - y, y)
         x = jnp.where(self.flip_x, crop - 1 - x, x)
-        return jnp.stack([y, x, place[2] / self.scale])
+        return jnp.stack([y, x, circle[2] / self.scale])
 
 
 def augment(

@@ -47,7 +47,7 @@ class Tile:
     image: np.ndarray
     fov: np.ndarray
     thumbnail: np.ndarray
-    circle: np.ndarray
+    fov_circle: np.ndarray
     tile_id: str
     photograph: str
     patient: str
@@ -118,7 +118,7 @@ def degrade_case(tile: Tile, case: Case, seed: int = 0) -> tuple[np.ndarray, np.
     severities = np.array([case.severity * (case.name == name) for name in DEGRADATIONS])
     origin = np.array([_number(f"{tile.tile_id}:{axis}") % 4096 for axis in "yx"], np.int32)
     severities = np.nan_to_num(severities).astype(np.float32)
-    made = _degrade(tile.image, tile.thumbnail, tile.circle, severities, mixed, key, origin)
+    made = _degrade(tile.image, tile.thumbnail, tile.fov_circle, severities, mixed, key, origin)
     return tuple(np.rint(np.asarray(picture) * 255).astype(np.uint8) for picture in made)
 
 

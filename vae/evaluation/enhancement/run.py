@@ -82,7 +82,7 @@ def evaluate_enhancement(
         for case in cases:
             pairs = [degrade_case(tile, case, seed) for tile in tiles]
             seen, thumbnails = (np.stack(pictures) for pictures in zip(*pairs, strict=True))
-            circles = np.stack([tile.circle for tile in tiles])
+            circles = np.stack([tile.fov_circle for tile in tiles])
             made = {NOTHING: seen}
             for name, method in methods.items():
                 made[name] = np.stack(list(pool.map(method, seen)))
@@ -214,7 +214,7 @@ def calibrate(model: EnhancementModel, tiles: Sequence[Tile], seed: int = 0) -> 
     pairs = [degrade_case(tile, Case(MIXED, math.nan), seed) for tile in tiles]
     seen, thumbnails = (np.stack(pictures) for pictures in zip(*pairs, strict=True))
     clean, fov, circles = (
-        np.stack([getattr(tile, name) for tile in tiles]) for name in ("image", "fov", "circle")
+        np.stack([getattr(tile, name) for tile in tiles]) for name in ("image", "fov", "fov_circle")
     )
     made = model.enhance_tiles(seen, thumbnails, circles)
     return calibration(clean, made, model.tile_uncertainty(seen, thumbnails, circles), fov)
@@ -225,7 +225,7 @@ def examples_of(model: EnhancementModel, tiles: Sequence[Tile], seed: int = 0) -
     shown = []
     for tile in tiles[:: max(1, len(tiles) // EXAMPLES)][:EXAMPLES]:
         seen, thumbnail = degrade_case(tile, Case(MIXED, math.nan), seed)
-        made = model.enhance_tiles(seen[None], thumbnail[None], tile.circle[None])[0]
+        made = model.enhance_tiles(seen[None], thumbnail[None], tile.fov_circle[None])[0]
         images = [image / np.float32(255) for image in (tile.image, seen, made)]
         clean, before, after = (image[None] for image in images)
         fov = tile.fov[None]
