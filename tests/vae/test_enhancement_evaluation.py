@@ -131,7 +131,7 @@ def test_the_table(dataset, tmp_path, capsys):
     assert content == json.loads((report / RESULTS).read_text())
     page = (report / "index.html").read_text()
     # Before, after and clean of each tile, curves, nothing fetched.
-    assert page.count('class="thumbnail"') == 3 * content["tiles"]
+    assert page.count('class="view"') == 3 * content["tiles"]
     assert page.count("data:image/svg+xml;base64,") == 2
     assert page.count('alt="PSNR and SSIM against severity of haze"') == 1
     for words in ("non-local means", "spots kept", "What the uncertainty says", content["model"]):
