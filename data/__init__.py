@@ -1,1 +1,1 @@
-"""From fundus photographs to batches of tiles. Knows nothing of the models."""
+"""From fundus photographs to batches of tiles. Imports no other part of the package."""

@@ -138,7 +138,7 @@ def test_workers_that_cannot_write_leave_nothing(tiles, tmp_path):
 
 @needs_beam
 def test_tfds_build_takes_beam_options(tiles, tmp_path):
-    """What `tfds build --beam_pipeline_options=runner=FnApiRunner` does; that needs tensorflow."""
+    """The build of `tfds build --beam_pipeline_options=runner=FnApiRunner`, without tensorflow."""
     _repair(tiles)
     program = (
         "import sys, tensorflow_datasets as tfds\n"

@@ -61,7 +61,7 @@ def refused(command, capsys, message, code) -> None:
 
 @pytest.fixture(scope="module")
 def reconstructions(mixed, model_path, tmp_path_factory):
-    """What `reconstruct` makes of them."""
+    """Reconstructions of the same images by `reconstruct`."""
     out = tmp_path_factory.mktemp("reconstructed")
     assert main(["reconstruct", str(mixed), "--model", model_path, "--out", str(out)]) == 1
     return out / "reconstructions"

@@ -54,7 +54,7 @@ def source(twin, tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def out(source, tmp_path_factory) -> pathlib.Path:
-    """What the command makes of it."""
+    """The converted model."""
     out = tmp_path_factory.mktemp("converted") / "published"
     assert main([str(source), "--out", str(out)]) == 0
     return out
@@ -82,7 +82,7 @@ def blank() -> dict[str, torch.Tensor]:
 
 
 def one_line(capsys) -> str:
-    """What the command said was wrong."""
+    """The error message of the command."""
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), lines
     return lines[0]

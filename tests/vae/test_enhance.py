@@ -229,7 +229,7 @@ def test_bad_input(exported, picture, tmp_path, capsys):
 
 
 def test_every_kind_of_file(exported, tmp_path, capsys):
-    """What can be read is enhanced; what cannot is named, and the others are done."""
+    """Readable files are enhanced, and the others are named."""
     folder, out = tmp_path / "eyes", tmp_path / "out"
     folder.mkdir()
     picture = np.random.default_rng(2).integers(60, 200, (48, 64, 3), np.uint8)

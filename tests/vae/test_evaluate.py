@@ -436,7 +436,7 @@ def test_two_processes_agree_with_one(split, evaluation, variables, mesh, tmp_pa
 
 
 def run_process():
-    """What each of the two processes does; started by the test above."""
+    """The program of each of the two processes; started by the test above."""
     _, _, port, folder, index = sys.argv
     folder, index = pathlib.Path(folder), int(index)
     jax.config.update("jax_platforms", "cpu")

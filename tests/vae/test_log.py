@@ -1,4 +1,4 @@
-"""What a run says: lines that survive a restart, rates, TensorBoard events."""
+"""The log of a run: lines that survive a restart, rates, TensorBoard events."""
 
 import json
 import time

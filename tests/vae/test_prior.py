@@ -32,7 +32,7 @@ def dataset(small_data):
 
 
 def perturbed(variables, seed=0, scale=0.1):
-    """What starts at zero moved away from it, or nothing depends on anything."""
+    """Moves parameters that start at zero: otherwise the output would depend on nothing."""
     leaves, tree = jax.tree.flatten(variables["params"])
     rng = np.random.default_rng(seed)
     moved = [leaf + scale * rng.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
@@ -112,7 +112,7 @@ def test_levels_must_fit():
 
 
 def test_loss_is_the_same_however_rows_are_cut(flow):
-    """What is drawn depends on the row's number, not on its neighbours."""
+    """Draws depend on the number of the row, not on its neighbours."""
     model, variables = flow
     config = prior256.get_config("smoke")
     loss = jax.jit(flow_loss(config, model))
