@@ -9,6 +9,7 @@ import numpy as np
 from vae.checkpoints.modules import initial_variables
 from vae.data.synthetic import fundus_photograph
 from vae.sharding import batch_sharding, make_mesh, tree_sharding
+from vae.tasks import task_of
 from vae.training.steps import make_train_step
 from vae.training.train_state import abstract_state, initial_state
 
@@ -32,12 +33,14 @@ def training_step(config, batch, fit=None) -> tuple[Callable[[], None], float]:
       A function that takes one step and waits for it, and the FLOPs of a step.
     """
     mesh = make_mesh()
-    sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)
+    task = task_of(config)
+    sharding = tree_sharding(abstract_state(task), mesh, config.mesh.fsdp_min_size)
     start = jax.jit(
-        lambda fit: initial_state(config, initial_variables(config, fit)), out_shardings=sharding
+        lambda fit: initial_state(task_of(config), initial_variables(config, fit)),
+        out_shardings=sharding,
     )
     state, batch = start(fit), jax.device_put(batch, batch_sharding(mesh))
-    lowered = make_train_step(config, mesh, sharding).lower(state, batch)
+    lowered = make_train_step(task, mesh, sharding).lower(state, batch)
     compiled = lowered.compile()
 
     def step():

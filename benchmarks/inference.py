@@ -43,6 +43,7 @@ from vae.inference.batches import MAX_BATCH
 from vae.inference.enhance import load_enhancer
 from vae.inference.model import Model
 from vae.inference.windows import LARGEST, STEP, window_origins, window_side
+from vae.tasks import task_of
 from vae.tasks.linear_initialization import fit_linear
 from vae.training.train_state import initial_state
 
@@ -55,11 +56,11 @@ def fresh_model(photograph: np.ndarray) -> Model:
     config = get_config()
     tiles = photograph[None, :1024, 1000:2024]
     fit = fit_linear(config, lambda: [tiles])
-    state = initial_state(config, initial_variables(config, fit))
+    state = initial_state(task_of(config), initial_variables(config, fit))
     return Model(
         SavedModel(
             path=epath.Path("fresh"), config=config, step=0, variables=state.variables,
-            latent_mean=np.asarray(state.latent_mean), latent_var=np.asarray(state.latent_var),
+            **jax.tree.map(np.asarray, state.statistics),
             provenance={},
         )
     )  # fmt: skip

@@ -12,6 +12,7 @@ import jax
 
 from vae.configs.published import get_config
 from vae.sharding import batch_sharding, make_mesh, tree_sharding
+from vae.tasks import task_of
 from vae.training.steps import make_train_step
 from vae.training.train_state import abstract_state
 
@@ -33,12 +34,12 @@ def planned(batch_size: int, accumulate: int) -> tuple[float, float]:
     config = get_config()
     config.batch_size, config.train.accumulate = batch_size, accumulate
     mesh = make_mesh(data=1)
-    abstract = abstract_state(config)
+    abstract = abstract_state(task_of(config))
     sharding = tree_sharding(abstract, mesh, config.mesh.fsdp_min_size)
     images = jax.ShapeDtypeStruct(
         (batch_size, config.data.size, config.data.size, 3), "uint8", sharding=batch_sharding(mesh)
     )
-    step = make_train_step(config, mesh, sharding)
+    step = make_train_step(task_of(config), mesh, sharding)
     memory = step.lower(abstract, images).compile().memory_analysis()
     rest = memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
     return memory.argument_size_in_bytes / GB, rest / GB

@@ -25,6 +25,7 @@ from vae.configs.fundus256 import LATENT_CHANNELS, get_config
 from vae.data.pipeline import eval_batches, first_tiles, open_dataset, train_batches
 from vae.metrics import masked_psnr, masked_ssim, to_float, to_uint8
 from vae.sharding import make_mesh, put_batch, tree_sharding
+from vae.tasks import task_of
 from vae.tasks.linear_initialization import fit_linear
 from vae.training.steps import make_train_step
 from vae.training.train_state import abstract_state, initial_state
@@ -119,15 +120,17 @@ def append(options: argparse.Namespace) -> None:
         lambda: first_tiles(dataset, size=size, seed=seed, count=config.data.fit_tiles),
     )
     mesh = make_mesh()
-    sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)
+    sharding = tree_sharding(abstract_state(task_of(config)), mesh, config.mesh.fsdp_min_size)
 
     def run(steps: int):
         config.train.steps = max(steps, 1)
-        state = jax.device_put(initial_state(config, initial_variables(config, fit)), sharding)
+        state = jax.device_put(
+            initial_state(task_of(config), initial_variables(config, fit)), sharding
+        )
         batches = train_batches(
             dataset, size=size, seed=seed, batch_size=config.batch_size, threads=1
         )
-        step = make_train_step(config, mesh, sharding)
+        step = make_train_step(task_of(config), mesh, sharding)
         spent = 0.0
         for k in range(steps):
             batch = put_batch(mesh, {"image": next(batches)["image"]})["image"]

@@ -25,6 +25,7 @@ import numpy as np
 from absl import logging
 
 from vae.sharding import device_bytes, make_mesh, tree_sharding
+from vae.tasks import task_of
 from vae.training.steps import make_train_step
 from vae.training.train_state import abstract_state
 
@@ -96,11 +97,11 @@ def load_config(name: str, dtype: str, per_device: int | None, devices: int):
 def analyse(config, fsdp: int) -> dict:
     """Compiles the step for all devices of this process and analyses the program."""
     mesh = make_mesh(-1, fsdp)
-    state = abstract_state(config)
+    state = abstract_state(task_of(config))
     sharding = tree_sharding(state, mesh, config.mesh.fsdp_min_size)
     shape = (config.batch_size, config.data.size, config.data.size, 3)
     images = jax.ShapeDtypeStruct(shape, np.uint8)
-    traced = make_train_step(config, mesh, sharding).trace(state, images)
+    traced = make_train_step(task_of(config), mesh, sharding).trace(state, images)
     exact, matrix = matrix_flops(traced.jaxpr.jaxpr)
     compiled = traced.lower().compile()
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()

@@ -45,9 +45,6 @@ class SmallestTask(Task):
     def fresh_variables(self, start=None):
         return self.model.init(jax.random.key(self.config.seed), jnp.zeros((1, 8, 8, 3)))
 
-    def statistics(self, variables):
-        return {"latent_mean": jnp.zeros(3), "latent_var": jnp.ones(3)}
-
     def feed(self, dataset, mesh, start):
         batches = read_batches(self.config, dataset, mesh, start)
         return Feed(batches, lambda batch, step: put_batch(mesh, {"image": batch["image"]}))

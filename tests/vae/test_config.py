@@ -9,6 +9,7 @@ from vae.checkpoints.config import from_dict
 from vae.configs import enhance256, fundus256, prior256, published
 from vae.configs.fundus256 import PRESETS, get_config
 from vae.data.errors import UsageError
+from vae.tasks import task_of
 from vae.training.train_state import abstract_state
 from vae.training.validation import validate
 
@@ -17,7 +18,7 @@ from vae.training.validation import validate
 def test_presets_validate_and_shape_evaluate(preset):
     config = get_config(preset)
     validate(config, device_count=1)
-    state = abstract_state(config)
+    state = abstract_state(task_of(config))
     assert state.params["linear"]["analysis"].shape == (
         *(config.model.linear_kernel,) * 2,
         3 * config.model.downsample**2,

@@ -11,7 +11,7 @@ from vae.data.pipeline import open_dataset, train_batches
 from vae.sharding import make_mesh, put_batch, tree_sharding
 from vae.tasks import task_of
 from vae.tasks.task import plain
-from vae.training.initialization import check_same_run, initial_train_state
+from vae.training.initialization import check_same_run, state_from_variables
 from vae.training.steps import make_train_step
 from vae.training.train_state import abstract_state
 
@@ -40,12 +40,13 @@ def sharpening(config):
 
 def run(config, dataset, steps, mesh, tone=0.0):
     """Parameters before and after, and the last metrics; `tone`: what the tone stage starts at."""
-    sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)
-    state = initial_train_state(task_of(config), dataset, sharding)
+    task = task_of(config)
+    sharding = tree_sharding(abstract_state(task), mesh, config.mesh.fsdp_min_size)
+    state = state_from_variables(task, task.variables(dataset, sharding.variables), sharding)
     bias = state.params["tone"]["whole_head"]["bias"]
     state.params["tone"]["whole_head"]["bias"] = jax.device_put(bias + tone, bias.sharding)
     before = jax.device_get(state.params)
-    step = make_train_step(config, mesh, sharding)
+    step = make_train_step(task, mesh, sharding)
     batches = train_batches(
         dataset, size=config.data.size, seed=0, batch_size=config.batch_size, context=True
     )
@@ -105,7 +106,7 @@ def test_starts_from_the_bundled_autoencoder(capsys):
     saved = load_saved("f8c32")
     variables = task_of(config).from_saved(saved)
     shapes = jax.tree.map(np.shape, variables["params"])
-    assert shapes == jax.tree.map(np.shape, abstract_state(config).params)
+    assert shapes == jax.tree.map(np.shape, abstract_state(task_of(config)).params)
     kernel = saved.variables["params"]["encoder"]["stage0"]["block0"]["conv1"]["kernel"]
     there = variables["params"]["encoder"]["stage0"]["block0"]["conv1"]["kernel"]
     np.testing.assert_array_equal(there, kernel)

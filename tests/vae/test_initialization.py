@@ -33,7 +33,7 @@ def places(tree):
 def test_every_leaf_goes_on_in_its_own_buffer(name):
     """A GPU gave PCA's scale the value of the likelihood's: their buffers were exchanged."""
     config = CONFIGS[name].get_config("smoke")
-    abstract = abstract_state(config)
+    abstract = abstract_state(task_of(config))
     sharding = tree_sharding(abstract, make_mesh(), config.mesh.fsdp_min_size)
     draw = np.random.default_rng(0)
     drawn = jax.tree.map(
@@ -44,13 +44,13 @@ def test_every_leaf_goes_on_in_its_own_buffer(name):
         functools.partial(jax.tree.map, jax.numpy.copy), out_shardings=sharding.variables
     )(drawn)
     before = places(variables)
-    state = state_from_variables(config, variables, sharding)
+    state = state_from_variables(task_of(config), variables, sharding)
     whole = {"params": state.params, **state.fixed}
     assert places(whole) == before
     jax.tree.map(np.testing.assert_array_equal, whole, drawn)
     jax.tree.map(np.testing.assert_array_equal, state.ema_params, drawn["params"])
     assert set(places(state.ema_params).values()).isdisjoint(before.values())
-    expected = jax.eval_shape(functools.partial(initial_state, config), drawn)
+    expected = jax.eval_shape(functools.partial(initial_state, task_of(config)), drawn)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), expected
     )
@@ -71,7 +71,7 @@ def test_what_a_saved_model_lacks_starts_fresh(tmp_path, capsys):
     config.model.encoder_depth = (1, 3)
     made = task_of(config).from_saved(saved)
     assert jax.tree.map(np.shape, made["params"]) == jax.tree.map(
-        np.shape, abstract_state(config).params
+        np.shape, abstract_state(task_of(config)).params
     )
     jax.tree.map(
         np.testing.assert_array_equal, made["params"]["decoder"], variables["params"]["decoder"]

@@ -14,6 +14,7 @@ from vae.data.errors import DataError
 from vae.data.images import write_image
 from vae.inference.batches import MAX_BATCH
 from vae.inference.model import Model
+from vae.tasks import task_of
 from vae.training.train_state import abstract_state
 
 
@@ -30,7 +31,7 @@ def published():
     rng = np.random.default_rng(3)
     variables = jax.tree.map(
         lambda leaf: (np.abs(rng.normal(size=leaf.shape)) * 0.1).astype(leaf.dtype),
-        abstract_state(config).variables,
+        abstract_state(task_of(config)).variables,
     )
     return Model(
         SavedModel(

@@ -12,6 +12,7 @@ from vae.data.synthetic import fundus_photograph
 from vae.metrics import to_float, to_uint8
 from vae.models import AutoencoderKL, Posterior, fit_pca, with_linear_codec
 from vae.models.layers import depth_to_space, space_to_depth
+from vae.tasks import task_of
 from vae.training.train_state import abstract_state
 
 SMALL = AutoencoderKL(
@@ -122,7 +123,7 @@ def test_step_zero_is_pca(images):
 @pytest.mark.parametrize("preset", LATENT_CHANNELS)
 def test_presets_evaluate_in_shape(preset):
     config = get_config(preset)
-    state = abstract_state(config)
+    state = abstract_state(task_of(config))
     module = make_model(config)
     x = jax.ShapeDtypeStruct((2, 256, 256, 3), jnp.float32)
     posterior = jax.eval_shape(lambda v, x: module.apply(v, x, method="encode"), state.variables, x)

@@ -18,7 +18,7 @@ from vae.sharding import make_mesh, put_batch, tree_sharding
 from vae.tasks import task_of
 from vae.tasks.flow import flow_loss, label_numbers, make_encoder
 from vae.tasks.prior_initialization import for_latents, load_autoencoder
-from vae.training.initialization import initial_train_state
+from vae.training.initialization import state_from_variables
 from vae.training.steps import make_train_step
 from vae.training.train import train
 from vae.training.train_state import abstract_state
@@ -211,10 +211,10 @@ def steps(dataset, mesh, count, accumulate=1):
     config.mesh.fsdp_min_size = 1024
     task = task_of(config)
     task.open(dataset)
-    sharding = tree_sharding(abstract_state(task.config), mesh, config.mesh.fsdp_min_size)
-    state = initial_train_state(task, dataset, sharding)
+    sharding = tree_sharding(abstract_state(task), mesh, config.mesh.fsdp_min_size)
+    state = state_from_variables(task, task.variables(dataset, sharding.variables), sharding)
     before = jax.device_get(state.params)
-    step, feed = make_train_step(task.config, mesh, sharding), task.feed(dataset, mesh, 0)
+    step, feed = make_train_step(task, mesh, sharding), task.feed(dataset, mesh, 0)
     for number in range(count):
         state, metrics = step(state, feed.to_device(next(feed.batches), number))
     return before, jax.device_get(state), jax.device_get(metrics)

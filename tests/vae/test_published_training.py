@@ -16,6 +16,7 @@ from vae.data.fundus_tiles.build import build
 from vae.data.images import read_image, write_image
 from vae.models.augment import SQUARES, mask_squares
 from vae.sharding import partition, put_batch, tree_sharding
+from vae.tasks import task_of
 from vae.training.steps import make_train_step
 from vae.training.train import train
 from vae.training.train_state import abstract_state, initial_state
@@ -52,10 +53,10 @@ def losses(workdir):
 
 def steps_on(config, devices, fsdp, images, steps=2):
     mesh = Mesh(np.array(jax.devices()[:devices]).reshape(-1, fsdp), ("data", "fsdp"))
-    sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)
+    sharding = tree_sharding(abstract_state(task_of(config)), mesh, config.mesh.fsdp_min_size)
     variables = jax.jit(lambda: initial_variables(config))()
-    state = jax.device_put(initial_state(config, variables), sharding)
-    step = make_train_step(config, mesh, sharding)
+    state = jax.device_put(initial_state(task_of(config), variables), sharding)
+    step = make_train_step(task_of(config), mesh, sharding)
     figures = []
     for _ in range(steps):
         state, metrics = step(state, put_batch(mesh, {"image": images})["image"])
@@ -69,7 +70,7 @@ def images():
 
 
 def test_the_large_layer_is_cut_over_fsdp():
-    state = abstract_state(get_config())
+    state = abstract_state(task_of(get_config()))
     shapes = jax.tree_util.tree_flatten_with_path(state.params)[0]
     path, large = max(shapes, key=lambda entry: entry[1].size)
     assert large.size > 400e6

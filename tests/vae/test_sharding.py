@@ -24,6 +24,7 @@ from vae.sharding import (
     make_mesh,
     tree_sharding,
 )
+from vae.tasks import task_of
 from vae.training.optimizer import path_name
 from vae.training.steps import make_train_step
 from vae.training.train_state import abstract_state
@@ -84,11 +85,15 @@ def small_config():
 
 def compiled_step(config, mesh):
     """-> (abstract state, its sharding, the compiled step); nothing is allocated."""
-    state = abstract_state(config)
+    state = abstract_state(task_of(config))
     sharding = tree_sharding(state, mesh, config.mesh.fsdp_min_size)
     shape = (config.batch_size, config.data.size, config.data.size, 3)
     images = jax.ShapeDtypeStruct(shape, np.uint8)
-    return state, sharding, make_train_step(config, mesh, sharding).lower(state, images).compile()
+    return (
+        state,
+        sharding,
+        make_train_step(task_of(config), mesh, sharding).lower(state, images).compile(),
+    )
 
 
 def state_bytes(compiled, config):
@@ -106,7 +111,7 @@ def small(mesh):
 def test_moments_and_average_lie_where_their_parameter_lies(name, mesh):
     config = get_config(name)
     config.train.ema_decay = 0.9
-    sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)
+    sharding = tree_sharding(abstract_state(task_of(config)), mesh, config.mesh.fsdp_min_size)
     assert any(not where.is_fully_replicated for where in jax.tree.leaves(sharding.params))
     assert sharding.params == sharding.ema_params
     parameters = named(sharding.params)

@@ -13,6 +13,7 @@ from vae.data.synthetic import fundus_photograph
 from vae.metrics import to_float
 from vae.models.augment import augment, shrink
 from vae.sharding import local_rows, make_mesh, partition, put_batch, tree_sharding
+from vae.tasks import task_of
 from vae.tasks.linear_initialization import fit_linear
 from vae.tasks.randomness import step_key
 from vae.training.optimizer import learning_rate_schedule
@@ -38,7 +39,7 @@ def fresh_state(config, tiles, fits={}):  # noqa: B006  (all configs here have o
     key = tiles.tobytes()
     if key not in fits:
         fits[key] = fit_linear(config, lambda: [tiles])
-    return initial_state(config, initial_variables(config, fits[key]))
+    return initial_state(task_of(config), initial_variables(config, fits[key]))
 
 
 def perturbed(params):
@@ -56,13 +57,13 @@ def run(config, batches, mesh_shape=(1, 1), perturb=True):
     """-> (losses [STEPS], state) from a start where no parameter is zero."""
     devices = np.array(jax.devices()[: np.prod(mesh_shape)]).reshape(mesh_shape)
     mesh = Mesh(devices, ("data", "fsdp"))
-    sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)
+    sharding = tree_sharding(abstract_state(task_of(config)), mesh, config.mesh.fsdp_min_size)
     state = fresh_state(config, batches[0])
     if perturb:
         moved = perturbed(state.params)
         state = state.replace(params=moved, ema_params=jax.tree.map(jnp.copy, moved))
     state = jax.device_put(state, sharding)
-    step = make_train_step(config, mesh, sharding)
+    step = make_train_step(task_of(config), mesh, sharding)
     losses = []
     for batch in batches:
         state, metrics = step(state, put_batch(mesh, {"image": batch})["image"])
@@ -173,9 +174,9 @@ def test_start_does_not_fall_below_pca(config, tiny_data):
     config.optimizer.update(name="adam", warmup_steps=5)
     pca, _ = fit_linear(config, lambda: [tiles])
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
-    sharding = tree_sharding(abstract_state(config), mesh, config.mesh.fsdp_min_size)
+    sharding = tree_sharding(abstract_state(task_of(config)), mesh, config.mesh.fsdp_min_size)
     state = jax.device_put(fresh_state(config, tiles), sharding)
-    step = make_train_step(config, mesh, sharding)
+    step = make_train_step(task_of(config), mesh, sharding)
     for i in range(20):
         rows = np.arange(8 * i, 8 * i + 8) % len(tiles)
         state, _ = step(state, put_batch(mesh, {"image": tiles[rows]})["image"])
@@ -190,9 +191,11 @@ def test_start_does_not_fall_below_pca(config, tiny_data):
 def test_state_is_donated(config, batches):
     _, state, _ = run(config, batches[:1])
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
-    sharding = tree_sharding(abstract_state(config), mesh, 16)
+    sharding = tree_sharding(abstract_state(task_of(config)), mesh, 16)
     kept = state.params["encoder"]["head"]["kernel"]
-    make_train_step(config, mesh, sharding)(state, put_batch(mesh, {"image": batches[1]})["image"])
+    make_train_step(task_of(config), mesh, sharding)(
+        state, put_batch(mesh, {"image": batches[1]})["image"]
+    )
     assert kept.is_deleted()
 
 

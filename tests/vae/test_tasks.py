@@ -8,7 +8,7 @@ import smallest_task
 
 from vae.data.errors import UsageError
 from vae.tasks import task_of
-from vae.training.train import train
+from vae.training.train import evaluate_workdir, train
 
 
 @pytest.fixture
@@ -30,7 +30,10 @@ def test_a_fourth_product_trains_and_continues(config, tmp_path, capsys):
     train(config, tmp_path / "whole")
     whole = losses(tmp_path / "whole")
     assert len(whole) == 4 and whole[-1] < whole[0]
-    assert "colour -0." in capsys.readouterr().out.splitlines()[-1]
+    report = capsys.readouterr().out.splitlines()[-1]
+    assert "colour -0." in report
+    evaluate_workdir(config, tmp_path / "whole")
+    assert capsys.readouterr().out.splitlines()[-1] == report
     config.train.steps = 2
     train(config, tmp_path / "parts")
     config.train.steps = 4

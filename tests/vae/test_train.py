@@ -16,6 +16,7 @@ import vae
 from vae.checkpoints.loading import load_saved, read_config
 from vae.data.errors import DataError
 from vae.data.fundus_tiles.build import build
+from vae.tasks import task_of
 from vae.training.checkpoint import Checkpoints
 from vae.training.train import IN_FLIGHT, NonFiniteLossError, evaluate_workdir, train
 from vae.training.train_state import abstract_state
@@ -30,7 +31,7 @@ def lines(workdir):
 def state_from_variables(workdir, config, step=8):
     checkpoints = Checkpoints(workdir / "checkpoints")
     try:
-        return checkpoints.restore(step, abstract_state(config))
+        return checkpoints.restore(step, abstract_state(task_of(config)))
     finally:
         checkpoints.close()
 
@@ -216,7 +217,7 @@ def test_checkpoint_with_a_lost_file(finished, tmp_path):
 
 def test_checkpoint_of_another_dtype(finished):
     config, workdir = finished
-    abstract = abstract_state(config)
+    abstract = abstract_state(task_of(config))
     half = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, np.float16), abstract.ema_params)
     checkpoints = Checkpoints(workdir / "checkpoints")
     with pytest.raises(DataError, match="belongs to another model, .*float32.*float16"):

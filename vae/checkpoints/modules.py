@@ -118,8 +118,8 @@ def abstract_model(config: ConfigDict) -> tuple[dict, dict[str, jax.ShapeDtypeSt
       The variables, and the latent statistics `latent_mean` and `latent_var`.
     """
 
-    def model(fit):
-        variables = initial_variables(config, fit)
+    def model():
+        variables = initial_variables(config)
         return variables, blank_statistics(config, variables)
 
-    return jax.eval_shape(model, abstract_fit(config) if has_linear_path(config) else None)
+    return jax.eval_shape(model)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vae.checkpoints.modules import abstract_fit, has_linear_path
+from vae.checkpoints.modules import has_linear_path
 from vae.data.pipeline import open_dataset, paired
 from vae.metrics import SSIM_WINDOW, to_float
 from vae.models.augment import augment, mask_squares
@@ -13,7 +13,7 @@ from vae.tasks.device_dataset import DeviceDataset
 from vae.tasks.elbo import ElboTask, check_loss
 from vae.tasks.linear_initialization import check_linear_model, fit_linear, training_tiles
 from vae.tasks.randomness import step_key
-from vae.tasks.task import Feed, read_batches
+from vae.tasks.task import Feed, check_crops, read_batches
 
 MASKS = ("", "squares", "tiles")
 
@@ -37,6 +37,10 @@ class Autoencoding(ElboTask):
         """Returns a separate factor for the linear path, which is initialized at its optimum."""
         return self.config.optimizer.linear_multiplier if part == LINEAR else 1.0
 
+    def decays(self, name):
+        """Adds the last layer of the published decoder, which is no flax kernel."""
+        return super().decays(name) or name.endswith("/to_image/weight")
+
     def reads(self):
         """Implements `vae.tasks.task.Task.reads`."""
         return [*super().reads(), self.config.data.masked_dir]
@@ -45,6 +49,7 @@ class Autoencoding(ElboTask):
         """Implements `vae.tasks.task.Task.check`."""
         config, data, train = self.config, self.config.data, self.config.train
         check_loss(config, problems)
+        check_crops(config, problems)
         problems.choice("train.mask", train.mask, MASKS)
         problems.positive(config, "eval.batch_size")
         problems.not_negative(config, "eval.photographs")
@@ -82,10 +87,6 @@ class Autoencoding(ElboTask):
     def identity(self):
         """Returns the fingerprint of the masked tiles that the encoder sees, or None."""
         return {"masked_fingerprint": self._masked.fingerprint if self._masked else None}
-
-    def abstract_initialization(self):
-        """Returns the shapes of the linear fit."""
-        return abstract_fit(self.config) if has_linear_path(self.config) else None
 
     def fit_initialization(self, dataset):
         """Fits the linear codec; the published architecture is initialized at random."""

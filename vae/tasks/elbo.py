@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vae.checkpoints.modules import join_variables
+from vae.checkpoints.modules import blank_statistics, join_variables
 from vae.models.posterior import ACTIVE_VARIANCE, Posterior
 from vae.tasks.losses import objective_terms
 from vae.tasks.task import Metrics, Task
@@ -22,6 +22,12 @@ LOSS_UNITS = ("value", "tile")
 
 class ElboTask(Task):
     """A task that is trained with the ELBO. An example is (model input, target image)."""
+
+    console_metrics = ("bits_per_dim", "ssim", "psnr")
+
+    def statistics(self, variables):
+        """Returns `latent_mean` and `latent_var` of step 0, float32 [C]."""
+        return blank_statistics(self.config, variables)
 
     @abc.abstractmethod
     def forward(self, variables: dict, seen: Any, draw: Callable[[Posterior], jax.Array]):
@@ -79,12 +85,13 @@ def check_loss(config: ConfigDict, problems: Any) -> None:
 
 def _latent_statistics(state: Any, metrics: Metrics) -> dict[str, jax.Array]:
     """Updates the running mean and variance; removes the batch's moments from `metrics`."""
+    before = state.statistics
     mean, square = metrics.pop("latent_mean"), metrics.pop("latent_square")
     t = state.step.astype(jnp.float32)
     keep = jnp.minimum(LATENT_DECAY, t / (1 + t))
     # Law of total variance: the variance within batches plus that between them.
-    spread = square - jnp.square(mean) + keep * jnp.square(mean - state.latent_mean)
+    spread = square - jnp.square(mean) + keep * jnp.square(mean - before["latent_mean"])
     return {
-        "latent_mean": keep * state.latent_mean + (1 - keep) * mean,
-        "latent_var": keep * state.latent_var + (1 - keep) * spread,
+        "latent_mean": keep * before["latent_mean"] + (1 - keep) * mean,
+        "latent_var": keep * before["latent_var"] + (1 - keep) * spread,
     }

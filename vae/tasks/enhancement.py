@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from vae.checkpoints.config import AUTOENCODER_KL
 from vae.checkpoints.loading import load_saved
-from vae.checkpoints.modules import abstract_fit
 from vae.models.autoencoder import LINEAR
 from vae.models.enhancer import SHARPENING, TONE
 from vae.models.pairs import make_pairs, make_thumbnail_pairs
@@ -18,7 +17,7 @@ from vae.sharding import put_batch
 from vae.tasks.elbo import ElboTask, check_loss
 from vae.tasks.linear_initialization import check_linear_model, fit_linear, training_tiles
 from vae.tasks.randomness import step_key
-from vae.tasks.task import Feed, read_batches
+from vae.tasks.task import Feed, check_crops, read_batches
 
 STAGES = ("all", TONE, SHARPENING, "detail")
 
@@ -39,6 +38,7 @@ class Enhancement(ElboTask):
         """Implements `vae.tasks.task.Task.check`."""
         config = self.config
         check_loss(config, problems)
+        check_crops(config, problems)
         problems.choice("train.stage", config.train.stage, STAGES)
         problems.positive(config, "train.thumbnail_draws", "model.tone_rms_error")
         for key, value in config.degrade.items():
@@ -53,10 +53,6 @@ class Enhancement(ElboTask):
         )
 
     # ---- Initialization -------------------------------------------------------------------------
-
-    def abstract_initialization(self):
-        """Returns the shapes of the linear fit."""
-        return abstract_fit(self.config)
 
     def fit_initialization(self, dataset):
         """Fits the linear codec."""

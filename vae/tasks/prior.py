@@ -5,14 +5,14 @@ import dataclasses
 import jax
 
 from vae.checkpoints.loading import load_saved, variables_hash
-from vae.checkpoints.modules import initial_variables
+from vae.checkpoints.modules import blank_statistics, initial_variables
 from vae.checkpoints.safetensors_io import SavedModel
 from vae.models import with_spectrum
 from vae.sharding import put_batch
 from vae.tasks.flow import flow_loss, label_numbers, make_encoder
 from vae.tasks.linear_initialization import training_tiles
 from vae.tasks.prior_initialization import fit_prior, for_latents, load_autoencoder
-from vae.tasks.task import Feed, Task, read_batches
+from vae.tasks.task import Feed, Task, check_crops, read_batches
 
 
 class Prior(Task):
@@ -28,6 +28,7 @@ class Prior(Task):
     def check(self, problems):
         """Implements `vae.tasks.task.Task.check`."""
         config, model = self.config, self.config.model
+        check_crops(config, problems)
         problems.share(config, "prior.label_dropout")
         problems.positive(config, "prior.draws", "prior.sample_steps")
         problems.require(
@@ -58,15 +59,19 @@ class Prior(Task):
         self.config = for_latents(self.config, self.autoencoder, dataset)
         self.__dict__.pop("model", None)
 
+    def statistics(self, variables):
+        """Returns `latent_mean` and `latent_var` of the fitted Gaussian, float32 [C]."""
+        return blank_statistics(self.config, variables)
+
     @property
     def identity(self):
         """Returns the hash of the autoencoder that defines the latents."""
         return {"autoencoder": variables_hash(self.autoencoder.variables)}
 
-    def fresh_variables(self, start=None):
+    def fresh_variables(self, fit=None):
         """Returns variables with the fitted Gaussian, or with a unit Gaussian."""
         variables = initial_variables(self.config)
-        return variables if start is None else with_spectrum(variables, start)
+        return variables if fit is None else with_spectrum(variables, fit)
 
     def fit_initialization(self, dataset):
         """Fits the best Gaussian to the latents."""
@@ -117,8 +122,15 @@ class Prior(Task):
 
         saved = load_saved(workdir)
         if jax.process_index() == 0:
-            count = self.config.eval.limit
-            evaluate_prior(saved, self.autoencoder, dataset, count=count, out=workdir)
+            settings = self.config.eval
+            evaluate_prior(
+                saved,
+                self.autoencoder,
+                dataset,
+                split=settings.split,
+                count=settings.limit,
+                out=workdir,
+            )
 
 
 TASK = Prior

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from vae.checkpoints.config import reference_config
 from vae.checkpoints.leaves import by_path
 from vae.checkpoints.loading import load_saved
-from vae.checkpoints.modules import blank_statistics, initial_variables, make_model
+from vae.checkpoints.modules import initial_variables, make_model
 from vae.checkpoints.safetensors_io import SavedModel
 from vae.data.errors import DataError
 from vae.data.pipeline import Dataset, train_batches
@@ -47,10 +47,12 @@ class Task(abc.ABC):
     Attributes:
       config: Config of the run; `open` adds the settings that depend on the data.
       model: The flax module.
+      console_metrics: Names of metrics to print, next to the loss and the gradient norm.
       evaluates_checkpoint: True if `evaluate` reads the newest checkpoint; the loop saves it first.
     """
 
     evaluates_checkpoint: ClassVar[bool] = False
+    console_metrics: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: ConfigDict):
         self.config = config
@@ -84,6 +86,14 @@ class Task(abc.ABC):
         del part
         return 1.0
 
+    def decays(self, name: str) -> bool:
+        """Returns True for parameters with weight decay: kernels, not biases, norms and scales.
+
+        Args:
+          name: Path of the parameters, for example "decoder/head/kernel".
+        """
+        return name.endswith("/kernel")
+
     def reads(self) -> list[str]:
         """Returns the paths and models that a run reads, none of which may be its workdir."""
         return [self.config.data.dir, self.config.init_from]
@@ -99,17 +109,13 @@ class Task(abc.ABC):
         """Returns JSON values that must be the same in a checkpoint and in a run continuing it."""
         return {}
 
-    def fresh_variables(self, start: Any = None) -> dict:
+    def fresh_variables(self, fit: Any = None) -> dict:
         """Returns the variables of step 0. Traceable by `jax.eval_shape`.
 
         Args:
-          start: Result of `fit_initialization`, or its shapes; None without a fit.
+          fit: Result of `fit_initialization`; None for variables of the same shapes without it.
         """
-        return initial_variables(self.config, start)
-
-    def abstract_initialization(self) -> Any:
-        """Returns the shapes and dtypes of the result of `fit_initialization`."""
-        return None
+        return initial_variables(self.config, fit)
 
     def fit_initialization(self, dataset: Dataset) -> Any:
         """Fits the initialization to the training tiles; all processes get the same result."""
@@ -152,12 +158,13 @@ class Task(abc.ABC):
         """
         if self.config.init_from:
             return jax.device_put(self.from_saved(load_saved(self.config.init_from)), where)
-        start = self.fit_initialization(dataset)
-        return jax.jit(self.fresh_variables, out_shardings=where)(start)
+        fit = self.fit_initialization(dataset)
+        return jax.jit(self.fresh_variables, out_shardings=where)(fit)
 
     def statistics(self, variables: dict) -> dict[str, jax.Array]:
-        """Returns `latent_mean` and `latent_var` of step 0, float32 [C]."""
-        return blank_statistics(self.config, variables)
+        """Returns `TrainState.statistics` of step 0. Traced."""
+        del variables
+        return {}
 
     # ---- Steps ----------------------------------------------------------------------------------
 
@@ -190,7 +197,7 @@ class Task(abc.ABC):
     def after_step(
         self, state: Any, params: dict, batch_stats: dict, metrics: Metrics
     ) -> tuple[dict[str, jax.Array], Metrics]:
-        """Returns new fields of the train state after a step, and the metrics to log. Traced.
+        """Returns the statistics after a step, and the metrics to log. Traced.
 
         Args:
           state: Train state before the step.
@@ -198,8 +205,8 @@ class Task(abc.ABC):
           batch_stats: Batch statistics after the step.
           metrics: Means over the batch.
         """
-        del state, params, batch_stats
-        return {}, metrics
+        del params, batch_stats
+        return state.statistics, metrics
 
     # ---- Evaluation -----------------------------------------------------------------------------
 
@@ -238,13 +245,21 @@ def read_batches(
     )
 
 
-def check_same_model(saved: SavedModel, config: ConfigDict, name: str) -> None:
-    """Raises DataError if a config describes another model than `saved`, given as `name`."""
-    if plain(saved.config.model) != plain(config.model):
-        raise DataError(
-            f"{name} holds the model {plain(saved.config.model)}, but the config describes "
-            f"{plain(config.model)}; give the config of the saved model"
-        )
+def check_crops(config: ConfigDict, problems: Any) -> None:
+    """Adds problems of `data.crop` and `data.scales` to a `vae.training.validation.Problems`."""
+    problems.positive(config, "data.crop", "data.fit_tiles")
+    problems.whole_numbers(config, "data.scales")
+    if problems:
+        return
+    data = config.data
+    reach = data.crop * max(data.scales)
+    problems.require(
+        reach <= data.size,
+        f"data.crop={data.crop} is larger than data.size={data.size}"
+        if data.crop > data.size
+        else f"data.crop={data.crop} at data.scales={data.scales} is cut from {reach} pixels, but "
+        f"data.size={data.size}",
+    )
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
+from vae.checkpoints.modules import join_variables
 from vae.checkpoints.orbax_io import (
     MODEL,
     PROVENANCE,
@@ -75,10 +76,16 @@ class Checkpoints(OrbaxCheckpoints):
         """
         fields = self._restore(step, _items(abstract))
         fields = {"fixed": {}, "batch_stats": {}, **fields[MODEL], **fields[TRAINING]}
+        fields["statistics"] = {name: fields.pop(name) for name in abstract.statistics}
         averaged = fields.pop("ema_params")
         if abstract.ema_params is None:
             return TrainState(**fields, params=averaged, ema_params=None)
         return TrainState(**fields, ema_params=averaged)
+
+    def restore_variables(self, step: int, abstract: TrainState) -> dict[str, Any]:
+        """Restores the variables for evaluation of a step; arguments and errors as in `restore`."""
+        fields = self.restore_model(step, _items(abstract)[MODEL])
+        return join_variables(fields["ema_params"], fields["fixed"], fields["batch_stats"])
 
     def _not_saved(self, step: int | None, error: Exception) -> DataError:
         return DataError(
@@ -95,8 +102,7 @@ def _items(state: TrainState) -> dict[str, dict[str, Any]]:
         "ema_params": state.averaged,
         "fixed": state.fixed,
         "batch_stats": state.batch_stats,
-        "latent_mean": state.latent_mean,
-        "latent_var": state.latent_var,
+        **state.statistics,
     }
     training = {"opt_state": state.opt_state}
     if state.ema_params is not None:

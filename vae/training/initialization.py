@@ -12,6 +12,9 @@ from vae.data.pipeline import Dataset, open_dataset
 from vae.tasks.task import Task
 from vae.training.train_state import TrainState, initial_state
 
+# Provenance that may differ when a run is continued.
+MAY_DIFFER = ("version", "command")
+
 
 def open_data(config: ConfigDict, workdir: epath.Path) -> Dataset:
     """Opens a config's dataset (UsageError without one); prepares bundled sources on first use."""
@@ -36,57 +39,40 @@ def open_data(config: ConfigDict, workdir: epath.Path) -> Dataset:
 
 def check_splits(config: ConfigDict, dataset: Dataset) -> None:
     """Raises DataError for a dataset without training tiles or without tiles of `eval.split`."""
-    for split, key in (("train", "the training"), (config.eval.split, "eval.split")):
+    for split, key in (("train", "for training"), (config.eval.split, "eval.split")):
         if not dataset.counts.get(split):
             raise DataError(
-                f"{dataset.path} has no tiles for {key} split {split!r}, it has {dataset.counts}; "
+                f"{dataset.path} has no tiles in split {split!r} ({key}), it has {dataset.counts}; "
                 "build it with patients in that split, or set --config.eval.split"
             )
-
-
-# Provenance that may differ when a run is continued.
-FREE = ("version", "command")
 
 
 def check_same_run(saved: dict, now: dict, workdir: epath.Path) -> None:
     """Raises DataError if the checkpoint's model or data differ from those of this run."""
     for key in now:
-        if key not in FREE and saved.get(key) != now[key]:
+        if key not in MAY_DIFFER and saved.get(key) != now[key]:
             raise DataError(
                 f"the checkpoint in {workdir} belongs to the {key} {saved.get(key)}, this run has "
                 f"{now.get(key)}; use another --workdir, or start from it with --config.init_from"
             )
 
 
-def initial_train_state(task: Task, dataset: Dataset, sharding: TrainState) -> TrainState:
-    """Returns the train state of step 0 of a task.
-
-    Args:
-      task: Task after `open`.
-      dataset: Training dataset.
-      sharding: The sharding of every leaf.
-    """
-    return state_from_variables(task.config, task.variables(dataset, sharding.variables), sharding)
-
-
-def state_from_variables(
-    config: ConfigDict, variables: dict[str, Any], sharding: TrainState
-) -> TrainState:
+def state_from_variables(task: Task, variables: dict[str, Any], sharding: TrainState) -> TrainState:
     """Returns the train state of step 0 from variables, which are donated to save memory.
 
     Each variable is returned in its own buffer. XLA assigns a donated buffer to the first output of
     the same shape. If that is the copy of another leaf, a GPU (jaxlib 0.11.2) overwrites the buffer
-    before its leaf is read: PCA's scale became the likelihood's scale.
+    before its leaf is read.
 
     Args:
-      config: Config of the run.
+      task: Task of the run.
       variables: Variables on the devices with the shardings of `sharding`; donated.
       sharding: The sharding of every leaf.
     """
     inside = dict.fromkeys(("params", "fixed", "batch_stats"))
 
     def begin(variables):
-        return variables, initial_state(config, variables).replace(**inside)
+        return variables, initial_state(task, variables).replace(**inside)
 
     where = sharding.variables, sharding.replace(**inside)
     variables, rest = jax.jit(begin, out_shardings=where, donate_argnums=0)(variables)

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,6 @@ from vae.data.files import write_beside
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
-_CONSOLE = ("loss", "bits_per_dim", "ssim", "psnr", "grad_norm")
 
 
 class RunLog:
@@ -101,10 +100,12 @@ class Clock:
         return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds % 60:02}s"
 
 
-def console_line(step: int, steps: int, scores: Mapping[str, Any], eta: str) -> str:
-    """Formats one line of progress."""
+def console_line(
+    step: int, steps: int, scores: Mapping[str, Any], names: Sequence[str], eta: str
+) -> str:
+    """Formats one line of progress; `names` are the metrics of `scores` to print."""
     parts = [f"step {step:{len(str(steps))}}/{steps}"]
-    parts += [f"{name} {scores[name]:.4g}" for name in _CONSOLE if name in scores]
+    parts += [f"{name} {scores[name]:.4g}" for name in ("loss", *names, "grad_norm")]
     parts.append(f"{scores['tiles_per_s']:.1f} tiles/s")
     parts.append(f"input wait {scores['input_wait']:.1%}")
     parts.append(f"eta {eta}")

@@ -9,7 +9,7 @@ import optax.contrib
 from ml_collections import ConfigDict
 
 from vae.sharding import path_name
-from vae.tasks import task_of
+from vae.tasks.task import Task
 
 # Root mean square of Muon's updates. It equals Adam's, so that both use the same learning rate (Liu
 # et al., 2025, "Muon is scalable for LLM training").
@@ -31,19 +31,19 @@ def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
     return optax.join_schedules([ramp, decay], [warmup])
 
 
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+def make_optimizer(task: Task) -> optax.GradientTransformation:
     """Returns the gradient transformation of a run.
 
-    Parts of the model have learning-rate factors (`Task.rate_factor`). Weight decay applies to
-    kernels of convolutions and dense layers, not to linear paths, norms, biases and scales.
+    Parts of the model have learning-rate factors (`Task.rate_factor`), and `Task.decays` selects
+    the parameters with weight decay.
     """
-    c = config.optimizer
+    config, c = task.config, task.config.optimizer
     return optax.chain(
         # The identity keeps the structure of the optimizer state the same without clipping.
         optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity(),
         _direction(config),
-        optax.add_decayed_weights(c.weight_decay, mask=_decayed),
-        optax.stateless(functools.partial(_by_part, task_of(config).rate_factor)),
+        optax.add_decayed_weights(c.weight_decay, mask=functools.partial(_decayed, task.decays)),
+        optax.stateless(functools.partial(_by_part, task.rate_factor)),
         optax.scale_by_learning_rate(learning_rate_schedule(config)),
     )
 
@@ -81,7 +81,5 @@ def _by_part(factor: Callable[[str], float], updates: dict, params: dict | None)
     return {part: optax.tree.scale(factor(part), inside) for part, inside in updates.items()}
 
 
-def _decayed(params: dict) -> dict:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: path_name(path).endswith(("/kernel", "/to_image/weight")), params
-    )
+def _decayed(decays: Callable[[str], bool], params: dict) -> dict:
+    return jax.tree_util.tree_map_with_path(lambda path, _: decays(path_name(path)), params)

@@ -7,22 +7,21 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from vae.sharding import batch_sharding, replicated
-from vae.tasks import task_of
 from vae.tasks.randomness import step_key
+from vae.tasks.task import Task
 from vae.training.optimizer import learning_rate_schedule, make_optimizer
 from vae.training.train_state import TrainState
 
 
 def make_train_step(
-    config: ConfigDict, mesh: Mesh, state_sharding: TrainState
+    task: Task, mesh: Mesh, state_sharding: TrainState
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
     """Returns the jitted function `step(state, batch) -> (state, metrics)`.
 
     Args:
-      config: Config of the run.
+      task: Task of the run, after `open`.
       mesh: Device mesh with axes ("data", "fsdp").
       state_sharding: The sharding of every leaf of the state.
 
@@ -30,8 +29,8 @@ def make_train_step(
       The function, compiled at its first call. `state` is donated. `batch` is a device batch of
       `Task.feed`, sharded over the whole mesh. Metrics are replicated scalars and vectors.
     """
-    task = task_of(config)
-    optimizer = make_optimizer(config)
+    config = task.config
+    optimizer = make_optimizer(task)
     schedule = learning_rate_schedule(config)
 
     def gradients(state, batch):
@@ -78,7 +77,7 @@ def make_train_step(
             decay = jnp.minimum(config.train.ema_decay, (1 + t) / (10 + t))
             ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
 
-        fields, metrics = task.after_step(state, params, batch_stats, metrics)
+        statistics, metrics = task.after_step(state, params, batch_stats, metrics)
         metrics |= {
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
@@ -90,7 +89,7 @@ def make_train_step(
             ema_params=ema_params,
             opt_state=opt_state,
             batch_stats=batch_stats,
-            **fields,
+            statistics=statistics,
         )
         return new_state, metrics
 

@@ -12,15 +12,20 @@ from clu import parameter_overview
 from etils import epath
 from ml_collections import ConfigDict
 
-from vae.checkpoints.loading import CHECKPOINTS, load_saved, write_config
+from vae.checkpoints.loading import CHECKPOINTS, write_config
 from vae.checkpoints.provenance import provenance
 from vae.data.errors import DataError, FundusError
 from vae.multihost import agreed, say
 from vae.sharding import largest_leaves, make_mesh, tree_sharding
 from vae.tasks import task_of
-from vae.tasks.task import check_same_model, plain
+from vae.tasks.task import plain
 from vae.training.checkpoint import Checkpoints
-from vae.training.initialization import check_same_run, check_splits, initial_train_state, open_data
+from vae.training.initialization import (
+    check_same_run,
+    check_splits,
+    open_data,
+    state_from_variables,
+)
 from vae.training.log import Clock, RunLog, console_line
 from vae.training.profile import Profile
 from vae.training.signals import StopSignals
@@ -70,14 +75,15 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
 
     # ---- State: the newest checkpoint, or step 0 ------------------------------------------------
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    abstract = abstract_state(config)
+    abstract = abstract_state(task)
     sharding = tree_sharding(abstract, mesh, config.mesh.fsdp_min_size)
     if config.mesh.fsdp > 1:
         say(largest_leaves(abstract, sharding))
     checkpoints = Checkpoints(workdir / CHECKPOINTS, config.train.keep_checkpoints)
     start = checkpoints.latest_step()
     if start is None:
-        state, start = initial_train_state(task, dataset, sharding), 0
+        variables = task.variables(dataset, sharding.variables)
+        state, start = state_from_variables(task, variables, sharding), 0
         say(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     else:
         check_same_run(checkpoints.provenance(start), made, workdir)
@@ -87,7 +93,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
         write_config(workdir, config)
 
     # ---- The loop: evaluate, save, next batch, step ---------------------------------------------
-    step_fn = make_train_step(config, mesh, sharding)
+    step_fn = make_train_step(task, mesh, sharding)
     feed = task.feed(dataset, mesh, start)
     log = RunLog(workdir, start, config.train.tensorboard)
     clock = Clock(config.batch_size, config.train.steps)
@@ -112,7 +118,15 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
             if (step + 1) % config.train.log_every == 0 or step + 1 == config.train.steps:
                 scores = jax.device_get(metrics) | {"tiles_crc32": tiles} | clock.read()
                 log.write(step, scores)
-                say(console_line(step + 1, config.train.steps, scores, clock.eta(step + 1)))
+                say(
+                    console_line(
+                        step + 1,
+                        config.train.steps,
+                        scores,
+                        task.console_metrics,
+                        clock.eta(step + 1),
+                    )
+                )
 
     def save(step: int) -> None:
         read_pending(keep=0)
@@ -167,14 +181,24 @@ def evaluate_workdir(config: ConfigDict, workdir: epath.PathLike) -> None:
     """Repeats the final evaluation for the newest checkpoint of a run; raises as `train` does."""
     validate(config, jax.device_count())
     workdir = epath.Path(workdir).absolute()
-    saved = load_saved(workdir)
+    if not (workdir / CHECKPOINTS).exists():
+        raise DataError(f"{workdir} has no checkpoints; expected the workdir of a training run")
     dataset = open_data(config, workdir)
     task = task_of(config)
     task.open(dataset)
-    check_same_model(saved, task.config, str(workdir))
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    sharding = tree_sharding(saved.variables, mesh, config.mesh.fsdp_min_size)
-    task.report(jax.device_put(saved.variables, sharding), saved.step, dataset, mesh, workdir)
+    abstract = abstract_state(task)
+    sharding = tree_sharding(abstract, mesh, config.mesh.fsdp_min_size)
+    checkpoints = Checkpoints(workdir / CHECKPOINTS)
+    try:
+        step = checkpoints.latest_step()
+        if step is None:
+            raise DataError(f"{workdir} has no complete checkpoint; train it first")
+        check_same_run(checkpoints.provenance(step), {"model": plain(task.config.model)}, workdir)
+        variables = checkpoints.restore_variables(step, _with_sharding(abstract, sharding))
+    finally:
+        checkpoints.close()
+    task.report(variables, step, dataset, mesh, workdir)
 
 
 def _with_sharding(abstract: TrainState, sharding: TrainState) -> TrainState:

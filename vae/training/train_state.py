@@ -4,10 +4,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
 from vae.checkpoints.modules import join_variables, split_variables
-from vae.tasks import task_of
+from vae.tasks.task import Task
 from vae.training.optimizer import make_optimizer
 
 
@@ -21,10 +20,10 @@ class TrainState:
       ema_params: Exponential moving average of `params`, used in evaluation and inference. None
         with `train.ema_decay=0`; `params` are then used instead.
       opt_state: State of the optimizer.
-      fixed: Variables that never change: {"pca": ...}, or {}.
+      fixed: Variables that never change; {} without any.
       batch_stats: Running statistics of batch normalisation; {} without it.
-      latent_mean: float32 [C], mean of the latents over the last (about 100) batches, or fitted.
-      latent_var: float32 [C], variance of the latents, over the same batches or fitted.
+      statistics: Arrays by name that `Task.after_step` updates and that are saved with the model;
+        {} without any.
     """
 
     step: jax.Array
@@ -33,8 +32,7 @@ class TrainState:
     opt_state: optax.OptState
     fixed: dict
     batch_stats: dict
-    latent_mean: jax.Array
-    latent_var: jax.Array
+    statistics: dict[str, jax.Array]
 
     @property
     def averaged(self) -> dict:
@@ -47,11 +45,11 @@ class TrainState:
         return join_variables(self.averaged, self.fixed, self.batch_stats)
 
 
-def initial_state(config: ConfigDict, variables: dict) -> TrainState:
+def initial_state(task: Task, variables: dict) -> TrainState:
     """Returns the train state of step 0 for given variables. Traceable by `jax.eval_shape`.
 
     Args:
-      config: Config of the run.
+      task: Task of the run.
       variables: Variables of the task or of a trained model.
     """
     params, fixed, batch_stats = split_variables(variables)
@@ -59,19 +57,14 @@ def initial_state(config: ConfigDict, variables: dict) -> TrainState:
         step=jnp.zeros((), jnp.int32),
         params=params,
         # A copy: donated buffers must not be shared.
-        ema_params=jax.tree.map(jnp.copy, params) if config.train.ema_decay else None,
-        opt_state=make_optimizer(config).init(params),
+        ema_params=jax.tree.map(jnp.copy, params) if task.config.train.ema_decay else None,
+        opt_state=make_optimizer(task).init(params),
         fixed=fixed,
         batch_stats=batch_stats,
-        **task_of(config).statistics(variables),
+        statistics=task.statistics(variables),
     )
 
 
-def abstract_state(config: ConfigDict) -> TrainState:
+def abstract_state(task: Task) -> TrainState:
     """Returns the shapes and dtypes of the train state without allocating arrays."""
-    task = task_of(config)
-
-    def begin(start):
-        return initial_state(config, task.fresh_variables(start))
-
-    return jax.eval_shape(begin, task.abstract_initialization())
+    return jax.eval_shape(lambda: initial_state(task, task.fresh_variables()))

@@ -112,8 +112,6 @@ def _check_values(config: ConfigDict, problems: Problems) -> None:
         config,
         "batch_size",
         "data.size",
-        "data.crop",
-        "data.fit_tiles",
         "train.steps",
         "train.accumulate",
         "train.log_every",
@@ -144,7 +142,6 @@ def _check_values(config: ConfigDict, problems: Problems) -> None:
             problems.positive(config, f"model.{key}")
         elif isinstance(value, tuple) and value and type(value[0]) is int:
             problems.whole_numbers(config, f"model.{key}")
-    problems.whole_numbers(config, "data.scales")
 
 
 def _check_combinations(config: ConfigDict, problems: Problems) -> None:
@@ -160,14 +157,6 @@ def _check_combinations(config: ConfigDict, problems: Problems) -> None:
     )
     problems.require(
         "://" not in data.cache_dir, f"data.cache_dir={data.cache_dir!r} must be a local folder"
-    )
-    reach = data.crop * max(data.scales)
-    problems.require(
-        reach <= data.size,
-        f"data.crop={data.crop} is larger than data.size={data.size}"
-        if data.crop > data.size
-        else f"data.crop={data.crop} at data.scales={data.scales} is cut from {reach} pixels, but "
-        f"data.size={data.size}",
     )
     problems.require(
         config.batch_size % train.accumulate == 0,

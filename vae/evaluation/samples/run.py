@@ -129,6 +129,7 @@ def evaluate_prior(
     autoencoder: SavedModel,
     dataset: Dataset,
     *,
+    split: str,
     count: int,
     out: str | os.PathLike,
 ) -> list[dict[str, Any]]:
@@ -138,10 +139,10 @@ def evaluate_prior(
       saved: The run's newest checkpoint.
       autoencoder: The autoencoder of the prior's latents.
       dataset: The run's dataset.
+      split: Split of held-out tiles.
       count: Number of tiles; 0 for 1024.
       out: The workdir.
     """
-    split = next((name for name in ("val", "test") if dataset.counts.get(name)), "train")
     return evaluate_samples(
         Sampler(Model(autoencoder), saved),
         dataset,
