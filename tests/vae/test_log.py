@@ -41,9 +41,11 @@ def test_clock_counts_tiles_and_waits():
     assert clock.eta(100) == "0m00s"
     line = console_line(
         7, 100, dict.fromkeys(("loss", "bits_per_dim", "ssim", "psnr", "grad_norm"), 0.5) | figures,
-        "1h02m",
+        ("ssim", "psnr"), "1h02m",
     )  # fmt: skip
-    assert line.startswith("step   7/100  loss 0.5") and line.endswith("eta 1h02m")
+    assert line.startswith(
+        "step   7/100  loss 0.5  ssim 0.5  psnr 0.5  grad_norm 0.5"
+    ) and line.endswith("eta 1h02m")
 
 
 def test_tensorboard_events(tmp_path):

@@ -13,7 +13,7 @@ from vae.tasks.device_dataset import DeviceDataset
 from vae.tasks.elbo import ElboTask, check_loss
 from vae.tasks.linear_initialization import check_linear_model, fit_linear, training_tiles
 from vae.tasks.randomness import step_key
-from vae.tasks.task import Feed, check_crops, read_batches
+from vae.tasks.task import Feed, check_crops, check_reach, read_batches
 
 MASKS = ("", "squares", "tiles")
 
@@ -56,6 +56,7 @@ class Autoencoding(ElboTask):
         problems.divisible_by_devices("eval.batch_size", config.eval.batch_size)
         if problems:
             return
+        check_reach(config, problems)
         if has_linear_path(config):
             check_linear_model(config, problems)
         else:

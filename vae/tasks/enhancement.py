@@ -17,7 +17,7 @@ from vae.sharding import put_batch
 from vae.tasks.elbo import ElboTask, check_loss
 from vae.tasks.linear_initialization import check_linear_model, fit_linear, training_tiles
 from vae.tasks.randomness import step_key
-from vae.tasks.task import Feed, check_crops, read_batches
+from vae.tasks.task import Feed, check_crops, check_reach, read_batches
 
 STAGES = ("all", TONE, SHARPENING, "detail")
 
@@ -45,6 +45,7 @@ class Enhancement(ElboTask):
             problems.require(0 <= value <= 1, f"degrade.{key}={value} must lie in [0, 1]")
         if problems:
             return
+        check_reach(config, problems)
         check_linear_model(config, problems)
         low, high = config.model.tone_evidence
         problems.require(

@@ -12,7 +12,7 @@ from vae.sharding import put_batch
 from vae.tasks.flow import flow_loss, label_numbers, make_encoder
 from vae.tasks.linear_initialization import training_tiles
 from vae.tasks.prior_initialization import fit_prior, for_latents, load_autoencoder
-from vae.tasks.task import Feed, Task, check_crops, read_batches
+from vae.tasks.task import Feed, Task, check_crops, check_reach, read_batches
 
 
 class Prior(Task):
@@ -40,6 +40,7 @@ class Prior(Task):
         )
         if problems:
             return
+        check_reach(config, problems)
         problems.require(
             len(model.widths) == len(model.depths),
             f"model.widths={model.widths} and model.depths={model.depths} differ in length",

@@ -246,11 +246,13 @@ def read_batches(
 
 
 def check_crops(config: ConfigDict, problems: Any) -> None:
-    """Adds problems of `data.crop` and `data.scales` to a `vae.training.validation.Problems`."""
+    """Adds invalid values of crop settings to a `vae.training.validation.Problems`."""
     problems.positive(config, "data.crop", "data.fit_tiles")
     problems.whole_numbers(config, "data.scales")
-    if problems:
-        return
+
+
+def check_reach(config: ConfigDict, problems: Any) -> None:
+    """Adds a problem if crops do not fit into tiles at every scale."""
     data = config.data
     reach = data.crop * max(data.scales)
     problems.require(
