@@ -134,6 +134,7 @@ def test_another_number_of_processes_continues(preempted, finished, tmp_path, pr
         np.testing.assert_allclose(a, b, atol=3e-3, rtol=1e-2)
 
 
+@pytest.mark.soak
 def test_a_process_that_dies_ends_the_others(finished, tmp_path):
     started = start(finished[0], tmp_path, 2, "kill", at=3, extra=["--heartbeat_seconds=10"])
     codes, _, errors = finish(started)

@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,7 +76,7 @@ def test_figures_beside_the_weights_are_theirs():
 def test_the_enhancer_that_ships_makes_a_bad_photograph_better():
     """Dark, hazy and noisy; and it leaves the clean one alone."""
     assert weights.ENHANCE.stat().st_size <= 10_000_000
-    photograph = np.ascontiguousarray(bundled.retina())
+    photograph = cv2.resize(bundled.retina(), (706, 706), interpolation=cv2.INTER_AREA)
     fov = find_fov(photograph)
     centre = map(jnp.float32, (fov.y, fov.x, fov.radius))
     geometry = FovGeometry(jnp.int32(0), jnp.int32(0), *centre)
