@@ -104,7 +104,7 @@ def test_photographs_that_cannot_be_used_are_told_and_the_others_cut(photographs
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        ([], 2, "no word on patients.*--patient_regex.*--patients_unknown"),
+        ([], 2, "the patients are not given.*--patient_regex.*--patients_unknown"),
         (["--patient_regex", "("], 2, "is no regular expression"),
         (
             ["--patient_regex", "zzz"],

@@ -85,7 +85,7 @@ def test_the_view_is_turned_as_the_example_is(clean_pairs):
 
 
 def test_clean_examples_are_seen_as_they_are(clean_pairs):
-    np.testing.assert_allclose(clean_pairs.seen, clean_pairs.clean, atol=1e-6)
+    np.testing.assert_allclose(clean_pairs.degraded, clean_pairs.clean, atol=1e-6)
 
 
 def test_severities_follow_the_config(config):
@@ -123,7 +123,7 @@ def test_a_pair_is_a_function_of_key_and_row(config):
     part = make(images[2:], thumbnails[2:], circles[2:], jax.random.key(5), jnp.arange(2, 4))
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
         np.testing.assert_allclose(a[2:], b, atol=1e-5)
-    assert np.abs(whole.seen - whole.clean).max() > 0.05
+    assert np.abs(whole.degraded - whole.clean).max() > 0.05
     other = make(images, thumbnails, circles, jax.random.key(6), jnp.arange(4))
     assert np.abs(other.clean - whole.clean).max() > 0.1
 
@@ -142,9 +142,9 @@ def test_targets_of_sharpening_lack_the_blur_alone(config, name):
     plain = make_pairs(*arguments, config)
     config.train.stage = "sharpening"
     pairs = make_pairs(*arguments, config)
-    np.testing.assert_array_equal(pairs.seen, plain.seen)
-    assert np.abs(pairs.seen - plain.clean).mean() > 0.02
-    target = plain.clean if name == "defocus" else pairs.seen
+    np.testing.assert_array_equal(pairs.degraded, plain.degraded)
+    assert np.abs(pairs.degraded - plain.clean).mean() > 0.02
+    target = plain.clean if name == "defocus" else pairs.degraded
     np.testing.assert_allclose(pairs.clean, target, atol=1e-6)
 
 
@@ -170,18 +170,18 @@ def test_pairs_of_views_alone(config):
     pairs = make(thumbnails, circles, jax.random.key(5), jnp.arange(4))
     assert (
         pairs.clean.shape
-        == pairs.seen.shape
+        == pairs.degraded.shape
         == pairs.thumbnail.shape
         == (12, THUMBNAIL, THUMBNAIL, 3)
     )
     part = make(thumbnails[2:], circles[2:], jax.random.key(5), jnp.arange(2, 4))
-    np.testing.assert_allclose(pairs.seen[6:], part.seen, atol=1e-5)
-    changed = np.abs(pairs.seen - pairs.clean)
+    np.testing.assert_allclose(pairs.degraded[6:], part.degraded, atol=1e-5)
+    changed = np.abs(pairs.degraded - pairs.clean)
     assert not (changed * ~WITHIN).any()
     spared = changed.max(axis=(1, 2, 3)) < 1e-6
     assert 0 < spared.sum() < 12
     # A draw of the same thumbnail is another turn, another camera.
-    assert len({np.asarray(thumbnail).tobytes() for thumbnail in pairs.seen[:3]}) == 3
+    assert len({np.asarray(thumbnail).tobytes() for thumbnail in pairs.degraded[:3]}) == 3
     inside = np.asarray(pairs.clean)[:, WITHIN[..., 0]]
     np.testing.assert_allclose(np.sort(inside[0], axis=0), np.sort(inside[1], axis=0), atol=1e-6)
 

@@ -133,14 +133,14 @@ def test_loss_is_the_same_however_rows_are_cut(flow):
 
 
 def test_labels_that_are_never_dropped(flow):
-    """Where every label is dropped, but for those of `named_only`."""
+    """Where every label is dropped, but for those of `always_labelled`."""
     model, variables = flow
     fixed, params = {"spectrum": variables["spectrum"]}, perturbed(variables)["params"]
     config = prior256.get_config("smoke")
     latents = {"mean": normal(1, SIDE, SIDE, CHANNELS), "log_var": np.zeros((1, *[SIDE] * 2, 4))}
 
     def loss(label, dropout):
-        config.prior.update(label_dropout=dropout, named_only=("right",))
+        config.prior.update(label_dropout=dropout, always_labelled=("right",))
         example = latents | {"label": np.array([label], np.int32)}
         return float(
             flow_loss(config, model)(params, fixed, {}, example, np.arange(1), jax.random.key(5))[0]
@@ -186,7 +186,7 @@ def test_config_is_filled_in(dataset):
         ({"data.crop": 16}, "latents of 2 positions .* at least 4"),
         ({"model.labels": ("a",), "prior.conditional": False}, "drop one"),
         ({"model.labels": tuple(map(str, range(1001)))}, "1001 labels"),
-        ({"prior.named_only": ("disc",)}, r"named_only has \['disc'\]"),
+        ({"prior.always_labelled": ("disc",)}, r"always_labelled has \['disc'\]"),
     ],
 )
 def test_refuses_what_cannot_work(dataset, change, message):

@@ -82,7 +82,7 @@ def test_both_solvers_converge_to_the_same(sampler):
 
 
 def test_steps_are_closer_where_long_waves_are_decided():
-    times = _times(8)
+    times = _times(8, 3.0)
     assert times[0] == 0 and times[-1] == 1 and times.dtype == np.float32
     assert (np.diff(times, 2) > 0).all() and times[1] < 1 / 8 / 2
 

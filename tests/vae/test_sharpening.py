@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from vae.models.periodogram import FINE, HOP, SIDE, SPREAD, signature, turned, window_powers
+from vae.models.periodogram import FINE, HOP, SIDE, signature, turned, window_powers
 from vae.models.sharpening import REACH, Sharpening, correlate_each
+
+TYPICAL = (35.0, 26.0, 6.0)  # of configs/enhance256.py
 
 
 def grain(height, width, seed=0):
@@ -75,13 +77,13 @@ def test_windows_that_are_not_inside_do_not_count():
 def test_signature_is_in_deviations_from_the_usual():
     x = grain(128, 128)
     powers, count = window_powers(x, np.ones(x.shape[:-1], bool))
-    once, tenfold = (np.asarray(signature(factor * powers, count)) for factor in (1, 10))
+    once, tenfold = (np.asarray(signature(factor * powers, count, TYPICAL)) for factor in (1, 10))
     smooth, fine = 3 * SIDE // 2 * (SIDE // 4 + 1), (2 * FINE + 1) * (FINE + 1)
     assert once.shape == (1, smooth + fine) and np.abs(once).max() < 20
     # Of the mean, which every window lacks, there is nothing to be had tenfold.
-    tenth = np.abs(tenfold - once - 1 / SPREAD) < 0.02
+    tenth = np.abs(tenfold - once - 10 / TYPICAL[2]) < 0.02
     assert tenth.sum() >= smooth + fine - 4
-    assert not np.asarray(signature(powers, 0 * count)).any()
+    assert not np.asarray(signature(powers, 0 * count, TYPICAL)).any()
 
 
 def test_signature_tells_long_lines_apart():
@@ -90,7 +92,7 @@ def test_signature_tells_long_lines_apart():
     for length in (15, 20):
         x = ndimage.uniform_filter1d(grain(512, 512), length, axis=2, mode="wrap")
         powers, count = window_powers(x, np.ones(x.shape[:-1], bool))
-        fine = np.asarray(signature(powers, count))[0, -(2 * FINE + 1) * (FINE + 1) :]
+        fine = np.asarray(signature(powers, count, TYPICAL))[0, -(2 * FINE + 1) * (FINE + 1) :]
         found.append(fine.reshape(2 * FINE + 1, FINE + 1)[8, waves])  # at eight waves downwards
     expected = [np.log10(np.sinc(length * waves / SIDE) ** 2 + 0.01) for length in (15, 20)]
     difference = np.subtract(*found)
@@ -127,7 +129,7 @@ def test_a_turned_photograph_has_the_periodogram_turned(flip, transpose):
 @pytest.fixture(scope="module")
 def moved():
     """The module, and variables whose head is not zero."""
-    module = Sharpening()
+    module = Sharpening(TYPICAL)
     powers = jnp.ones((1, 3, SIDE, SIDE // 2 + 1))
     variables = jax.jit(module.init)(jax.random.key(0), powers, jnp.ones(1))
     assert not np.asarray(module.apply(variables, powers, jnp.ones(1))).any()
