@@ -1,4 +1,4 @@
-"""Which modules may import which, and the cost of imports."""
+"""Import rules between the packages, and the cost of imports."""
 
 import ast
 import pathlib

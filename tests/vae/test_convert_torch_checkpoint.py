@@ -414,7 +414,7 @@ def test_outputs_are_not_replaced_without_a_flag(tmp_path, capsys, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pth", "other", "out"]
 
 
-def test_full_disk_leaves_what_was_there(source, tmp_path, capsys):
+def test_full_disk_keeps_existing_files(source, tmp_path, capsys):
     """A limit on file sizes simulates the full disk."""
     small, target = tmp_path / "model.pth", tmp_path / "out"
     torch.save(blank(), small)

@@ -26,7 +26,7 @@ FOV = np.ones((192, 192), bool)
 
 @pytest.fixture(scope="module")
 def tile():
-    """Vessels beside the optic disc of scikit-image's retina."""
+    """Vessels next to the optic disc of scikit-image's retina."""
     return np.ascontiguousarray(bundled.retina()[600:792, 500:692])
 
 

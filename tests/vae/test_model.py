@@ -95,7 +95,7 @@ def test_few_batch_sizes_are_compiled(finished, tiles):
     assert [half._cache_size() for half in halves] == [MAX_BATCH.bit_length()] * 2
 
 
-def test_any_size_and_none(model, tiles):
+def test_any_size_and_no_tiles(model, tiles):
     assert model.reconstruct(tiles[:, :27, :13]).shape == (5, 27, 13, 3)
     assert model.reconstruct(tiles[:0]).shape == (0, 32, 32, 3)
     assert model.posterior(tiles[:0, :27]).log_var.shape == (0, 4, 4, 8)
