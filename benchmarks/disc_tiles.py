@@ -4,7 +4,7 @@ r"""Tiles with whole optic discs as training data of a prior; see docs/sampling.
     fundus-vae build --tiles tiles_disc --data_dir dataset_disc
     python run_experiment.py --config=configs/prior256.py --config.data.dir=dataset_disc \
       --config.model.labels='("chase_db1", "fives", "hrf", "idrid", "optic_disc")' \
-      --config.prior.named_only='("optic_disc",)' --workdir=...
+      --config.prior.always_labelled='("optic_disc",)' --workdir=...
 
 Copies a tree of `fundus-vae make-tiles` and adds tiles with the label "optic_disc". Their centres
 are near the disc of a training photograph, which is reduced until the disc has a radius of 56

@@ -21,32 +21,36 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
     if preset not in PRESETS:
         raise UsageError(f"enhance256.py:{preset} is no preset; there are {', '.join(PRESETS)}")
     config = ConfigDict()
+    # In tables and logs.
     config.name = "enhance256" if preset == "f8c32" else f"enhance256_{preset}"
     config.task = "vae.tasks.enhancement"  # the module that trains and evaluates
     config.seed = 0  # with the step, it determines every batch and every random number
     config.init_from = ""  # a model to start from; empty: the identity
-    config.batch_size = 256  # tiles, over all devices and hosts
+    config.batch_size = 256  # tiles, over all devices and processes
 
     config.model = ConfigDict()
-    config.model.architecture = "enhancer"
-    config.model.latent_channels = 32
+    config.model.architecture = "enhancer"  # names the module (vae/checkpoints/modules.py)
+    config.model.latent_channels = 32  # values per latent position
     config.model.downsample = 8  # pixels of a latent position, each way
     config.model.linear_kernel = 3  # latent positions, each way, that the linear path sees
     config.model.width = 64  # channels at 1/4 resolution
     config.model.deep_width = 128  # channels at 1/8 resolution
     config.model.encoder_depth = (1, 2)  # residual blocks at 1/4 and 1/8 resolution
-    config.model.decoder_depth = (3, 2)
+    config.model.decoder_depth = (3, 2)  # the same for the decoder
     config.model.tone_width = 48  # channels of the tone stage
-    # Root mean square of a photograph's change of tone, grey levels: a smaller one than the first
-    # is not made, a larger one than the second is made whole. Chosen on val's mixed degradations.
+    # Root mean square of a photograph's change of tone, grey levels: up to the first value the
+    # change is not applied, from the second on in full. Chosen on val's mixed degradations.
     config.model.tone_evidence = (10.0, 15.0)
     # Root mean square error of the toned photographs, grey levels, measured on val.
     config.model.tone_rms_error = 13.0
+    # Power spectrum of the training photographs, rounded: dB (of squared grey levels) at one cycle
+    # per window, dB by which it falls per decade, and standard deviation from this line, dB.
+    config.model.typical_spectrum = (35.0, 26.0, 6.0)
 
     config.degrade = ConfigDict()
-    config.degrade.clean = 0.15  # share of tiles that stay clean
-    config.degrade.probability = 0.3  # of each degradation in the others
-    # Share of the others that have one degradation alone: blur cannot be learned under noise.
+    config.degrade.clean = 0.15  # probability that a tile stays clean
+    config.degrade.probability = 0.3  # probability of each degradation in a degraded tile
+    # Probability that a degraded tile has only one: blur cannot be learned under noise.
     config.degrade.alone = 0.5
     # Severities are drawn from 0 to these, at most 1 (vae/models/degradations.py). At 0 there is no
     # such degradation.
@@ -71,12 +75,12 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
     # often: with (1, 1, 2) every third example is reduced by 2.
     config.data.scales = (1, 1, 2)
     config.data.augment = True  # flips and quarter turns
-    config.data.threads = 0  # that decode tiles; 0: one a core
-    config.data.fit_tiles = 1024  # that the linear path is fitted to
+    config.data.threads = 0  # decoding threads; 0: one per core
+    config.data.fit_tiles = 1024  # training tiles that the linear path is fitted to
 
     config.loss = ConfigDict()
-    # Each example has the scale that is best for its own errors, and for its details alone: hard
-    # examples would otherwise outweigh the others, and good photographs be made a little worse.
+    # Each example's errors, and those of its details alone, have their own optimal scales. With one
+    # scale for all, hard examples outweigh the others and good photographs become slightly worse.
     config.loss.likelihood = "per_example_details"
     config.loss.beta = 0.1  # weight of the KL divergence; at 1 the latent would stay empty
     config.loss.ssim_weight = 4.0  # weight of 1 - SSIM, in nats per value
@@ -84,20 +88,20 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "muon"  # for kernels, with adam for the rest; or "adam" for all
-    config.optimizer.learning_rate = 3e-3
+    config.optimizer.learning_rate = 3e-3  # after the warm-up
     config.optimizer.linear_multiplier = 0.01  # of the linear path's rate; 0 freezes it
     config.optimizer.schedule = "cosine"  # to 0 at train.steps; or "constant"
-    config.optimizer.warmup_steps = 100
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.99
+    config.optimizer.warmup_steps = 100  # steps in which the rate rises linearly
+    config.optimizer.b1 = 0.9  # decay of adam's mean of the gradients
+    config.optimizer.b2 = 0.99  # decay of adam's mean of their squares
     config.optimizer.muon_beta = 0.95  # momentum of muon
-    config.optimizer.weight_decay = 1e-4  # of the kernels of convolutions
+    config.optimizer.weight_decay = 1e-4  # of kernels of convolutions and dense layers
     config.optimizer.clip_norm = 1.0  # of the gradient in nats per value; 0: no clipping
 
     config.train = ConfigDict()
     config.train.stage = "all"  # or the one stage that learns: "tone", "sharpening", "detail"
-    config.train.thumbnail_draws = 8  # degradations of each thumbnail, where "tone" alone learns
-    config.train.steps = 100_000
+    config.train.thumbnail_draws = 8  # degradation draws per thumbnail in the stage "tone"
+    config.train.steps = 100_000  # optimizer steps
     config.train.max_minutes = 0.0  # stop the training after this time; 0: no limit
     config.train.accumulate = 1  # parts of a batch whose gradients are computed one by one
     config.train.compute_dtype = "float32"  # of the convolutions; or "bfloat16"
@@ -105,7 +109,7 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
     config.train.deterministic = False  # repeatable bit for bit on GPUs too, and slower
     config.train.log_every = 50  # steps
     config.train.checkpoint_every = 1000  # steps
-    config.train.keep_checkpoints = 3
+    config.train.keep_checkpoints = 3  # the newest ones
     config.train.tensorboard = True  # where tensorflow is installed
     config.train.profile = False  # trace steps 10 to 15 into the workdir
 
@@ -115,9 +119,10 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
     config.mesh.fsdp_min_size = 2**16  # arrays of fewer values are on every device
 
     config.eval = ConfigDict()
-    config.eval.split = "val"
+    config.eval.split = "val"  # part of the dataset that is evaluated
     config.eval.every = 5000  # steps; 0: only at the end
-    config.eval.limit = 512  # tiles of a scheduled evaluation; 0: all
+    # About this many tiles, equally many per patient, in a scheduled evaluation; 0: 22.
+    config.eval.limit = 512
 
     if preset in ("tone", "sharpening", "detail"):
         config.train.stage = preset

@@ -20,21 +20,21 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
     if preset not in PRESETS:
         raise UsageError(f"fundus256.py:{preset} is no preset; there are {', '.join(PRESETS)}")
     config = ConfigDict()
-    config.name = f"fundus256_{preset}"
+    config.name = f"fundus256_{preset}"  # in tables and logs
     config.task = "vae.tasks.autoencoding"  # the module that trains and evaluates
     config.seed = 0  # with the step, it determines every batch and every random number
     config.init_from = ""  # a model to start from; empty: the best linear codec of the tiles
-    config.batch_size = 256  # tiles, over all devices and hosts
+    config.batch_size = 256  # tiles, over all devices and processes
 
     config.model = ConfigDict()
-    config.model.architecture = "autoencoder_kl"
-    config.model.latent_channels = LATENT_CHANNELS.get(preset, 32)
+    config.model.architecture = "autoencoder_kl"  # names the module (vae/checkpoints/modules.py)
+    config.model.latent_channels = LATENT_CHANNELS.get(preset, 32)  # values per latent position
     config.model.downsample = 8  # pixels of a latent position, each way
     config.model.linear_kernel = 3  # latent positions, each way, that the linear path sees; 1: PCA
     config.model.width = 64  # channels at 1/4 resolution
     config.model.deep_width = 128  # channels at 1/8 resolution
     config.model.encoder_depth = (1, 2)  # residual blocks at 1/4 and 1/8 resolution
-    config.model.decoder_depth = (3, 2)
+    config.model.decoder_depth = (3, 2)  # the same for the decoder
 
     config.data = ConfigDict()
     config.data.dir = ""  # the dataset that `fundus-vae build` wrote; also gs://bucket/folder
@@ -48,8 +48,9 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
     # often: with (1, 1, 2) every third example is reduced by 2.
     config.data.scales = (1, 1, 2)
     config.data.augment = True  # flips and quarter turns
-    config.data.threads = 0  # that decode tiles; 0: one a core
-    config.data.fit_tiles = 1024  # that the linear start and the PCA baseline are fitted to
+    config.data.threads = 0  # decoding threads; 0: one per core
+    # Training tiles that the linear path and the wider PCA of the report are fitted to.
+    config.data.fit_tiles = 1024
 
     config.loss = ConfigDict()
     config.loss.likelihood = "gaussian"  # or "laplace"; one learned scale
@@ -59,27 +60,29 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "muon"  # for kernels, with adam for the rest; or "adam" for all
-    config.optimizer.learning_rate = 3e-3
+    config.optimizer.learning_rate = 3e-3  # after the warm-up
     config.optimizer.linear_multiplier = 0.01  # of the linear path's rate; 0 freezes it
     config.optimizer.schedule = "cosine"  # to 0 at train.steps; or "constant"
-    config.optimizer.warmup_steps = 100
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.99
+    config.optimizer.warmup_steps = 100  # steps in which the rate rises linearly
+    config.optimizer.b1 = 0.9  # decay of adam's mean of the gradients
+    config.optimizer.b2 = 0.99  # decay of adam's mean of their squares
     config.optimizer.muon_beta = 0.95  # momentum of muon
-    config.optimizer.weight_decay = 1e-4  # of the kernels of convolutions
+    config.optimizer.weight_decay = 1e-4  # of kernels of convolutions and dense layers
     config.optimizer.clip_norm = 1.0  # of the gradient in nats per value; 0: no clipping
 
     config.train = ConfigDict()
-    config.train.steps = 100_000
+    config.train.steps = 100_000  # optimizer steps
     config.train.max_minutes = 0.0  # stop the training after this time; 0: no limit
     config.train.accumulate = 1  # parts of a batch whose gradients are computed one by one
     config.train.compute_dtype = "float32"  # of the convolutions; or "bfloat16"
     config.train.ema_decay = 0.999  # of the averaged parameters; 0: no average
-    config.train.mask = ""  # hidden from the encoder: "", "squares", or "tiles" (data.masked_dir)
+    # Hidden from the encoder: "", "squares" (four, with sides of 1/8 to 1/4 of the crop) or "tiles"
+    # (the tiles of data.masked_dir).
+    config.train.mask = ""
     config.train.deterministic = False  # repeatable bit for bit on GPUs too, and slower
     config.train.log_every = 50  # steps
     config.train.checkpoint_every = 1000  # steps
-    config.train.keep_checkpoints = 3
+    config.train.keep_checkpoints = 3  # the newest ones
     config.train.tensorboard = True  # where tensorflow is installed
     config.train.profile = False  # trace steps 10 to 15 into the workdir
 
@@ -89,10 +92,10 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
     config.mesh.fsdp_min_size = 2**16  # arrays of fewer values are on every device
 
     config.eval = ConfigDict()
-    config.eval.split = "val"
+    config.eval.split = "val"  # part of the dataset that is evaluated
     config.eval.every = 5000  # steps; 0: only at the end
     config.eval.limit = 512  # tiles of a scheduled evaluation; 0: all
-    config.eval.batch_size = 32
+    config.eval.batch_size = 32  # tiles, over all devices and processes
     config.eval.photographs = 16  # whole photographs of the closing evaluation
 
     if preset in ("f8c8", "f8c16", "f8c48"):

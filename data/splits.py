@@ -126,8 +126,9 @@ def assign_splits(
         rows = [_Known(first.get(id, id), label_of(id), "") for id in ids]
     else:
         raise UsageError(
-            f"no word on patients; without patients, tiles of one patient may leak between splits:"
-            f" {REGEX_EXAMPLE}; --patients_unknown accepts each photograph as its own patient"
+            "the patients are not given; without them, tiles of one patient may leak between "
+            f"splits: {REGEX_EXAMPLE}; --patients_unknown accepts each photograph as its own "
+            "patient"
         )
     known = dict(zip(ids, rows, strict=True))
     persons = _persons(known, copies, report)

@@ -1,4 +1,4 @@
-"""One CPU device, a shared compilation cache, and what is made once for all tests."""
+"""One CPU device, a shared compilation cache, and fixtures that are made once for all tests."""
 
 import contextlib
 import fcntl
@@ -12,10 +12,10 @@ CACHE = ROOT / ".jax_cache"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
-# Most of the time goes into compiling small programs that run a few times: LLVM leaves them as XLA
-# wrote them. An empty XLA_FLAGS has them optimised as users' are; CI does that where seams matter.
+# Most of the time goes into compiling small programs that run a few times, so LLVM does not
+# optimise them. An empty XLA_FLAGS enables the optimisation; CI does that for tests of seams.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-# There is a worker a core. More threads of BLAS or OpenMP spin while they wait for one another.
+# There is one worker per core. With more threads, BLAS and OpenMP spin while they wait.
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
@@ -31,7 +31,7 @@ threadpool_limits(1, "blas")  # a plugin of pytest may have loaded NumPy before
 
 @pytest.fixture(scope="module")
 def eight_devices():
-    """Eight simulated CPU devices instead of one; arrays made before it are lost."""
+    """Provides eight simulated CPU devices instead of one; earlier arrays become invalid."""
     _use_devices(8)
     yield
     _use_devices(1)
@@ -44,9 +44,9 @@ def _use_devices(count: int) -> None:
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory):
-    """`with once(name) as (folder, made)`: a folder of all xdist workers, filled by the first one.
+    """`with once(name) as (folder, made)`: a folder shared by xdist workers; the first fills it.
 
-    The others wait. `made` is False where the folder has to be filled. Tests only read it.
+    The others wait. `made` is False if the folder has yet to be filled. Tests only read it.
     """
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -78,7 +78,7 @@ def tiny_tiles(once) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def tiny_data(tiny_tiles, once) -> pathlib.Path:
-    """The same tiles, built."""
+    """A dataset built from `tiny_tiles`."""
     from vae.data.fundus_tiles.build import build
 
     with once("tiny_data") as (folder, made):
@@ -89,7 +89,7 @@ def tiny_data(tiny_tiles, once) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def small_data(once) -> pathlib.Path:
-    """Tiles of 64 pixels, built, as the smoke presets make them for themselves."""
+    """A built dataset of 64-pixel tiles, like the one that the smoke presets make."""
     from vae.data.demo import prepare
 
     with once("small_data") as (folder, _):
@@ -114,7 +114,7 @@ def tiny_config(tiny_data):
 
 @pytest.fixture(scope="session")
 def finished(tiny_data, once):
-    """An undisturbed run of 8 steps with checkpoints at 0, 4 and 8 -> (config, workdir)."""
+    """Returns (config, workdir) of an undisturbed run of 8 steps, with checkpoints at 0, 4, 8."""
     from vae.configs.fundus256 import get_config
 
     config = get_config("smoke")
@@ -131,7 +131,7 @@ def finished(tiny_data, once):
 
 @pytest.fixture(scope="session")
 def vector_model(once):
-    """An exported FundusVAE with one vector a tile of 32 pixels, not trained."""
+    """An exported, untrained FundusVAE with one vector per 32-pixel tile."""
     from vae.checkpoints.modules import initial_variables
     from vae.checkpoints.safetensors_io import SavedModel, write_safetensors
     from vae.configs.published import get_config

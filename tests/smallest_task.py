@@ -1,4 +1,4 @@
-"""The smallest fourth product: the mean colour of tiles, learned by gradient descent."""
+"""A minimal fourth product: it learns the mean colour of tiles by gradient descent."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""One installed name, `vae`: nothing of a user's is shadowed, and no two copies are mixed."""
+"""The wheel installs only `vae`: no module of a user is shadowed, and copies are not mixed."""
 
 import os
 import pathlib
@@ -20,7 +20,7 @@ PRINT_FILES = (
 
 
 def run(*command, cwd, path, code=0) -> str:
-    """Standard output of Python in a folder, with one more folder to import from."""
+    """Returns the standard output of Python, run in a folder with one more import path."""
     environment = os.environ | {"PYTHONPATH": str(path), "PYTHONSAFEPATH": ""}
     done = subprocess.run(
         [sys.executable, *map(str, command)],
@@ -41,7 +41,7 @@ def copy_of_checkout(target: pathlib.Path) -> pathlib.Path:
 
 @pytest.fixture
 def users_folder(tmp_path):
-    """A folder with a user's own modules, called as our folders are."""
+    """A folder of a user's own modules with the names of this repository's folders."""
     folder = tmp_path / "mine"
     (folder / "configs").mkdir(parents=True)
     (folder / "configs" / "__init__.py").write_text("MINE = True\n")
@@ -78,7 +78,7 @@ def test_the_wheel_installs_vae_alone_and_all_of_it(site):
 
 
 @pytest.mark.parametrize("kind", ["wheel", "checkout"])
-def test_names_of_ours_beside_a_users_script(kind, users_folder, request):
+def test_modules_of_a_user_with_our_names_are_not_shadowed(kind, users_folder, request):
     path = request.getfixturevalue("site") if kind == "wheel" else ROOT
     script = users_folder / "script.py"
     script.write_text(
@@ -95,17 +95,17 @@ def test_names_of_ours_beside_a_users_script(kind, users_folder, request):
     assert run(script, cwd=users_folder, path=path).splitlines() == files
 
 
-def test_a_checkout_beside_the_installed_one_is_not_mixed_with_it(site, tmp_path):
+def test_checkout_and_installed_copy_are_not_mixed(site, tmp_path):
     clone = copy_of_checkout(tmp_path / "clone")
     files = run("-c", PRINT_FILES, cwd=clone, path="").splitlines()
     assert all(file.startswith(str(clone)) for file in files)
-    # The script's own folder comes first, whatever is installed.
+    # The script's own folder precedes installed packages.
     (clone / "configs" / "mark.py").write_text("raise SystemExit('config of the clone')\n")
     options = ["run_experiment.py", "--config=configs/mark.py", f"--workdir={tmp_path / 'run'}"]
     assert "config of the clone" in run(*options, cwd=clone, path=site, code=1)
 
 
-def test_the_command_of_a_wheel_knows_the_configs_that_ship(site, tmp_path):
+def test_the_command_of_a_wheel_finds_the_bundled_configs(site, tmp_path):
     assert run("-m", "vae.cli", "--version", cwd=tmp_path, path=site) == (
         f"fundus-vae {vae.__version__}\n"
     )

@@ -1,4 +1,4 @@
-"""`run_experiment.py` as a person types it: a mistake is one line and an exit code."""
+"""`run_experiment.py` on the command line: each error is one line and an exit code."""
 
 import os
 import pathlib
@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def error(*options: str) -> tuple[int, str]:
-    """Exit code and standard error of a command."""
+    """Returns the exit code and standard error of a command."""
     done = subprocess.run(
         [sys.executable, "run_experiment.py", *options],
         cwd=ROOT,
@@ -48,7 +48,7 @@ def test_config_file_that_is_not_there(tmp_path):
 
 
 def test_second_run_in_a_workdir_is_refused(tiny_data, tmp_path):
-    """Until the first is over, or is killed; then the same command goes on."""
+    """Once the first run has ended or was killed, the same command continues it."""
     command = ["--config=configs/fundus256.py:smoke", "--config.data.source="]
     command += [f"--config.data.dir={tiny_data}", "--config.data.size=32", "--config.data.crop=16"]
     command += [f"--workdir={tmp_path / 'run'}", "--config.train.steps=8"]
@@ -107,7 +107,7 @@ def test_reasons(error, expected):
     assert re.match(expected, said), said
 
 
-def test_workdir_that_cannot_be(tiny_config, tmp_path):
+def test_impossible_workdir(tiny_config, tmp_path):
     (tmp_path / "file").write_text("mine")
     for workdir in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(DataError, match=f"--workdir={workdir} cannot be made: .*; give a fold"):

@@ -1,4 +1,4 @@
-"""The house: who may import whom, and what an import costs."""
+"""Import rules between the packages, and the cost of imports."""
 
 import ast
 import pathlib
@@ -19,7 +19,7 @@ FLOORS = (
     ("vae.convert_torch_checkpoint", "vae.cli", "vae.__init__"),
     ("run_experiment",),
 )
-# The package hands over to `load_model` inside a function only.
+# The package imports `load_model` inside a function only.
 LAZY = {"vae.__init__": "vae.inference"}
 
 
@@ -31,7 +31,7 @@ def floor(module: str) -> int | None:
 
 
 def modules():
-    """The modules by the names that they are installed under, with their files."""
+    """Returns the files of all modules by their installed names."""
     for folder in ("vae", "data", "configs"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -41,7 +41,7 @@ def modules():
 
 
 def imported(path: pathlib.Path):
-    """(module, whether at the top level) of every import; `from a import b` yields a.b too."""
+    """Yields (module, True if at the top level) of imports; `from a import b` also yields a.b."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     top = set(map(id, tree.body))
     for node in ast.walk(tree):

@@ -1,4 +1,4 @@
-"""Buckets without a network: a folder behind fsspec, and a server that speaks to gcsfs."""
+"""Buckets without a network: a local folder as an fsspec file system, and a server for gcsfs."""
 
 import http.server
 import json
@@ -12,11 +12,11 @@ from fsspec.spec import AbstractFileSystem
 
 
 class FolderBucket(AbstractFileSystem):
-    """Reads gs://NAME/path from `root`/NAME/path and notes every request.
+    """Reads gs://NAME/path from `root`/NAME/path and records every request.
 
     Attributes:
       root: The folder of the buckets.
-      requests: (what, path below the root, bytes that came), of all instances.
+      requests: (kind, path below the root, bytes returned) of all instances.
     """
 
     protocol = ("gs", "gcs")
@@ -54,7 +54,7 @@ class FolderBucket(AbstractFileSystem):
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """The parts of the JSON API of Google Cloud Storage that reading takes."""
+    """The parts of the JSON API of Google Cloud Storage that reading uses."""
 
     protocol_version = "HTTP/1.1"
 
@@ -112,7 +112,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 class GoogleBucket(http.server.ThreadingHTTPServer):
-    """Serves the buckets in a folder on a port of this machine while it is entered.
+    """Context manager that serves the buckets in a folder on a local port.
 
     Attributes:
       requests: (path, Range header, query) of each.

@@ -19,7 +19,7 @@ def test_retina_regions_share_no_pixel(tmp_path):
     assert set(counts) == {("retina/left", "train"), ("retina/right", "test")}
     assert counts["retina/left", "train"] >= 150
     assert counts["retina/right", "test"] >= 20
-    # The two arcs were taken for parts of one disc.
+    # Regression: the two arcs were fitted as one disc.
     circles = {row.photograph: row.fov for row in rows}
     assert abs(circles["retina/left"].x - circles["retina/right"].x - left.shape[1]) < 4
     assert abs(circles["retina/left"].radius - circles["retina/right"].radius) < 4

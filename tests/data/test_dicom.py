@@ -1,4 +1,4 @@
-"""DICOM: pictures come out as they look, and nothing of the patient does."""
+"""DICOM files: decoded pixels are correct, and no patient data is read."""
 
 import io
 
@@ -19,7 +19,7 @@ SECRET = "Mustermann^Erika"
 
 
 def dicom(pixels: np.ndarray, photometric: str = "RGB", **elements) -> bytes:
-    """A file with the picture, and a header full of what is nobody's business."""
+    """A DICOM file with an image and identifying attributes."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, OphthalmicPhotography8BitImageStorage
 
@@ -66,11 +66,11 @@ def test_ybr_becomes_rgb():
 
     ybr = convert_color_space(PICTURE, "RGB", "YBR_FULL")
     decoded = decode_image(dicom(ybr, "YBR_FULL"), "x")
-    assert np.abs(decoded.astype(int) - PICTURE).max() <= 2  # two roundings
+    assert np.abs(decoded.astype(int) - PICTURE).max() <= 2  # values are rounded twice
 
 
 @pytest.mark.parametrize(("photometric", "inverted"), [("MONOCHROME2", 0), ("MONOCHROME1", 1)])
-def test_grey_of_12_bits_is_scaled_and_the_right_way_round(photometric, inverted):
+def test_grey_of_12_bits_is_scaled_and_inverted_if_needed(photometric, inverted):
     wide = np.random.default_rng(1).integers(0, 4096, (20, 30), dtype=np.uint16)
     encoded = dicom(wide, photometric, BitsStored=12, HighBit=11)
     expected = np.rint((4095 - wide if inverted else wide) * (255 / 4095)).astype(np.uint8)
@@ -96,14 +96,14 @@ def test_colour_profile_is_applied():
         ({"PhotometricInterpretation": "HSV"}, "colours 'HSV', expected one of RGB"),
     ],
 )
-def test_what_cannot_be_read_is_refused_without_a_word_on_the_patient(change, reason):
+def test_error_messages_contain_no_patient_data(change, reason):
     with pytest.raises(DataError, match=rf"^eye\.dcm: .*{reason}") as refusal:
         decode_image(dicom(PICTURE, **change), "eye.dcm")
     assert SECRET not in str(refusal.value) and "\n" not in str(refusal.value)
 
 
 def test_the_patient_is_never_parsed(monkeypatch):
-    """The whole file is read into memory, but no data set is made of the names in it."""
+    """The whole file is read into memory, but the patient's elements are never parsed."""
     seen = []
     read = pydicom.dcmread
     monkeypatch.setattr(pydicom, "dcmread", lambda *a, **k: seen.append(read(*a, **k)) or seen[-1])
@@ -112,7 +112,7 @@ def test_the_patient_is_never_parsed(monkeypatch):
     assert SECRET not in str(seen[0]) and "PatientName" not in seen[0]
 
 
-def test_file_without_a_picture_is_refused():
+def test_file_without_an_image_is_refused():
     dataset = pydicom.dcmread(io.BytesIO(dicom(PICTURE)))
     for name in ("Rows", "Columns", "PixelData"):
         delattr(dataset, name)
@@ -122,13 +122,13 @@ def test_file_without_a_picture_is_refused():
         decode_image(stream.getvalue(), "x")
 
 
-def test_folders_list_them(tmp_path):
+def test_folders_list_dicom_files(tmp_path):
     (tmp_path / "eye.DCM").write_bytes(dicom(PICTURE))
     assert [path.name for path in list_images(tmp_path)] == ["eye.DCM"]
 
 
 def stored_by(dataset, syntax: str | None = None) -> bytes:
-    """The bytes of a data set, under another transfer syntax if one is named."""
+    """Returns the bytes of a data set, with another transfer syntax if given."""
     if syntax:
         dataset.file_meta.TransferSyntaxUID = syntax
     stream = io.BytesIO()
@@ -137,7 +137,7 @@ def stored_by(dataset, syntax: str | None = None) -> bytes:
 
 
 def table(values: np.ndarray, first: int = 0, bits: int = 16, words: bool = False):
-    """A sequence of one lookup table."""
+    """Returns a sequence of one lookup table."""
     item = pydicom.Dataset()
     item.LUTDescriptor = [len(values) % 65536, first, bits]
     item.add_new("LUTData", "OW" if words else "US", values.astype("<u2").tobytes())
@@ -161,7 +161,7 @@ def rounded(share: np.ndarray) -> np.ndarray:
 
 
 def test_window_is_applied():
-    # Of the standard: centre 0.5 lower, width 1 less, for the function LINEAR.
+    # As in the standard: LINEAR uses centre - 0.5 and width - 1.
     expected = rounded((RAMP - 1999.5) / 999 + 0.5)
     np.testing.assert_array_equal(grey(WindowCenter=2000, WindowWidth=1000), expected)
     both = grey(WindowCenter=[2000, 50], WindowWidth=[1000, 7])
@@ -172,7 +172,7 @@ def test_window_is_applied():
     np.testing.assert_array_equal(curved, rounded(1 / (1 + np.exp(-4 * (RAMP - 2000.0) / 1000))))
 
 
-def test_window_is_of_rescaled_values():
+def test_window_applies_to_rescaled_values():
     rescale = {"RescaleSlope": 0.5, "RescaleIntercept": -100}
     np.testing.assert_array_equal(grey(**rescale), rounded(RAMP / 4095))
     windowed = grey(WindowCenter=900, WindowWidth=500, **rescale)
@@ -194,7 +194,7 @@ def test_tables_are_applied(name, words, bits):
     np.testing.assert_array_equal(decoded, rounded(entries[index] / ((1 << bits) - 1)))
 
 
-def test_table_goes_before_the_window():
+def test_table_takes_precedence_over_the_window():
     entries = np.full(4096, 4095, np.uint16)
     decoded = grey(VOILUTSequence=table(entries, bits=12), WindowCenter=1, WindowWidth=2)
     assert (decoded == 255).all()
@@ -260,7 +260,7 @@ def test_rle_and_deflate_keep_the_values(pixels):
     assert SECRET not in repr(decode_image(deflated, "x"))
 
 
-def test_jpeg_inside_is_read_and_its_damage_is_refused():
+def test_embedded_jpeg_is_read_and_refused_if_damaged():
     from pydicom.encaps import encapsulate
     from pydicom.uid import JPEGBaseline8Bit
 
@@ -289,7 +289,7 @@ def test_jpeg_inside_is_read_and_its_damage_is_refused():
         ({"WindowCenter": 5, "WindowWidth": 0}, r"\(0028,1051\) Window Width"),
     ],
 )
-def test_grey_that_is_not_read_is_refused_by_name(elements, reason):
+def test_unsupported_grey_is_refused_by_name(elements, reason):
     with pytest.raises(DataError, match=f"^x: .*{reason}"):
         grey(**elements)
 
@@ -304,7 +304,7 @@ def test_table_of_undefined_length_is_applied():
 
 
 @pytest.mark.parametrize("bits", [8, 12])
-def test_jpeg_2000_inside_keeps_the_values(bits):
+def test_embedded_jpeg_2000_keeps_the_values(bits):
     from pydicom.encaps import encapsulate
     from pydicom.uid import JPEG2000Lossless
 

@@ -1,4 +1,4 @@
-"""Folders: the same kinds are found that are read, and what else is there is counted."""
+"""Folders: all readable kinds of files are found, and other files are counted."""
 
 import collections
 import os
@@ -18,16 +18,16 @@ from vae.data.names import suffix_of, without_suffix
 PICTURE = np.random.default_rng(0).integers(0, 256, (24, 36, 3), dtype=np.uint8)
 
 
-def test_list_images_sorts_and_skips_what_is_hidden(tmp_path):
+def test_list_images_sorts_and_skips_hidden_files(tmp_path):
     for name in ("b/2.JPG", "b/10.png", "a/ü 1.tif", "a/notes.txt", ".git/x.png", "a/._2.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    (tmp_path / "b" / "circle").symlink_to(tmp_path)  # following it must end
+    (tmp_path / "b" / "circle").symlink_to(tmp_path)  # a loop of links
     listed = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
     assert listed == ["a/ü 1.tif", "b/10.png", "b/2.JPG"]
 
 
-def test_list_images_refuses_nothing(tmp_path):
+def test_list_images_refuses_folders_without_images(tmp_path):
     with pytest.raises(DataError, match="no images"):
         list_images(tmp_path)
     (tmp_path / "a.csv").touch()
@@ -37,7 +37,7 @@ def test_list_images_refuses_nothing(tmp_path):
         list_images(tmp_path / "gone")
 
 
-def test_every_kind_that_is_read_is_found_and_the_rest_is_counted(tmp_path):
+def test_every_readable_kind_is_found_and_the_rest_is_counted(tmp_path):
     for suffix in IMAGE_SUFFIXES:
         (tmp_path / f"eye{suffix.upper()}").touch()
     for name in ("a.csv", "b.CSV", "c.txt", "notes", ".hidden.csv", "manifest.csv", "rejected.csv"):
@@ -66,13 +66,13 @@ def test_dicom_files_without_a_suffix_are_found(name, preamble, tmp_path):
     np.testing.assert_array_equal(item.image, PICTURE)
 
 
-def test_suffixes_are_words():
+def test_suffix_of_and_without_suffix():
     assert suffix_of("a/Eye.PNG") == ".png" and without_suffix("a.b/Eye.PNG") == "a.b/Eye"
     assert suffix_of("1.2.840.77") == "" and without_suffix("a/1.2.840.77") == "a/1.2.840.77"
     assert suffix_of("eye") == "" and without_suffix(".b/eye") == ".b/eye"
 
 
-def test_inputs_say_what_is_left_out(tmp_path, capsys):
+def test_inputs_report_left_out_files(tmp_path, capsys):
     write_image(tmp_path / "eye.png", PICTURE)
     open_inputs([tmp_path])
     assert capsys.readouterr().err == ""
@@ -82,7 +82,7 @@ def test_inputs_say_what_is_left_out(tmp_path, capsys):
 
 
 def unreadable(folder, monkeypatch):
-    """Makes the listing of one folder fail, as it does for anybody but root."""
+    """Makes the listing of one folder fail: permissions would not stop root."""
     scandir = os.scandir
 
     def refuse(path):
@@ -104,7 +104,7 @@ def test_folder_that_cannot_be_read_is_named(read, tmp_path, monkeypatch):
         read(tmp_path)
 
 
-def test_links_to_nothing_are_failures_of_their_own(tmp_path):
+def test_broken_links_are_listed_as_failures(tmp_path):
     write_image(tmp_path / "eye.png", PICTURE)
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")

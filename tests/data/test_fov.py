@@ -37,10 +37,10 @@ def assert_close(found, x, y, radius, atol):
     ("height", "width", "x", "y", "radius"),
     [
         (300, 300, 150, 148, 120),
-        (480, 640, 320, 240, 300),  # cut above and below by the picture's border
+        (480, 640, 320, 240, 300),  # cropped above and below by the image border
         (600, 360, 340, 300, 250),  # the left part
         (300, 300, 0, 0, 260),  # a quarter
-        (200, 900, 450, 100, 90),  # small in a wide picture
+        (200, 900, 450, 100, 90),  # small in a wide image
         (2000, 3000, 1490.3, 1010.6, 960),
         (90, 90, 45, 45, 40),
         (600, 600, 305, 295, 400),  # all but four corners
@@ -48,7 +48,7 @@ def assert_close(found, x, y, radius, atol):
 )
 def test_discs_whole_and_cut(height, width, x, y, radius):
     found = find_fov(disc(height, width, x, y, radius))
-    # A third of a pixel of the reduced copy, in which the disc is searched.
+    # About a third of a pixel of the reduced copy, in which the disc is searched.
     assert_close(found, x, y, radius, atol=max(1.0, 0.4 * max(height, width) / 720))
     assert found.top == pytest.approx(max(0, y - radius), abs=2.5)
     assert found.bottom == pytest.approx(min(height - 1, y + radius), abs=2.5)
@@ -75,7 +75,7 @@ BARS = {
 
 
 def with_bar(image, side, depth, colour):
-    """The picture with a bar of so many rows or columns on a side, with a caption across it."""
+    """Returns the image with a bar of a given width on one side, with a caption across it."""
     turned = {"bottom": 0, "left": 1, "top": 2, "right": 3}[side]
     image = np.rot90(image, turned).copy()
     bar = image[-depth:]
@@ -101,12 +101,12 @@ def test_captions_of_any_colour_and_side_are_outside(retina, side, colour):
     ] = True
     assert not (inside & bar).any()
     fundus = find_fov(retina).mask(*image.shape[:2]) & ~bar
-    # A row or two next to the bar and the fitted circle's last pixels.
+    # One or two rows next to the bar and the last pixels of the fitted circle may be missing.
     assert (inside & fundus).sum() > 0.99 * fundus.sum()
 
 
 @pytest.mark.parametrize("turn", range(4))
-def test_a_bar_of_the_very_colour_of_the_fundus(turn):
+def test_a_bar_with_the_colour_of_the_fundus(turn):
     image = disc(700, 900, 450, 300, 400)
     image[600:] = (120, 60, 30)
     cv2.putText(image, "NAME", (250, 660), 0, 1.5, (0, 0, 0), 3)
@@ -126,8 +126,8 @@ def test_bars_on_two_sides_and_blurred_by_jpeg(retina):
     assert 1411 - 130 - 6 <= found.right < 1411 - 130
 
 
-def test_a_bar_below_a_disc_that_the_picture_cuts_is_outside(retina):
-    image = retina[:1390].copy()  # cut in the last 3% of the radius
+def test_a_bar_below_a_cropped_disc_is_outside(retina):
+    image = retina[:1390].copy()  # cropped within the last 3% of the radius
     for colour in ((255, 0, 0), (40, 40, 40), (255, 255, 255)):
         bar = np.full((120, image.shape[1], 3), colour, np.uint8)
         assert 1380 <= find_fov(np.vstack([image, bar])).bottom <= 1389
@@ -142,7 +142,7 @@ def test_a_bar_beside_a_stretched_disc_is_outside(retina):
     assert 100 <= locate_fov(image, max_lost_share=1.0).fov.left <= 106
 
 
-def test_a_frame_is_passed_over(retina):
+def test_a_frame_is_ignored(retina):
     image = cv2.resize(retina, (600, 600), interpolation=cv2.INTER_AREA)
     cv2.rectangle(image, (0, 0), (599, 599), (255, 255, 0), 8)
     found = find_fov(image)
@@ -157,7 +157,7 @@ def test_grain_is_no_bar(retina):
     assert found.bottom - found.top > 580 and found.right - found.left > 580
 
 
-def test_two_eyes_in_one_picture_are_refused(retina):
+def test_two_eyes_in_one_image_are_refused(retina):
     small = cv2.resize(retina, (500, 500), interpolation=cv2.INTER_AREA)
     for pair in (np.hstack([small, small[:, ::-1]]), np.vstack([small, small])):
         with pytest.raises(DataError, match="shows two fields of view"):
@@ -177,7 +177,7 @@ def test_lost_share_is_measured_and_limited(retina):
     assert found.lost_share == pytest.approx(lost, abs=0.01) and lost > 0.15
 
 
-def test_every_picture_gets_an_answer_or_a_reason():
+def test_every_image_has_a_field_of_view_or_a_reason():
     rng = np.random.default_rng(128)
     for number in range(150):
         height, width = rng.integers(1, 500, 2)
@@ -204,11 +204,11 @@ def test_parts_of_a_real_photograph(retina, part):
     assert_close(found, x, 703.0, 697.5, atol=2.5)
 
 
-def test_text_notches_shadows_and_tabs_are_outvoted(retina):
+def test_the_fit_ignores_text_notches_shadows_and_tabs(retina):
     image = retina.copy()
     cv2.putText(image, "DOE, JOHN 1950-01-01", (10, 80), 0, 2, (255, 255, 255), 6)
     image[600:800, 1330:] = 0  # a notch in the edge
-    image[1000:1100, :180] = 200  # a tab on it
+    image[1000:1100, :180] = 200  # a tab on the edge
     cv2.circle(image, (250, 1250), 200, (0, 0, 0), -1)  # a shadow
     assert_close(find_fov(image), 704.3, 703.0, 697.5, atol=2.5)
 
@@ -258,8 +258,8 @@ def test_pictures_without_a_disc_are_refused(kind):
         find_fov(no_discs()[kind], "eye.png")
 
 
-def test_lit_to_every_border_is_told_apart():
-    """A tile is taken whole by those who read tiles; a photograph without a disc is not."""
+def test_images_lit_to_every_border():
+    """A fully lit picture is accepted as a tile and refused as a photograph."""
     with pytest.raises(NoSurroundError):
         find_fov(no_discs()["inside of a retina"])
     with pytest.raises(DataError) as error:
@@ -267,7 +267,7 @@ def test_lit_to_every_border_is_told_apart():
     assert not isinstance(error.value, NoSurroundError)
 
 
-def test_mask_of_a_window_is_the_window_of_the_mask():
+def test_mask_of_a_window_equals_the_window_of_the_mask():
     fov = FieldOfView(70.25, 40.5, 45.0, 10.0, 75.0, 30.0, 110.0)
     whole = fov.mask(90, 120)
     np.testing.assert_array_equal(fov.mask(30, 20, y=35, x=50), whole[35:65, 50:70])
@@ -286,7 +286,7 @@ def test_scaled_keeps_the_disc_on_the_pixels():
     assert UNKNOWN.scaled(2.0) == UNKNOWN
 
 
-def test_rounded_survives_float32():
+def test_rounded_values_are_exact_in_float32():
     fov = FieldOfView(1234.5678, 987.123, 800.99, 186.2, 1788.0, 433.6, 2035.5).rounded()
     assert all(float(np.float32(v)) == v for v in (fov.x, fov.y, fov.radius, fov.top, fov.bottom))
     assert fov.x == pytest.approx(1234.5678, abs=1 / 32)

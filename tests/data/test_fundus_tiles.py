@@ -1,4 +1,4 @@
-"""Building: which bytes are kept, what is rejected, and that nothing half-made stays."""
+"""Dataset builds: stored bytes, rejected tiles, and no partial results."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ from vae.data.images import decode_image, encode_image
 from vae.data.synthetic import fundus_photograph
 
 ROOT = Path(__file__).parents[2]
-# As if it were not installed. (tfds asks `"tensorflow" in sys.modules`: no entry of None.)
+# Hides tensorflow. tfds checks `"tensorflow" in sys.modules`, so an entry None would not do.
 WITHOUT_TENSORFLOW = """
 import importlib.machinery
 find = importlib.machinery.PathFinder.find_spec
@@ -37,12 +37,12 @@ importlib.machinery.PathFinder.find_spec = lambda name, *args: (
 )
 """
 
-# In a data directory after a build.
+# Contents of a data directory after a build.
 LEFT = {".fundus-vae.json", "fundus_tiles", "rejected.csv"}
 
 
 def quietly(line: str) -> None:
-    """Takes what a build says."""
+    """Ignores the progress messages of a build."""
 
 
 def _picture(seed: int = 0, side: int = 32) -> np.ndarray:
@@ -58,7 +58,7 @@ def _encode(image: np.ndarray | Image.Image, kind: str, **options) -> bytes:
 
 
 def _tree(root: Path, photographs: int = 10, each: int = 5, suffix: str = ".png") -> Path:
-    """root/<label>/<photograph>/<tile>, photographs of two eyes a patient."""
+    """Writes root/<label>/<photograph>/<tile> with photographs of two eyes per patient."""
     for photograph in range(photographs):
         folder = root / "hrf" / f"p{photograph // 2}_{'LR'[photograph % 2]}"
         folder.mkdir(parents=True)
@@ -69,7 +69,7 @@ def _tree(root: Path, photographs: int = 10, each: int = 5, suffix: str = ".png"
 
 
 def _examples(data_dir: Path) -> dict[str, dict[str, list]]:
-    """Features by tile id."""
+    """Returns the features of all examples by tile id."""
     dataset = pipeline.open_dataset(data_dir)
     found = {}
     for split, count in dataset.counts.items():
@@ -132,14 +132,14 @@ def _png_text() -> dict:
     ],
     ids=["exif", "comment", "xmp", "png-text"],
 )
-def test_metadata_is_cut_out_without_encoding_again(kind, options):
+def test_metadata_is_removed_without_reencoding(kind, options):
     encoded, plain = _encode(_picture(), kind, **options), _encode(_picture(), kind)
     kept = prepare(encoded).data
     assert kept == plain
     assert b"SECRET" in encoded or kind == "PNG"
 
 
-def test_what_follows_the_end_is_cut_off():
+def test_bytes_after_the_end_are_removed():
     encoded = _encode(_picture(), "JPEG")
     assert prepare(encoded + b"SECRET").data == encoded
 
@@ -166,7 +166,7 @@ def _other_profile() -> bytes:
         ("PNG", "RGB", {"icc_profile": _other_profile()}),
     ],
 )
-def test_everything_else_becomes_png_as_it_is_seen(kind, mode, options):
+def test_other_formats_become_png_with_the_displayed_colours(kind, mode, options):
     picture = _picture(side=40)[:32]
     if mode == "I;16":
         picture = Image.fromarray(picture[..., 0].astype(np.uint16) * 257)
@@ -178,7 +178,7 @@ def test_everything_else_becomes_png_as_it_is_seen(kind, mode, options):
     seen = decode_image(encoded, "tile")
     assert np.array_equal(decode_image(kept.data, "tile"), seen)
     assert (kept.height, kept.width) == seen.shape[:2]
-    assert prepare(kept.data).data == kept.data  # No metadata of ours either.
+    assert prepare(kept.data).data == kept.data  # The PNG has no metadata.
     assert b"SECRET" not in kept.data
 
 
@@ -202,7 +202,7 @@ def _damaged() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", _damaged())
-def test_damage_is_told(name):
+def test_damage_is_reported(name):
     with pytest.raises(DataError):
         prepare(_damaged()[name])
 
@@ -215,7 +215,7 @@ def _flip_bit(jpeg: bytes, at: int, count: int) -> bytes:
     return jpeg[:at] + bytes([jpeg[at] ^ 1 << at % 8]) + jpeg[at + 1 :]
 
 
-# Damage inside the coded pixels, its length, and the share of it that must not pass unseen.
+# Damage inside the coded pixels, its length, and the share of it that must be detected.
 JPEG_DAMAGE = {
     "cut short, end marker and all": (lambda jpeg, at, count: jpeg[:at] + b"\xff\xd9", 0, 1.0),
     "512 bytes lost": (lambda jpeg, at, count: jpeg[:at] + jpeg[at + count :], 512, 0.95),
@@ -224,13 +224,17 @@ JPEG_DAMAGE = {
     "16 bytes of 0xff": (_overwrite(lambda count: b"\xff" * count), 16, 0.9),
     "16 bytes of something else": (_overwrite(np.random.default_rng(1).bytes), 16, 0.25),
     "one byte lost": (lambda jpeg, at, count: jpeg[:at] + jpeg[at + 1 :], 1, 0.05),
-    "one bit flipped": (_flip_bit, 1, 0.05),  # Mostly another valid picture: nobody can tell.
+    "one bit flipped": (
+        _flip_bit,
+        1,
+        0.05,
+    ),  # The result is mostly another valid image, which cannot be detected.
 }
 
 
 @pytest.mark.parametrize("kind", ["4:4:4", "4:2:0", "progressive", "grey"])
 @pytest.mark.parametrize("damage", JPEG_DAMAGE)
-def test_damage_inside_a_jpeg_is_told(damage, kind, capfd):
+def test_damage_inside_a_jpeg_is_reported(damage, kind, capfd):
     spoil, length, share = JPEG_DAMAGE[damage]
     picture = Image.fromarray(fundus_photograph(0, 512)[128:384, 128:384])
     picture = picture.convert("L") if kind == "grey" else picture
@@ -248,7 +252,7 @@ def test_damage_inside_a_jpeg_is_told(damage, kind, capfd):
         except DataError:
             found += 1
     assert found >= share * trials
-    assert not capfd.readouterr().err  # Nor does a library talk into the progress.
+    assert not capfd.readouterr().err  # Libraries print nothing into the progress display.
 
 
 # --- The dataset ---------------------------------------------------------------------------------
@@ -291,7 +295,7 @@ def test_manifest_is_carried_over(tmp_path):
 
 @pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
 def test_the_same_tiles_give_the_same_dataset(tmp_path, file_format):
-    """In every process: protobuf's own order of features differs from one to the next."""
+    """This holds across processes, although protobuf's order of features differs between them."""
     tree = _tree(tmp_path / "t")
     build(tree, tmp_path / "d", patients_unknown=True, file_format=file_format, report=quietly)
     dataset = pipeline.open_dataset(tmp_path / "d")
@@ -319,7 +323,7 @@ def test_tree_with_a_patients_file(tmp_path):
     assert found == {tuple(row.split(",")) for row in rows}
 
 
-def test_patients_of_a_manifest_are_not_named_again(tiny_tiles, tmp_path):
+def test_patients_of_a_manifest_cannot_be_given_again(tiny_tiles, tmp_path):
     with pytest.raises(UsageError, match="says already whose the tiles are"):
         build(tiny_tiles, tmp_path / "d", patient_regex="(p)", report=quietly)
 
@@ -373,13 +377,13 @@ def test_names_are_stored_with_their_accents_composed(tmp_path):
         (folder / "0.png").write_bytes(encode_image(_picture(number), ".png"))
     build(tmp_path / "t", tmp_path / "d", patient_regex="/([^_]+)_", report=quietly)
     examples = _examples(tmp_path / "d")
-    # A tile's id is its path, as it is on the disk.
+    # The id of a tile is its path as stored on disk.
     assert set(examples) == {f"{label}/{label}{number}_L/0" for number in range(3)}
     assert {e["patient"].decode() for e in examples.values()} == {"é0", "é1", "é2"}
     assert {e["label"].decode() for e in examples.values()} == {"é"}
 
 
-def test_no_patients_in_sight_are_refused_or_recorded(tmp_path):
+def test_unknown_patients_are_refused_or_recorded(tmp_path):
     _tree(tmp_path / "t")
     options = {"val": 0.3, "test": 0.3, "report": quietly}
     with pytest.raises(UsageError, match=r"--patient_regex '.*--patients_unknown"):
@@ -390,7 +394,7 @@ def test_no_patients_in_sight_are_refused_or_recorded(tmp_path):
     assert not pipeline.open_dataset(tmp_path / "d").patients_known
 
 
-def test_shards_are_of_the_size_asked_for_and_hold_a_mix(tmp_path):
+def test_shards_have_the_requested_size_and_are_shuffled(tmp_path):
     _tree(tmp_path / "t", each=8)
     total = sum(path.stat().st_size for path in (tmp_path / "t").rglob("*.png"))
     build(
@@ -436,7 +440,7 @@ def test_many_damaged_tiles_are_refused(tmp_path):
     assert [row["tile"] for row in _rejected(tmp_path / "d")] == spoiled
 
 
-def test_missing_and_unlisted_tiles_are_told(tmp_path):
+def test_missing_and_unlisted_tiles_are_reported(tmp_path):
     tree = _tree(tmp_path / "t")
     paths = sorted(path.relative_to(tree).as_posix() for path in tree.rglob("*.png"))
     rows = [
@@ -446,7 +450,7 @@ def test_missing_and_unlisted_tiles_are_told(tmp_path):
         for path in [*paths[3:], "hrf/gone.png"]
     ]
     manifest.write_manifest(tree / "manifest.csv", rows)
-    (tree / "overlays" / "hrf").mkdir(parents=True)  # make-tiles' own pictures
+    (tree / "overlays" / "hrf").mkdir(parents=True)  # written by make-tiles
     (tree / "overlays" / "hrf" / "a.png").write_bytes((tree / paths[0]).read_bytes())
     said = []
     report = build(tree, tmp_path / "d", max_rejected=0.03, report=said.append)
@@ -478,10 +482,12 @@ def test_bad_options_are_refused(tmp_path, options):
         build(_tree(tmp_path / "t", 1, 1), tmp_path / "d", report=quietly, **options)
 
 
-def test_list_of_tiles_is_the_same_in_any_order_of_the_disk(tmp_path):
+def test_list_of_tiles_does_not_depend_on_the_order_on_disk(tmp_path):
     _tree(tmp_path / "a")
     _tree(tmp_path / "b")
-    for path in list((tmp_path / "b").rglob("*.png"))[:10]:  # Written last, so listed elsewhere.
+    for path in list((tmp_path / "b").rglob("*.png"))[
+        :10
+    ]:  # Written last, so the disk lists it at another position.
         content = path.read_bytes()
         path.unlink()
         path.write_bytes(content)
@@ -493,7 +499,7 @@ def test_list_of_tiles_is_the_same_in_any_order_of_the_disk(tmp_path):
         assert ordered != sorted(ordered)
 
 
-# --- Again, aborted, killed ----------------------------------------------------------------------
+# --- Repeated, aborted and killed builds ---------------------------------------------------------
 
 
 def test_building_again_accepts_the_same_and_refuses_other_tiles(tmp_path):
@@ -518,7 +524,7 @@ def test_building_again_accepts_the_same_and_refuses_other_tiles(tmp_path):
 
 
 def test_second_build_into_one_folder_is_refused(tmp_path):
-    """Of other tiles, at the same time: one of the two datasets would be lost."""
+    """Two concurrent builds into one folder: the second is refused."""
     _tree(tmp_path / "t")
     program = (
         "import time, vae.data.fundus_tiles.shards as shards\n"
@@ -577,14 +583,14 @@ def test_next_build_clears_up_after_a_killed_one(tmp_path):
     assert {path.name for path in (tmp_path / "d").iterdir()} == LEFT
 
 
-def test_disk_too_small_is_told_before_it_starts(tmp_path, monkeypatch):
+def test_too_little_disk_space_is_reported_before_the_build(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     with pytest.raises(DataError, match="are free"):
         build(_tree(tmp_path / "t"), tmp_path / "d", patients_unknown=True, report=quietly)
     assert not (tmp_path / "d").exists()
 
 
-def test_disk_that_fills_up_leaves_nothing(tmp_path):
+def test_full_disk_leaves_nothing(tmp_path):
     tree = _tree(tmp_path / "t")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
@@ -626,9 +632,8 @@ def test_tfds_builds_and_reads_it_too(tmp_path):
         for path in sorted(tree.rglob("*.png"))
     ]  # fmt: skip
     manifest.write_manifest(tree / "manifest.csv", rows)
-    builder = tfds.builder(
-        FundusTiles.name, data_dir=tmp_path / "d", file_format="array_record"
-    )  # As `tfds build` makes it.
+    # The builder that `tfds build` makes.
+    builder = tfds.builder(FundusTiles.name, data_dir=tmp_path / "d", file_format="array_record")
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=tree))
     read = tfds.builder_from_directory(builder.data_dir).as_data_source("train")
     assert len(read) == 50

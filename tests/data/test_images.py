@@ -99,7 +99,7 @@ def test_exif_orientation_is_applied(orientation, undo, kind):
 
 
 def swapped_profile() -> bytes:
-    """An RGB profile whose red and blue primaries are exchanged."""
+    """Returns an RGB profile with exchanged red and blue primaries."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     profile = profile.replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
     profile = profile.replace(b"rXYZ", b"tXYZ").replace(b"bXYZ", b"rXYZ").replace(b"tXYZ", b"bXYZ")
@@ -108,7 +108,7 @@ def swapped_profile() -> bytes:
 
 def test_colour_profile_is_converted_to_srgb():
     encoded = encode(Image.fromarray(PICTURE), icc_profile=swapped_profile())
-    # Lookup tables of the colour management round to within a few grey levels.
+    # Lookup tables of the colour management round to a few grey levels.
     np.testing.assert_allclose(
         decode_image(encoded, "x").astype(int), PICTURE[..., ::-1].astype(int), atol=4
     )
@@ -144,7 +144,7 @@ def test_damage_inside_a_jpeg_is_refused(mode):
 @pytest.mark.parametrize(
     ("content", "reason"), [(b"", "empty"), (b"no picture at all", "is no image")]
 )
-def test_what_is_no_image_is_refused(content, reason, tmp_path):
+def test_files_that_are_no_images_are_refused(content, reason, tmp_path):
     path = tmp_path / "Aufnahme ä.jpg"
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"Aufnahme ä\.jpg: .*{reason}"):
@@ -177,14 +177,14 @@ def test_failed_write_leaves_nothing(tmp_path):
 
 
 def profile_of_gamma_1() -> bytes:
-    """A linear profile that calls itself sRGB: the curve of sRGB is replaced by none."""
+    """Returns a profile that is named sRGB and has a linear curve instead of sRGB's."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     assert b"para" in profile and b"s\0R\0G\0B" in profile
     return profile.replace(b"para" + bytes(4) + b"\0\3", b"curv" + bytes(4) + b"\0\0")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
-def test_profile_counts_by_what_it_does_and_not_by_its_name(kind):
+def test_profiles_are_judged_by_their_curves_and_not_by_their_name(kind):
     options = {"lossless": True} if kind == "WEBP" else {}
     encoded = encode(Image.fromarray(PICTURE), kind, icc_profile=profile_of_gamma_1(), **options)
     light = PICTURE / 255
@@ -193,7 +193,7 @@ def test_profile_counts_by_what_it_does_and_not_by_its_name(kind):
     assert np.abs(decoded - expected * 255).max() <= 2
 
 
-def test_profile_that_is_srgb_by_another_name_changes_nothing():
+def test_srgb_profile_with_another_name_changes_nothing():
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     profile = profile.replace("sRGB".encode("utf-16-be"), "mine".encode("utf-16-be"))
     encoded = encode(Image.fromarray(PICTURE), icc_profile=profile)
@@ -227,7 +227,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def with_chunk(encoded: bytes, kind: bytes, content: bytes) -> bytes:
-    """A PNG file with one more chunk behind its header."""
+    """Returns a PNG file with an additional chunk after its header."""
     return encoded[:33] + chunk(kind, content) + encoded[33:]
 
 
@@ -241,7 +241,7 @@ def test_tiles_of_another_gamma_are_refused_and_stray_bytes_are_not():
     np.testing.assert_array_equal(decode_image(kept.data, "x"), decode_image(encoded, "x"))
 
 
-def test_png_without_its_end_is_whole_and_without_its_last_data_is_not():
+def test_png_without_end_is_accepted_and_without_its_last_data_refused():
     encoded = encode(Image.fromarray(PICTURE))
     np.testing.assert_array_equal(decode_image(encoded[:-12], "x"), PICTURE)
     with pytest.raises(DataError, match="x: cannot be decoded"):
@@ -250,7 +250,7 @@ def test_png_without_its_end_is_whole_and_without_its_last_data_is_not():
 
 def test_16_bit_colour_may_be_transparent():
     wide = np.full((4, 5), 30000, np.uint16)
-    wide[0, 1] = 30001  # The same in 8 bits.
+    wide[0, 1] = 30001  # The same image in 8 bits.
     encoded = with_chunk(imagecodecs.png_encode(wide), b"tRNS", struct.pack(">H", 30001))
     decoded = decode_image(encoded, "x")
     assert (decoded[0, 1] == 0).all() and (decoded[1:] == 117).all()
@@ -282,7 +282,7 @@ def bmp_of_32_bits(alpha: int, names_alpha: bool) -> bytes:
 
 
 @pytest.mark.parametrize("names_alpha", [False, True])
-def test_unused_fourth_byte_of_bmp_is_no_alpha(names_alpha):
+def test_unused_fourth_byte_of_bmp_is_not_alpha(names_alpha):
     decoded = decode_image(bmp_of_32_bits(0, names_alpha), "x")
     np.testing.assert_array_equal(decoded, PICTURE)
 
@@ -292,7 +292,7 @@ def test_alpha_of_bmp_is_composited():
     np.testing.assert_array_equal(decoded, np.rint(PICTURE * (127 / 255)))
 
 
-def test_tga_is_known_by_its_suffix_only():
+def test_tga_is_recognised_by_its_suffix_only():
     encoded = encode(Image.fromarray(PICTURE), "TGA")
     np.testing.assert_array_equal(decode_image(encoded, "eye.TGA"), PICTURE)
     with pytest.raises(DataError, match="eye.png: is no image"):
@@ -300,7 +300,7 @@ def test_tga_is_known_by_its_suffix_only():
 
 
 @pytest.mark.parametrize("kind", ["EPS", "PDF", "PCX", "ICO"])
-def test_other_formats_are_no_image_whatever_their_name(kind):
+def test_other_formats_are_refused_whatever_their_suffix(kind):
     with pytest.raises(DataError, match="eye.png: is no image"):
         decode_image(encode(Image.fromarray(PICTURE), kind), "eye.png")
 
@@ -351,13 +351,13 @@ def test_stray_bytes_between_jpeg_segments_change_nothing(place, mode, progressi
         decode_image(encoded[: len(encoded) // 2] + stray + b"\xff\xd9", "x")
 
 
-def test_what_is_behind_a_jpeg_and_no_padding_is_taken_for_damage():
+def test_bytes_after_a_jpeg_other_than_padding_count_as_damage():
     encoded = encode(Image.fromarray(np.tile(PICTURE, (8, 8, 1))), "JPEG")
     with pytest.raises(DataError, match="x: cannot be decoded: .*extraneous bytes before marker"):
         decode_image(encoded[:-2] + bytes(range(1, 100)) + encoded[-2:], "x")
 
 
-def test_first_picture_of_mpo_is_the_photograph():
+def test_first_image_of_mpo_is_the_photograph():
     later = [Image.fromarray(PICTURE[::-1])]
     encoded = encode(Image.fromarray(PICTURE), "MPO", save_all=True, append_images=later)
     alone = decode_image(encode(Image.fromarray(PICTURE), "JPEG"), "x")

@@ -16,7 +16,7 @@ NOISE = np.random.default_rng(0).integers(30, 256, (32, 40, 3), dtype=np.uint8)
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three pictures and one that is none, below two folders."""
+    """Three images and a bad file, in two subfolders."""
     for number, name in enumerate(("a/2.png", "a/10.png", "b/ü 1.png")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_image(tmp_path / name, np.roll(NOISE, number, axis=0))
@@ -24,7 +24,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_folder_in_order_with_failures_in_their_place(folder):
+def test_folder_is_read_in_order_with_failures_in_place(folder):
     inputs = open_inputs([folder], threads=2)
     assert inputs.names() == ["a/10", "a/2", "b/0", "b/ü 1"] and len(inputs) == 4
     items = list(inputs.read())
@@ -36,7 +36,7 @@ def test_folder_in_order_with_failures_in_their_place(folder):
     assert items[0].path == str(folder / "a" / "10.png")
 
 
-def test_reading_starts_anywhere(folder):
+def test_reading_can_start_anywhere(folder):
     inputs = open_inputs([folder / "a", folder / "b" / "ü 1.png"])
     names = inputs.names()
     assert names == ["10", "2", "ü 1"]
@@ -44,7 +44,7 @@ def test_reading_starts_anywhere(folder):
         assert [item.item_id for item in inputs.read(start)] == names[start:]
 
 
-def test_abandoned_reading_ends_its_threads(folder):
+def test_abandoned_reading_stops_its_threads(folder):
     import threading
 
     before = threading.active_count()
@@ -54,7 +54,7 @@ def test_abandoned_reading_ends_its_threads(folder):
     assert threading.active_count() == before
 
 
-def test_many_images_are_not_held_at_once(folder, monkeypatch):
+def test_few_images_are_held_in_memory(folder, monkeypatch):
     from vae.data import inputs
 
     monkeypatch.setattr(inputs, "_AHEAD_BYTES", 4 * NOISE.nbytes)
@@ -67,7 +67,7 @@ def test_many_images_are_not_held_at_once(folder, monkeypatch):
     assert taken == len(decoded) == 42
 
 
-def test_tiles_with_a_manifest_carry_what_it_says(tiny_tiles):
+def test_tiles_have_the_metadata_of_their_manifest(tiny_tiles):
     rows = read_manifest(tiny_tiles / "manifest.csv")
     inputs = open_inputs([tiny_tiles])
     assert inputs.names() == [row.tile_id for row in rows]
@@ -114,7 +114,7 @@ def test_damaged_record_is_a_failure(tiny_data, tmp_path):
     assert [item.item_id for item in items] == inputs.names()
 
 
-def test_photograph_is_searched_for_its_field_of_view(tmp_path):
+def test_field_of_view_of_a_photograph_is_detected(tmp_path):
     image = fundus_photograph(3, 400)
     image[:20, :90] = 250  # a burned-in date
     write_image(tmp_path / "eye.png", image)
@@ -133,7 +133,7 @@ def test_photograph_is_searched_for_its_field_of_view(tmp_path):
 def test_shared_ids_are_refused(folder):
     with pytest.raises(DataError, match=r"two images are called '2': .*name a folder that holds"):
         open_inputs([folder / "a" / "2.png", folder / "a"])
-    # Where a suffix tells two files of a folder apart, their ids have it.
+    # If two files of a folder differ only in the suffix, their ids include it.
     before = open_inputs([folder]).names()
     write_image(folder / "a" / "2.jpg", NOISE)
     after = set(open_inputs([folder]).names())

@@ -1,4 +1,4 @@
-"""Hostile and accidental giants are refused before memory is taken for them, and in silence."""
+"""Oversized files are refused before memory is allocated, without output of libraries."""
 
 import io
 import json
@@ -23,7 +23,7 @@ from vae.data.fundus_tiles.encoded import prepare
 from vae.data.images import decode_image, read_image, require_encoded_size
 from vae.data.inputs import Failure, open_inputs
 
-# Reads files and prints the reason of each, and by how many MB the memory grew.
+# Reads files and prints the error of each file, and the growth of memory in MB.
 _READ = """
 import json, resource, sys
 from vae.data.images import decode_image, read_image
@@ -49,10 +49,10 @@ print(json.dumps([reasons, grown]))
 
 
 def read_apart(paths, **environment) -> tuple[dict[str, str], float, str]:
-    """Reads files in a process of its own.
+    """Reads files in a separate process.
 
     Returns:
-      The reason of each file or "read", the growth of memory in MB, and the standard error.
+      The error of each file or "read", the growth of memory in MB, and the standard error.
     """
     done = subprocess.run(
         [sys.executable, "-c", _READ, *map(str, paths)],
@@ -67,7 +67,7 @@ def read_apart(paths, **environment) -> tuple[dict[str, str], float, str]:
 
 
 def jpeg_of(side: int, **options) -> bytes:
-    """A JPEG file whose header says another size than its data."""
+    """Returns a JPEG file whose header has another size than its data."""
     encoded = bytearray(encode(Image.fromarray(PICTURE), "JPEG", **options))
     at = encoded.index(b"\xff\xc2" if options.get("progressive") else b"\xff\xc0") + 5
     encoded[at : at + 4] = struct.pack(">HH", side, side)
@@ -75,7 +75,7 @@ def jpeg_of(side: int, **options) -> bytes:
 
 
 def tiff_of(values=PICTURE, tags: dict[int, int] | None = None, **options) -> bytes:
-    """A TIFF file with other values of some tags than its data has."""
+    """Returns a TIFF file with values of some tags that contradict its data."""
     stream = io.BytesIO()
     tifffile.imwrite(stream, values, photometric="rgb", **options)
     encoded = bytearray(stream.getvalue())
@@ -126,20 +126,20 @@ def giants() -> dict[str, bytes]:
     }
 
 
-def test_giants_are_refused_before_they_take_memory(tmp_path):
+def test_oversized_files_are_refused_before_memory_is_allocated(tmp_path):
     for name, content in giants().items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "n.png").touch()
-    os.truncate(tmp_path / "n.png", 10 << 30)  # Takes no space on the disk.
+    os.truncate(tmp_path / "n.png", 10 << 30)  # A sparse file, which takes no space on disk.
     reasons, grown, errors = read_apart(sorted(tmp_path.iterdir()))
     assert len(reasons) == 14 and errors == "" and grown < 100
     for name, reason in reasons.items():
         assert f"/{name}: " in reason and "\n" not in reason, reason
-        if name != "m.webp":  # Its decoder refuses it first.
+        if name != "m.webp":  # The decoder refuses it first.
             assert f"set {limits.VARIABLE}" in reason, reason
 
 
-def test_giants_inside_dicom_are_refused(tmp_path):
+def test_oversized_images_in_dicom_are_refused(tmp_path):
     pydicom = pytest.importorskip("pydicom", minversion="3")
     from pydicom.encaps import encapsulate
     from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless
@@ -172,7 +172,7 @@ def test_giants_inside_dicom_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("compression", ["zlib", "lzma", "zstd"])
-def test_strips_inflate_to_their_size_only(compression, tmp_path):
+def test_strips_are_inflated_only_to_their_size(compression, tmp_path):
     packed = {"zlib": 8, "lzma": 34925, "zstd": 50000}[compression]
     stream = io.BytesIO()
     values = np.zeros((6_000, 6_000, 3), np.uint8)
@@ -206,7 +206,7 @@ def test_limit_is_one_setting(monkeypatch):
 
 
 @pytest.mark.parametrize("value", ["many", "0", "-3", "nan", "inf"])
-def test_limit_that_is_no_number_is_a_mistake_in_usage(value, monkeypatch):
+def test_limit_that_is_no_number_is_a_usage_error(value, monkeypatch):
     monkeypatch.setenv(limits.VARIABLE, value)
     with pytest.raises(UsageError, match=f"^{limits.VARIABLE}={value}: expected a number"):
         decode_image(encode(Image.fromarray(PICTURE)), "x")
@@ -228,7 +228,7 @@ def test_only_regular_files_are_opened(kind, tmp_path):
         assert isinstance(failure, Failure) and f"is {kind}" in failure.reason
 
 
-def test_pipe_among_tiles_is_refused_when_it_is_read(tmp_path):
+def test_pipe_among_tiles_is_refused_on_reading(tmp_path):
     from vae.data import storage
 
     os.mkfifo(tmp_path / "x.png")
@@ -248,11 +248,11 @@ def test_decoders_are_silent(tmp_path):
         kind: encode(Image.fromarray(np.tile(PICTURE, (9, 9, 1))), kind)
         for kind in ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM", "TGA")
     }
-    large = np.zeros((9_700, 9_700), np.uint8)  # Pillow warns of it.
+    large = np.zeros((9_700, 9_700), np.uint8)  # Pillow would warn of it.
     whole["large"] = encode(Image.fromarray(large), compress_level=1)
     profile = encode(Image.fromarray(PICTURE), icc_profile=b"damaged")
     whole["profile"] = profile
-    # libpng warns of both chunks.
+    # libpng would warn of both chunks.
     whole["odd"] = with_chunk(encode(Image.fromarray(PICTURE)), b"sBIT", b"\x09\x09\x09")
     whole["odd16"] = with_chunk(
         imagecodecs.png_encode(PICTURE.astype(np.uint16)), b"tIME", b"\0\0\x20"

@@ -1,4 +1,4 @@
-"""A dataset copied first: once, whole, and shared by the processes of a machine."""
+"""Local copies of datasets: complete, made once, shared by the processes of a machine."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def source(tiny_data, tmp_path):
-    """The tiny dataset on what stands for a shared disk."""
+    """The tiny dataset in a folder that represents a shared disk."""
     return shutil.copytree(tiny_data, tmp_path / "shared")
 
 
@@ -40,7 +40,7 @@ def _inodes(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_ino for path in folder.rglob("*") if path.is_file()}
 
 
-def test_copy_is_the_dataset_and_is_made_once(source, tmp_path, said):
+def test_copy_equals_the_dataset_and_is_made_once(source, tmp_path, said):
     original = pipeline.open_dataset(source)
     copy = _open(source, tmp_path, said)
     assert copy.path.parent == tmp_path / "cache"
@@ -54,7 +54,7 @@ def test_copy_is_the_dataset_and_is_made_once(source, tmp_path, said):
     assert _inodes(copy.path) == before
 
 
-def test_interrupted_copy_goes_on_where_it_was(source, tmp_path, said):
+def test_interrupted_copy_is_continued(source, tmp_path, said):
     copy = _open(source, tmp_path, said).path
     before = _inodes(copy)
     lost, short, *_ = sorted(copy.glob("*tfrecord*"))
@@ -72,18 +72,18 @@ def test_interrupted_copy_goes_on_where_it_was(source, tmp_path, said):
     }
 
 
-def test_dataset_built_again_gets_a_copy_of_its_own(source, tmp_path, said):
+def test_rebuilt_dataset_gets_its_own_copy(source, tmp_path, said):
     first = _open(source, tmp_path, said).path
     shard = next(pipeline.open_dataset(source).path.glob("*val*tfrecord*"))
     content = shard.read_bytes()
     shard.unlink()
-    shard.write_bytes(content)  # Of the same size, at another time.
+    shard.write_bytes(content)  # The same size, but another time of modification.
     second = _open(source, tmp_path, said).path
     assert first != second
     assert first.exists()
 
 
-def test_disk_too_small_is_told_with_both_numbers(source, tmp_path, said, monkeypatch):
+def test_too_little_disk_space_is_reported_with_both_numbers(source, tmp_path, said, monkeypatch):
     usage = type("Usage", (), {"free": 2 << 10})
     monkeypatch.setattr("vae.data.local_copy.shutil.disk_usage", lambda path: usage)
     with pytest.raises(DataError, match=r"needs \d+\.\d MiB and 0\.0 MiB are free"):
@@ -91,7 +91,7 @@ def test_disk_too_small_is_told_with_both_numbers(source, tmp_path, said, monkey
     assert not list((tmp_path / "cache").rglob("*tfrecord*"))
 
 
-def test_file_that_comes_short_is_refused(source, tmp_path, said, monkeypatch):
+def test_incomplete_file_is_refused(source, tmp_path, said, monkeypatch):
     def short(path, target):
         target.write_bytes(Path(path).read_bytes()[:-1])
 
@@ -101,7 +101,7 @@ def test_file_that_comes_short_is_refused(source, tmp_path, said, monkeypatch):
     assert set(_content(tmp_path / "cache")) == set()
 
 
-def test_folder_that_cannot_be_written_is_named(source, tmp_path, said):
+def test_unwritable_folder_is_named(source, tmp_path, said):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(DataError, match=rf"{tmp_path / 'cache'}/fundus_tiles-\w+: "):
         _open(source, tmp_path, said)
@@ -110,7 +110,7 @@ def test_folder_that_cannot_be_written_is_named(source, tmp_path, said):
 
 
 def test_processes_of_a_machine_share_one_copy(source, tmp_path):
-    """Each of three copies slowly: the first does it, the others wait for what it made."""
+    """Three processes with slow copies: the first copies, and the others wait for its copy."""
     program = (
         "import sys, time\n"
         "from vae.data import pipeline, storage\n"
@@ -131,7 +131,7 @@ def test_processes_of_a_machine_share_one_copy(source, tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_killed_copy_leaves_nothing_under_a_final_name_and_lets_go(source, tmp_path, said):
+def test_killed_copy_leaves_no_file_under_a_final_name_and_no_lock(source, tmp_path, said):
     program = (
         "import os, signal, sys\n"
         "from vae.data import pipeline, storage\n"

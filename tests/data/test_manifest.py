@@ -32,7 +32,7 @@ def photograph(name="é/a b"):
                          492.0625, 478.5, 460.0, 19.0, 938.0, 32.5, 952.0, 0.0012)  # fmt: skip
 
 
-def test_tables_come_back_as_they_were(tmp_path):
+def test_tables_round_trip(tmp_path):
     rows = [tile(), tile("é/a b/a b_y8_x1.jpg", y=8)]
     write_manifest(tmp_path / "manifest.csv", rows)
     assert (tmp_path / "manifest.csv").read_text(encoding="utf-8").splitlines()[0] == HEADER
@@ -41,7 +41,7 @@ def test_tables_come_back_as_they_were(tmp_path):
     assert read_photographs(tmp_path / "photographs.csv") == [photograph()]
 
 
-def test_rows_know_their_id_and_field_of_view():
+def test_rows_give_their_id_and_field_of_view():
     assert tile().tile_id == "é/a b/a b_y0_x1"
     assert (
         tile().fov
@@ -50,7 +50,7 @@ def test_rows_know_their_id_and_field_of_view():
     )
 
 
-def test_spreadsheets_byte_order_mark_and_more_columns_are_accepted(tmp_path):
+def test_byte_order_mark_and_additional_columns_are_accepted(tmp_path):
     write_manifest(tmp_path / "m.csv", [tile()])
     header, row = (tmp_path / "m.csv").read_text(encoding="utf-8").splitlines()
     (tmp_path / "m.csv").write_text(f"\ufeff{header},note\r\n{row},good\r\n", encoding="utf-8")
@@ -77,8 +77,8 @@ def test_faulty_rows_are_refused(tmp_path, rows, message):
         read_manifest(tmp_path / "manifest.csv")
 
 
-def test_accents_in_either_form_are_one_name(tmp_path):
-    """Else one patient could be in two splits, and one tile twice."""
+def test_composed_and_decomposed_accents_are_the_same_name(tmp_path):
+    """Otherwise a patient could be in two splits, and a tile be listed twice."""
     row = tile()
     other = dataclasses.replace(
         row,
@@ -86,7 +86,7 @@ def test_accents_in_either_form_are_one_name(tmp_path):
            ("tile", "photograph", "label")},
     )  # fmt: skip
     write_manifest(tmp_path / "m.csv", [other])
-    # Names are composed, the path of a file stays what it is.
+    # Names are composed; the path of a file is not changed.
     assert read_manifest(tmp_path / "m.csv") == [dataclasses.replace(row, tile=other.tile)]
     write_manifest(tmp_path / "m.csv", [row, other])
     with pytest.raises(DataError, match="line 3: a second row for tile"):

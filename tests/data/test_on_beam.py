@@ -1,6 +1,6 @@
-"""A build on Apache Beam: the same files, in processes of their own; skipped where it is missing.
+"""Builds with Apache Beam give the same files. Skipped if Beam is not installed.
 
-Every build by Beam runs in a subprocess: its threads and its warnings are none of the others'.
+Every Beam build runs in a subprocess, so its threads and warnings do not affect other tests.
 """
 
 import csv
@@ -67,7 +67,7 @@ def _repair(root: Path) -> None:
 def _on_beam(
     tiles: Path, data_dir: Path, beam_options: str, limit: int | None = None, **options
 ) -> subprocess.CompletedProcess:
-    """A build in a process of its own, with the exit code and the message of the command."""
+    """Builds in a separate process, with the exit code and the message of the command."""
     program = (
         "import json, sys\n"
         "from vae.data.errors import FundusError, show\n"
@@ -94,7 +94,7 @@ def _error(done: subprocess.CompletedProcess) -> str:
 
 
 def _files(directory: Path) -> list[str]:
-    """All files but the marker, which names the process that wrote them."""
+    """Returns all files except the marker, which names the process that wrote them."""
     files = (path for path in directory.rglob("*") if path.is_file() and path.name != MARKER)
     return sorted(str(path.relative_to(directory)) for path in files)
 
@@ -106,9 +106,10 @@ def test_two_workers_write_the_same_files(tiles, tmp_path):
     assert done.returncode == 0, done.stderr
     names = _files(tmp_path / "plain")
     assert _files(tmp_path / "beam") == names
-    assert sum("tfrecord" in name and "index" not in name for name in names) > 12  # Of 10 and more.
+    # Enough shards for numbers of two digits.
+    assert sum("tfrecord" in name and "index" not in name for name in names) > 12
     match = filecmp.cmpfiles(tmp_path / "plain", tmp_path / "beam", names, shallow=False)
-    assert match == (names, [], [])  # Shards, indexes, descriptions and rejected.csv alike.
+    assert match == (names, [], [])  # shards, indexes, descriptions and rejected.csv
 
     dataset = pipeline.open_dataset(tmp_path / "beam")
     assert sum(dataset.counts.values()) == 58
@@ -138,7 +139,7 @@ def test_workers_that_cannot_write_leave_nothing(tiles, tmp_path):
 
 @needs_beam
 def test_tfds_build_takes_beam_options(tiles, tmp_path):
-    """The build of `tfds build --beam_pipeline_options=runner=FnApiRunner`, without tensorflow."""
+    """Builds like `tfds build --beam_pipeline_options=runner=FnApiRunner`, without tensorflow."""
     _repair(tiles)
     program = (
         "import sys, tensorflow_datasets as tfds\n"
@@ -156,7 +157,7 @@ def test_tfds_build_takes_beam_options(tiles, tmp_path):
     assert there.fingerprint == plain.fingerprint
 
 
-def test_missing_beam_names_the_way_out(tiles, tmp_path, monkeypatch):
+def test_missing_beam_is_reported_with_a_remedy(tiles, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(UsageError, match=r"pip install 'fundus-vae\[beam\]'"):
         build(tiles, tmp_path / "d", beam=True, report=lambda line: None)

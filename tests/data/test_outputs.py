@@ -1,4 +1,4 @@
-"""Claims: what a command may write to, and that two do not write at once."""
+"""Output folders: where a command may write, and locks against concurrent commands."""
 
 import json
 import os
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def eyes(tmp_path) -> Path:
-    """A folder of somebody's photographs."""
+    """A folder of a user's photographs."""
     (tmp_path / "eyes").mkdir()
     (tmp_path / "eyes" / "a.png").write_bytes(b"original")
     return tmp_path / "eyes"
@@ -41,12 +41,12 @@ def test_new_folder_is_made_and_marked(tmp_path):
     assert _left(out) == [MARKER, "made.txt"]
     holder = json.loads((out / MARKER).read_text())
     assert (holder["command"], holder["pid"]) == ("reconstruct", os.getpid())
-    _use(out)  # the same again
-    _use(out, "enhance")  # results may share a folder
+    _use(out)  # the same command again
+    _use(out, "enhance")  # several results may share a folder
     assert (out / "made.txt").read_text() == "enhance"
 
 
-def test_folder_left_empty_goes_again(tmp_path):
+def test_folder_left_empty_is_removed(tmp_path):
     with pytest.raises(DataError), claim_folder(tmp_path / "a" / "b", "build"):
         raise DataError("nothing was done")
     assert not list(tmp_path.iterdir())
@@ -56,7 +56,7 @@ def test_folder_left_empty_goes_again(tmp_path):
     assert _left(tmp_path / "mine") == []
 
 
-def test_what_others_made_is_refused(tmp_path, eyes):
+def test_folders_of_others_are_refused(tmp_path, eyes):
     with pytest.raises(UsageError, match=r"eyes exists and was not made by decode"):
         _use(eyes, "decode")
     with pytest.raises(UsageError, match=r"a\.png cannot be written: it is a file"):
@@ -67,19 +67,19 @@ def test_what_others_made_is_refused(tmp_path, eyes):
     assert (eyes / "a.png").read_bytes() == b"original"
 
 
-def test_folders_that_commands_read_later_are_theirs_alone(tmp_path):
+def test_folders_that_commands_read_later_are_exclusive(tmp_path):
     _use(tmp_path / "tiles", "make-tiles")
     with pytest.raises(UsageError, match=r"was made by make-tiles, and decode would change it"):
         _use(tmp_path / "tiles", "decode")
     _use(tmp_path / "tiles", "make-tiles")
     _use(tmp_path / "results" / "first")
-    _use(tmp_path / "results")  # of nothing but folders of ours
+    _use(tmp_path / "results")  # contains only our folders
     (tmp_path / "other" / "mine").mkdir(parents=True)
     with pytest.raises(UsageError, match="not made by"):
         _use(tmp_path / "other")
 
 
-def test_folders_of_earlier_versions_are_known(tmp_path):
+def test_folders_of_earlier_versions_are_recognised(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
     _use(tmp_path / "run", "train", known=["config.json"])
@@ -87,7 +87,7 @@ def test_folders_of_earlier_versions_are_known(tmp_path):
         _use(tmp_path / "run", "evaluate", known=["results.json"])
 
 
-def test_what_is_read_is_not_written(tmp_path, eyes):
+def test_inputs_are_not_overwritten(tmp_path, eyes):
     _use(tmp_path / "ours")
     (tmp_path / "link").symlink_to(eyes)
     os.link(eyes / "a.png", tmp_path / "hard.png")
@@ -106,11 +106,11 @@ def test_what_is_read_is_not_written(tmp_path, eyes):
             claim_new(tmp_path / name, "degradations", reads=[eyes / "a.png"], replaces=True),
         ):
             pass
-    _use(eyes / "out", reads=[eyes / "a.png"])  # beside a single file
+    _use(eyes / "out", reads=[eyes / "a.png"])  # next to a single input file
     assert _left(eyes) == ["a.png", "out"]
 
 
-def test_links_in_a_folder_of_ours(tmp_path, eyes):
+def test_links_in_our_folder(tmp_path, eyes):
     out = tmp_path / "out"
     _use(out)
     (out / "reconstructions").symlink_to(eyes)
@@ -124,7 +124,7 @@ def test_links_in_a_folder_of_ours(tmp_path, eyes):
     _use(out)
     (tmp_path / "run").mkdir()
     _use(tmp_path / "run", "train")
-    (tmp_path / "run" / "checkpoints").symlink_to(eyes)  # a larger disk
+    (tmp_path / "run" / "checkpoints").symlink_to(eyes)  # a link to a larger disk
     _use(tmp_path / "run", "train", reads=[tmp_path / "gone"])
     with pytest.raises(UsageError, match="which is read"):
         _use(tmp_path / "run", "train", reads=[eyes])
@@ -170,7 +170,7 @@ def test_new_files(tmp_path, eyes):
 @pytest.mark.parametrize(
     "claim", ["claim_folder({out!r}, 'build')", "claim_new({out!r}, 'encode', parents=True)"]
 )
-def test_two_at_once(tmp_path, claim):
+def test_concurrent_commands(tmp_path, claim):
     out = tmp_path / "below" / "out"
     program = (
         "import sys, time\nfrom vae.data.outputs import *\n"
@@ -197,7 +197,7 @@ def test_two_at_once(tmp_path, claim):
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     first.stdout.close()
-    with claimed():  # the lock of a dead process is free
+    with claimed():  # the lock of a dead process is released
         pass
     with claimed():
         pass
@@ -215,7 +215,7 @@ def test_child_processes_do_not_hold_the_lock(tmp_path):
         child.wait()
 
 
-def test_buckets_are_taken_as_they_are():
+def test_buckets_are_not_claimed():
     with claim_folder("gs://bucket/run", "train"), claim_new("gs://bucket/x", "export"):
         pass
 
@@ -224,7 +224,7 @@ def test_buckets_are_taken_as_they_are():
 
 
 def _running(group: int) -> list[int]:
-    """Processes of a session that are alive."""
+    """Returns the running processes of a session."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -248,7 +248,7 @@ def many_eyes(tmp_path_factory):
 
 @pytest.fixture
 def cutting(many_eyes, tmp_path):
-    """Begins `make-tiles` with two workers, in a session of its own; (process, its command)."""
+    """Starts `make-tiles` with two workers in its own session; yields (process, command)."""
     command = [sys.executable, "-m", "vae.cli", "make-tiles", "--photographs", str(many_eyes)]
     command += ["--out", str(tmp_path / "tiles"), "--workers", "2", "--patients_unknown"]
     command += ["--tile", "64", "--stride", "32"]
@@ -279,7 +279,7 @@ def test_make_tiles_ends_with_its_workers(cutting, number, capsys):
     assert main(command[3:]) == 2
     assert f"tiles is in use by process {process.pid} on host" in capsys.readouterr().err
     os.kill(process.pid, number)
-    # The pipe is closed only when nobody holds it.
+    # The pipe closes when no process holds it.
     output, _ = process.communicate(timeout=60)
     deadline = time.monotonic() + 20
     while (left := _running(process.pid)) and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""Batches: a function of (seed, step), on any number of hosts; evaluation sees all, once."""
+"""Batches: a function of (seed, step) on any number of processes; evaluation reads tiles once."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from vae.data.fundus_tiles.build import build
 from vae.data.images import encode_image
 
 ROOT = Path(__file__).parents[2]
-# As if it were not installed. (tfds asks `"tensorflow" in sys.modules`: no entry of None.)
+# Hides tensorflow. tfds checks `"tensorflow" in sys.modules`, so an entry None would not do.
 WITHOUT_TENSORFLOW = """
 import importlib.machinery
 find = importlib.machinery.PathFinder.find_spec
@@ -30,17 +30,17 @@ COUNTS = {"train": 23, "val": 5, "test": 6}
 
 
 def _tile(number: int) -> np.ndarray:
-    """uint8 [SIDE, SIDE, 3], lit in the middle; no two alike at any pixel of the first row."""
+    """Returns uint8 [SIDE, SIDE, 3], lit in the centre, with different pixels for each number."""
     image = np.zeros((SIDE, SIDE, 3), np.uint8)
     image[4:-4, 4:-4] = np.random.default_rng(number).integers(60, 200, (SIDE - 8, SIDE - 8, 3))
-    image[..., 2] += np.arange(SIDE, dtype=np.uint8)  # Tells where a crop was taken.
+    image[..., 2] += np.arange(SIDE, dtype=np.uint8)  # Encodes the position of a crop.
     image[..., 0] += np.arange(SIDE, dtype=np.uint8)[:, None]
     return image
 
 
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory):
-    """A tree of tiles with a manifest; the field of view of every other photograph is known."""
+    """A tree of tiles with a manifest; every other photograph has a known FOV circle."""
     root = tmp_path_factory.mktemp("tiles")
     rows, number = [], 0
     for split, count in COUNTS.items():
@@ -76,7 +76,7 @@ def dataset(data_dir):
 
 @pytest.fixture
 def own_copy(data_dir, tmp_path):
-    """A copy to damage, and the directory of its shards."""
+    """A copy that may be damaged, and the directory of its shards."""
     shutil.copytree(data_dir, tmp_path / "data")
     return tmp_path / "data" / "fundus_tiles" / VERSION
 
@@ -98,7 +98,7 @@ def test_opens_and_counts(dataset, data_dir):
     assert set(dataset.fingerprint) <= set("0123456789abcdef")
 
 
-def test_tiles_are_what_was_built(dataset):
+def test_tiles_equal_the_built_ones(dataset):
     batch = next(pipeline.train_batches(dataset, size=SIDE, seed=0, batch_size=23))
     assert batch["image"].shape == (23, SIDE, SIDE, 3)
     assert batch["image"].dtype == np.uint8
@@ -107,14 +107,14 @@ def test_tiles_are_what_was_built(dataset):
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_hosts_rows_together_are_the_batch_of_one_host(dataset, hosts):
+def test_rows_of_all_processes_are_the_batch_of_one_process(dataset, hosts):
     def batches(rows):
         return _take(
             pipeline.train_batches(dataset, size=32, seed=3, batch_size=8, rows=rows, threads=2), 9
         )
 
     whole = batches(None)
-    # A host's devices need not stand together: its rows may be any.
+    # Devices of a process need not be adjacent, so its rows can be any.
     for positions in (np.arange(8).reshape(hosts, -1), np.arange(8).reshape(-1, hosts).T):
         parts = [batches(rows) for rows in positions]
         for k, batch in enumerate(whole):
@@ -124,7 +124,7 @@ def test_hosts_rows_together_are_the_batch_of_one_host(dataset, hosts):
 
 
 @pytest.mark.parametrize("rows", [(-1, 3), (4, 8), ()])
-def test_rows_that_are_not_there_are_refused(dataset, rows):
+def test_rows_outside_the_batch_are_refused(dataset, rows):
     with pytest.raises(UsageError, match="rows of a batch of 8"):
         pipeline.train_batches(dataset, size=32, seed=0, batch_size=8, rows=rows)
 
@@ -136,7 +136,7 @@ def test_start_step_continues_exactly(dataset):
     assert all(_same(a, b) for a, b in zip(whole[7:], rest, strict=True))
 
 
-def test_every_epoch_is_another_order_of_every_tile(dataset):
+def test_every_epoch_has_all_tiles_in_another_order(dataset):
     batches = pipeline.train_batches(dataset, size=SIDE, seed=0, batch_size=1)
     epochs = [[next(batches)["tile_id"][0] for _ in range(23)] for _ in range(3)]
     assert all(Counter(epoch) == Counter(epochs[0]) for epoch in epochs)
@@ -145,7 +145,7 @@ def test_every_epoch_is_another_order_of_every_tile(dataset):
 
 
 def test_order_is_the_same_in_every_version(dataset):
-    """A run that continues after an upgrade must not see another order."""
+    """A run that continues after an upgrade must get the same order."""
     batch = next(pipeline.train_batches(dataset, size=SIDE, seed=0, batch_size=6))
     assert [int(tile_id.split("_")[1]) for tile_id in batch["tile_id"]] == [10, 14, 4, 22, 7, 15]
 
@@ -158,7 +158,7 @@ def test_seeds_share_no_epoch(dataset):
     assert len(orders) == 12
 
 
-def test_larger_tiles_are_cropped_all_over(dataset):
+def test_crops_of_larger_tiles_cover_all_positions(dataset):
     batches = pipeline.train_batches(dataset, size=16, seed=0, batch_size=23)
     origins = set()
     for batch in _take(batches, 8):
@@ -191,7 +191,8 @@ def test_evaluation_sees_every_tile_once(dataset, hosts):
                 dataset, "test", size=SIDE, seed=0, batch_size=4, rows=range(start, start + local)
             )
         )
-        assert len(batches) == 2  # On every host, or the others would wait for it forever.
+        # The same on every process: otherwise the others would wait forever.
+        assert len(batches) == 2
         for batch in batches:
             assert batch["image"].shape == (local, SIDE, SIDE, 3)
             assert batch["fov"].shape == (local, SIDE, SIDE)
@@ -202,7 +203,7 @@ def test_evaluation_sees_every_tile_once(dataset, hosts):
     assert len(seen) == len(set(seen)) == COUNTS["test"]
 
 
-def test_evaluation_batches_carry_names_and_field_of_view(dataset):
+def test_evaluation_batches_have_names_and_masks(dataset):
     for batch in pipeline.eval_batches(dataset, "val", size=SIDE, seed=0, batch_size=5):
         for row, tile_id in enumerate(batch["tile_id"]):
             number = int(tile_id.split("_")[1])
@@ -211,7 +212,7 @@ def test_evaluation_batches_carry_names_and_field_of_view(dataset):
             assert batch["label"][row] == "hrf"
             y, x = np.mgrid[20 : 20 + SIDE, 30 : 30 + SIDE]
             inside = (x - 100) ** 2 + (y - 90) ** 2 <= 80**2
-            if number % 2:  # Unknown: the lit region.
+            if number % 2:  # Unknown circle: the mask is the lit region.
                 inside = np.zeros((SIDE, SIDE), bool)
                 inside[4:-4, 4:-4] = True
                 assert (batch["fov"][row] >= inside).all()
@@ -219,7 +220,7 @@ def test_evaluation_batches_carry_names_and_field_of_view(dataset):
                 assert np.array_equal(batch["fov"][row], inside)
 
 
-def test_evaluation_crops_are_the_same_each_time_and_carry_the_mask_along(dataset):
+def test_evaluation_crops_are_reproducible_and_crop_the_mask_too(dataset):
     first, second = (
         next(pipeline.eval_batches(dataset, "val", size=16, seed=seed, batch_size=5))
         for seed in (0, 1)
@@ -235,7 +236,7 @@ def test_evaluation_crops_are_the_same_each_time_and_carry_the_mask_along(datase
             assert np.array_equal(first["fov"][row], inside)
 
 
-def test_limit_is_a_sample_keyed_by_the_seed(dataset):
+def test_limit_takes_a_sample_by_the_seed(dataset):
     def sample(seed):
         batches = pipeline.eval_batches(
             dataset, "train", size=SIDE, seed=seed, batch_size=4, limit=10
@@ -247,14 +248,14 @@ def test_limit_is_a_sample_keyed_by_the_seed(dataset):
 
 
 @pytest.mark.parametrize(("count", "expected"), [(10, [4, 4, 2]), (1024, [4] * 5 + [3])])
-def test_first_tiles_are_those_of_training(dataset, count, expected):
+def test_first_tiles_are_the_first_of_the_training(dataset, count, expected):
     tiles = list(pipeline.first_tiles(dataset, size=32, seed=9, count=count, batch_size=4))
     assert [len(part) for part in tiles] == expected
     train = pipeline.train_batches(dataset, size=32, seed=9, batch_size=sum(expected))
     assert np.array_equal(np.concatenate(tiles), next(train)["image"])
 
 
-def test_both_formats_give_the_same(tiles, dataset, tmp_path):
+def test_both_formats_give_the_same_batches(tiles, dataset, tmp_path):
     build(tiles, tmp_path, file_format="array_record", report=lambda line: None)
     other = pipeline.open_dataset(tmp_path)
     assert other.file_format == "array_record"
@@ -290,7 +291,7 @@ def test_bad_record_stops_the_run_naming_it(own_copy):
     dataset = pipeline.open_dataset(own_copy)
     shard, _ = dataset.shards["train"][0]
     content = bytearray(shard.read_bytes())
-    content[500] ^= 1  # In the image of record 0.
+    content[500] ^= 1  # A byte inside the image of record 0.
     shard.write_bytes(content)
     with pytest.raises(DataError) as caught:
         _take(pipeline.train_batches(dataset, size=SIDE, seed=0, batch_size=23), 1)
@@ -333,12 +334,12 @@ def test_unreadable_description_is_refused(own_copy, name):
         pipeline.open_dataset(own_copy)
 
 
-def test_no_dataset_names_the_way_out(tmp_path):
+def test_missing_dataset_is_reported_with_a_remedy(tmp_path):
     with pytest.raises(DataError, match="fundus-vae build --tiles"):
         pipeline.open_dataset(tmp_path)
 
 
-def test_unknown_split_names_those_there_are(dataset):
+def test_unknown_split_is_reported_with_the_known_ones(dataset):
     with pytest.raises(UsageError, match="'valid'; it has train, val, test"):
         pipeline.train_batches(dataset, size=32, seed=0, batch_size=4, split="valid")
 

@@ -1,4 +1,4 @@
-"""The record files: format, index, and what damage gets."""
+"""Record files: format, index, and detection of damage."""
 
 import importlib.util
 import os
@@ -14,12 +14,12 @@ from tensorflow_datasets.proto import tf_example_pb2
 from vae.data import record_files, records
 from vae.data.errors import DataError
 
-_IN_IMAGE = -100  # A byte of the image of a shard's last record, seen from its end.
+_IN_IMAGE = -100  # Distance from the end of a shard to a byte in the image of its last record.
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """No test touches the user's cache."""
+    """Redirects the user's cache to a temporary folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -78,8 +78,8 @@ def test_is_picklable_and_thread_safe(tmp_path):
     assert not wrong
 
 
-def test_format_is_tensorflow_s(tmp_path):
-    """In a process of its own: no test imports tensorflow into the others'."""
+def test_format_matches_tensorflow(tmp_path):
+    """Runs in a subprocess, so that tensorflow is not imported into the test process."""
     shards, _ = _write(tmp_path, (3,))
     program = (
         "import sys, tensorflow as tf\n"
@@ -94,7 +94,7 @@ def test_format_is_tensorflow_s(tmp_path):
     assert copy.read_bytes() == shards[0].read_bytes()
 
 
-def test_index_is_kept_beside_the_shard_or_in_the_cache(tmp_path, cache, monkeypatch):
+def test_index_is_stored_next_to_the_shard_or_in_the_cache(tmp_path, cache, monkeypatch):
     shards, _ = _write(tmp_path)
     made = records.write_index(shards[0])
     assert (tmp_path / "index" / f"{shards[0].name}.npy").is_file()
@@ -114,7 +114,7 @@ def test_unwritable_cache_is_no_error(tmp_path, monkeypatch):
     assert len(records.TFRecordSource(shards)) == 13
 
 
-def test_stale_or_broken_index_is_made_again(tmp_path):
+def test_stale_or_broken_index_is_rebuilt(tmp_path):
     shards, payloads = _write(tmp_path)
     for shard in shards:
         records.write_index(shard)
@@ -134,7 +134,7 @@ def test_truncated_shard_names_shard_and_record(tmp_path, indexed):
         records.TFRecordSource(shards)
 
 
-def test_shard_cut_between_records_is_noticed_by_its_count(tmp_path):
+def test_shard_truncated_between_records_is_detected_by_its_count(tmp_path):
     shards, payloads = _write(tmp_path)
     record_files.write_tfrecords(shards[0], payloads[:6])
     with pytest.raises(DataError, match="holds 6 records, 7 expected"):
@@ -160,14 +160,14 @@ def test_missing_shard_is_named(tmp_path):
         (-1, "record 6 .*does not match its checksum"),
     ],
 )
-def test_flipped_byte_is_found_by_the_index(tmp_path, at, message):
+def test_flipped_byte_is_detected_by_the_index(tmp_path, at, message):
     shards, _ = _write(tmp_path)
     _flip(shards[0], at)
     with pytest.raises(DataError, match=message):
         records.TFRecordSource(shards)
 
 
-def test_byte_flipped_after_indexing_is_found_when_read(tmp_path):
+def test_byte_flipped_after_indexing_is_detected_on_reading(tmp_path):
     shards, payloads = _write(tmp_path)
     for shard in shards:
         records.write_index(shard)
@@ -180,7 +180,7 @@ def test_byte_flipped_after_indexing_is_found_when_read(tmp_path):
     assert blind[6] != payloads[6]
 
 
-def test_shard_truncated_after_opening_is_found_when_read(tmp_path):
+def test_shard_truncated_after_opening_is_detected_on_reading(tmp_path):
     shards, _ = _write(tmp_path)
     source = records.TFRecordSource(shards)
     os.truncate(shards[0], shards[0].stat().st_size - 10)

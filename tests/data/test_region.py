@@ -1,4 +1,4 @@
-"""The whole picture or a mask instead of the disc, and photographs that fail by themselves."""
+"""Whole images or masks instead of a FOV circle, and photographs that fail."""
 
 import csv
 
@@ -21,7 +21,7 @@ HOW = {"tile": 64, "stride": 64, "workers": 1, "progress": False, "val": 0, "tes
 
 @pytest.fixture
 def crop():
-    """The inside of a photograph: lit to every border."""
+    """The centre of a photograph, lit to every border."""
     return fundus_photograph(3, 700)[150:550, 150:550]
 
 
@@ -30,13 +30,13 @@ def saved_mask(folder, name, mask):
     write_image(folder / name, np.repeat(mask[..., None] * np.uint8(255), 3, axis=2))
 
 
-def test_whole_pictures_are_tiled_to_their_borders(crop, tmp_path):
+def test_whole_images_are_tiled_to_their_borders(crop, tmp_path):
     write_image(tmp_path / "eyes/crops/a.png", crop)
     with pytest.raises(DataError, match=r"no field of view found.*--fov none takes the whole"):
         make_tiles(tmp_path / "eyes", tmp_path / "auto", **HOW)
     make_tiles(tmp_path / "eyes", tmp_path / "tiles", fov="none", **HOW)
     rows = read_manifest(tmp_path / "tiles/manifest.csv")
-    # Six tiles of 64 a side fit into 400 pixels.
+    # Six tiles of 64 pixels fit into 400 pixels.
     assert len(rows) == 36
     assert {row.fov for row in rows} == {UNKNOWN} and {row.fov_share for row in rows} == {1.0}
     (photograph,) = read_photographs(tmp_path / "tiles/photographs.csv")
@@ -63,7 +63,7 @@ def test_masks_are_found_by_path_or_name(crop, tmp_path, name):
     assert region.fov == UNKNOWN and region.lost_share == pytest.approx(1 - mask.mean(), abs=0.02)
 
 
-def test_what_is_outside_a_mask_is_black_in_tiles(crop, tmp_path):
+def test_tiles_are_black_outside_the_mask(crop, tmp_path):
     write_image(tmp_path / "eyes/crops/a.png", crop)
     mask = np.zeros((SIZE, SIZE), bool)
     mask[40:360, 60:200] = True
@@ -82,7 +82,7 @@ def test_what_is_outside_a_mask_is_black_in_tiles(crop, tmp_path):
     assert photograph.masked and photograph.lost_share > 0.5
 
 
-def test_a_round_mask_is_a_disc(tmp_path):
+def test_a_round_mask_gives_a_circle(tmp_path):
     y, x = np.mgrid[:SIZE, :SIZE]
     mask = np.hypot(x - 200, y - 190) <= 150
     saved_mask(tmp_path / "masks", "a.png", mask)
@@ -92,8 +92,8 @@ def test_a_round_mask_is_a_disc(tmp_path):
     np.testing.assert_array_equal(region.inside(SIZE, SIZE), mask)
 
 
-def test_a_round_mask_with_a_hole_is_no_disc(tmp_path):
-    """Reports and maps show what lies in a known disc: a masked caption would be in it."""
+def test_a_round_mask_with_a_hole_gives_no_circle(tmp_path):
+    """If it counted as a disc, reports would show pixels that the mask hides."""
     y, x = np.mgrid[:SIZE, :SIZE]
     mask = np.hypot(x - 200, y - 190) <= 150
     mask[180:200, 150:300] = False
@@ -106,7 +106,7 @@ def test_a_round_mask_with_a_hole_is_no_disc(tmp_path):
     assert photograph.masked and photograph.fov == UNKNOWN
 
 
-def test_inputs_take_the_choice(crop, tmp_path):
+def test_inputs_use_the_chosen_region(crop, tmp_path):
     write_image(tmp_path / "eyes/a.png", crop)
     write_image(tmp_path / "eyes/b.png", fundus_photograph(1, SIZE))
     mask = np.zeros((SIZE, SIZE), bool)
@@ -123,7 +123,7 @@ def test_inputs_take_the_choice(crop, tmp_path):
 
 
 def test_photographs_without_a_disc_are_refused_and_tiles_are_not(crop, tmp_path):
-    """A caption beside a disc that was not found would be shown."""
+    """Otherwise a burned-in caption would stay visible."""
     square = np.zeros((SIZE, SIZE, 3), np.uint8)
     square[60:340, 60:340] = 150
     write_image(tmp_path / "crop.png", crop)

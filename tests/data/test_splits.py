@@ -21,7 +21,7 @@ def test_photographs_are_their_own_patients():
     assert all(a.patient == a.photograph == id for id, a in assigned.items())
     assert {a.label for a in assigned.values()} == {"a", "b"}
     counts = collections.Counter(a.split for a in assigned.values())
-    # 400 draws with probability 0.1: five standard deviations are 30.
+    # Five standard deviations of 400 draws with probability 0.1 are 30.
     assert 10 < counts["val"] < 70
     assert 10 < counts["test"] < 70
 
@@ -35,13 +35,13 @@ def test_no_two_splits_share_a_patient():
     assert all(len(found) == 1 for found in splits.values())
 
 
-def test_adding_photographs_moves_none():
+def test_adding_photographs_keeps_the_splits_of_others():
     before = assign_splits(MANY[:200], val=0.2, test=0.2)
     after = assign_splits(["0/new", *MANY, "z/new"], val=0.2, test=0.2)
     assert all(after[id] == a for id, a in before.items())
 
 
-def test_hash_split_takes_its_shares_and_ignores_the_form_of_accents():
+def test_hash_split_follows_shares_and_ignores_the_form_of_accents():
     name = "Müller"
     decomposed = unicodedata.normalize("NFD", name)
     assert decomposed != name
@@ -50,7 +50,7 @@ def test_hash_split_takes_its_shares_and_ignores_the_form_of_accents():
         for i in range(20)
     )
     assert {hash_split(str(i), 0, 0) for i in range(50)} == {"train"}
-    # What is in test stays there when the share of val changes.
+    # Patients in test stay there if the share of val changes.
     assert all(
         hash_split(str(i), 0.5, 0.2) == "test"
         for i in range(50)
@@ -73,7 +73,7 @@ def test_regex_is_searched_in_the_whole_path():
     found = assign_splits(ids, patient_regex=r"^(site./P\d+)/", **options)
     assert [a.patient for a in found.values()] == ["siteA/P1", "siteA/P1", "siteB/P1"]
     assert {a.label for a in found.values()} == {"P1"}
-    # Files without a folder: their ids name the root, which is not searched.
+    # The ids of files without a folder begin with the root's name, which is not searched.
     found = assign_splits(["P9/P1_L"], searched=["P1_L"], patient_regex=r"^(P\d)_", **options)
     assert found["P9/P1_L"].patient == "P1"
 
@@ -123,7 +123,7 @@ def test_csv_matches_names_and_replaces_labels(tmp_path):
 @pytest.mark.parametrize(
     "name", ["siteB/P1/OD.jpg", "siteB\\P1\\OD", "./siteB/P1/OD.JPG", "siteB/P1/OD"]
 )
-def test_csv_takes_the_end_of_a_path(tmp_path, name):
+def test_csv_matches_the_end_of_a_path(tmp_path, name):
     ids = ["siteA/P1/OD", "siteB/P1/OD", "siteB/P1/OS"]
     path = write(tmp_path / "p.csv", "photograph,patient", "siteA/P1/OD,x", f"{name},y", "OS,y")
     assigned = assign_splits(ids, patients=path, val=0, test=0)
@@ -134,7 +134,7 @@ def test_csv_takes_the_end_of_a_path(tmp_path, name):
         assign_splits(ids, patients=path)
 
 
-def test_csv_takes_a_whole_path_before_the_end_of_another(tmp_path):
+def test_csv_prefers_a_whole_path_to_the_end_of_another(tmp_path):
     path = write(tmp_path / "p.csv", "photograph,patient", "b/c,x", "a/b/c,y", "c.png.jpg,z")
     assigned = assign_splits(["b/c", "a/b/c", "a/c.png"], patients=path, val=0, test=0)
     assert [a.patient for a in assigned.values()] == ["x", "y", "z"]
@@ -147,7 +147,7 @@ def test_csv_without_splits_hashes(tmp_path):
     assert all(a.split == hash_split(a.patient, 0.2, 0.2) for a in assigned.values())
 
 
-def test_same_file_names_are_told_apart_by_folder_or_label(tmp_path):
+def test_equal_file_names_are_distinguished_by_folder_or_label(tmp_path):
     path = write(tmp_path / "p.csv", "photograph,patient,label", "1,x,a", "1,y,b")
     assigned = assign_splits(["a/1", "b/1"], patients=path, val=0, test=0)
     assert assigned["b/1"].patient == "y"
@@ -190,14 +190,14 @@ def test_csv_that_cannot_be_read_is_refused(tmp_path):
         assign_splits(["a/1"], patients=tmp_path / "latin.csv")
 
 
-def test_every_split_asked_for_gets_a_patient():
+def test_every_requested_split_gets_a_patient():
     ids = [f"a/{number}" for number in range(3)]
     for shares in ((0.001, 0.001), (0.49, 0.49), (0.001, 0.9)):
         reported = []
         assigned = assign_splits(ids, val=shares[0], test=shares[1], report=reported.append)
         assert {a.split for a in assigned.values()} == {"train", "val", "test"}
         assert any("is moved there from" in line for line in reported)
-    # The patients whose hashes are nearest: as by a share that just reaches them.
+    # The moved patients have the smallest hashes: a share that just includes them selects the same.
     many = [f"a/{number}" for number in range(30)]
     moved = assign_splits(many, val=1e-9, test=1e-9)
     (first,) = (id for id, a in moved.items() if a.split == "test")
@@ -209,7 +209,7 @@ def test_every_split_asked_for_gets_a_patient():
     assert {id for id in many if hash_split(id, 0, share) == "test"} == {first, second}
 
 
-def test_empty_splits_are_refused_unless_wanted(tmp_path):
+def test_empty_splits_are_refused_unless_requested(tmp_path):
     with pytest.raises(DataError, match=r"split val is empty: .* --val 0"):
         assign_splits(["a/1"], val=0.01, test=0)
     with pytest.raises(DataError, match=r"none of 2 patients can be put into it"):
@@ -223,7 +223,7 @@ def test_empty_splits_are_refused_unless_wanted(tmp_path):
         assign_splits(["a/2"], patients=path, val=0)
 
 
-def test_strata_take_their_shares():
+def test_strata_are_split_by_the_shares():
     ids = [f"{label}/{i}" for label, n in (("many", 100), ("few", 20)) for i in range(n)]
     assigned = assign_splits(ids, val=0.1, test=0.2, stratify="label")
     counts = collections.Counter((a.label, a.split) for a in assigned.values())
@@ -231,12 +231,12 @@ def test_strata_take_their_shares():
         ("many", "train"): 70, ("many", "val"): 10, ("many", "test"): 20,
         ("few", "train"): 14, ("few", "val"): 2, ("few", "test"): 4,
     }  # fmt: skip
-    # Of many labels of two patients each, the splits take their shares together.
+    # With many labels of two patients each, the shares hold over all labels together.
     pairs = [f"{label}/{eye}" for label in range(200) for eye in "ab"]
     counts = collections.Counter(
         a.split for a in assign_splits(pairs, val=0.1, test=0.2, stratify="label").values()
     )
-    # A fifth of 400 with a standard deviation of 7, a tenth with one of 6.
+    # Expected are 80 and 40 of 400, with standard deviations of about 7 and 6.
     assert abs(counts["test"] - 80) < 35 and abs(counts["val"] - 40) < 30
     with pytest.raises(UsageError, match="stratify 'camera': expected label"):
         assign_splits(ids, stratify="camera")
@@ -251,7 +251,7 @@ def test_strata_keep_patients_together_and_named_splits(tmp_path):
     assert len(splits) == 30 and ("p7", "val") in splits
 
 
-def test_copies_are_one_patient_where_nobody_knows():
+def test_copies_are_one_patient_if_patients_are_unknown():
     copies = [["a/p001_L", "b/p050_R", "b/p099_L"], ["a/p002_L", "a/p002_R"]]
     reported = []
     assigned = assign_splits(MANY, copies=copies, val=0.4, test=0.3, report=reported.append)
@@ -275,7 +275,7 @@ def test_copies_of_different_patients_share_a_split():
     }
     assert {assigned[f"a/{patient}_L"].patient for patient in together} == set(together)
     assert reported[1].endswith("put into one split: p001 and p050 and p099")
-    # All others stay where they are.
+    # All other patients keep their split.
     before = assign_splits(MANY, **options)
     assert all(assigned[id] == a for id, a in before.items() if a.patient not in together)
 
@@ -289,13 +289,13 @@ def test_copies_follow_a_named_split_and_refuse_two(tmp_path):
     path = write(tmp_path / "p.csv", header, "1,x,train", "2,y,test", "3,z,train")
     with pytest.raises(DataError, match=r"a/1 is in train and b/2 in test .* patients 'x', 'y'"):
         assign_splits(ids, patients=path, val=0, copies=copies)
-    # By way of a third: x and z share one photograph, z and y another.
+    # Transitively: x and z share one photograph, z and y another.
     path = write(tmp_path / "p.csv", header, "1,x,train", "2,y,test", "3,z,", "4,z,")
     with pytest.raises(DataError, match=r"b/4 is in train and b/2 in test"):
         assign_splits([*ids, "b/4"], patients=path, val=0, copies=[["a/1", "b/3"], ["b/4", "b/2"]])
 
 
-def test_accents_in_either_form_are_one_name(tmp_path):
+def test_composed_and_decomposed_accents_are_the_same_name(tmp_path):
     def form(kind, text):
         return unicodedata.normalize(kind, text)
 
@@ -327,7 +327,7 @@ def test_shares_out_of_range_are_refused(val, test):
         assign_splits(["a/1"], val=val, test=test)
 
 
-def test_no_word_on_patients_can_be_refused():
+def test_missing_patients_can_be_refused():
     with pytest.raises(UsageError, match=r"--patient_regex '.*--patients_unknown"):
         assign_splits(["a/1"], photograph_is_patient=False)
     with pytest.raises(UsageError, match="choose one"):

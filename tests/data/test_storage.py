@@ -1,4 +1,4 @@
-"""Datasets in a bucket: the same batches, and of each record only its bytes."""
+"""Datasets in a bucket: the same batches as on disk; reads only the bytes of a record."""
 
 import importlib
 import importlib.util
@@ -23,12 +23,12 @@ from vae.data.inputs import open_inputs
 ROOT = Path(__file__).parents[2]
 URL = "gs://eyes/set"
 VERSION = f"{NAME}/{BUILT}"
-REGISTRY = importlib.import_module("fsspec.registry")._registry  # What reads which scheme.
+REGISTRY = importlib.import_module("fsspec.registry")._registry  # File systems by scheme.
 
 
 @pytest.fixture
 def bucket(tiny_data, tmp_path, monkeypatch):
-    """The tiny dataset at `URL`; returns the folder of its shards."""
+    """Serves the tiny dataset at `URL`; returns the folder of its shards."""
     shutil.copytree(tiny_data, tmp_path / "buckets" / "eyes" / "set")
     monkeypatch.setattr(FolderBucket, "root", tmp_path / "buckets")
     monkeypatch.setattr(FolderBucket, "requests", [], raising=False)
@@ -40,20 +40,20 @@ def bucket(tiny_data, tmp_path, monkeypatch):
 
 
 def _requests(*kinds: str) -> list[tuple[str, int]]:
-    """(path, bytes) of the requests of some kinds since the last call, shards' only."""
+    """Returns (path, bytes) of requests for shards of these kinds since the last call."""
     found = [(path, n) for what, path, n in FolderBucket.requests if what in kinds]
     FolderBucket.requests.clear()
     return [(path, n) for path, n in found if "tfrecord" in path and "index" not in path]
 
 
-def test_paths_are_told_apart(tmp_path):
+def test_local_paths_and_urls_are_distinguished(tmp_path):
     assert storage.as_path(tmp_path / "x") == tmp_path / "x"
     assert os.fspath(storage.as_path(URL) / "a" / "b") == "gs://eyes/set/a/b"
     with pytest.raises(UsageError, match=r"http://eyes/set: expected a local path, or .*gs://"):
         pipeline.open_dataset("http://eyes/set")
 
 
-def test_batches_are_those_of_the_same_dataset_on_a_disk(bucket, tiny_data):
+def test_batches_equal_those_of_the_same_dataset_on_disk(bucket, tiny_data):
     here, there = pipeline.open_dataset(tiny_data), pipeline.open_dataset(URL)
     assert there.counts == here.counts
     assert there.fingerprint == here.fingerprint
@@ -68,9 +68,9 @@ def test_batches_are_those_of_the_same_dataset_on_a_disk(bucket, tiny_data):
             assert all(np.array_equal(first[key], second[key]) for key in first)
 
 
-def test_of_a_record_only_its_bytes_are_read_by_one_request(bucket):
+def test_a_record_takes_one_request_for_its_bytes(bucket):
     source = pipeline.open_dataset(URL).source("train")
-    assert not _requests("read", "open")  # The index tells where they are.
+    assert not _requests("read", "open")  # The index gives their positions.
     source[3]
     assert [count for _, count in _requests("read", "open")] == [source.index["length"][3]]
     numbers = [5, 0, len(source) - 1]
@@ -88,10 +88,10 @@ def test_opening_takes_few_requests(bucket):
     assert opening < 10
     shards = [file for files in dataset.shards.values() for file, _ in files]
     assert dataset.fingerprint
-    assert len(FolderBucket.requests) - opening == 2 * len(shards)  # Size and index of each.
+    assert len(FolderBucket.requests) - opening == 2 * len(shards)  # size and index of each
 
 
-def test_index_that_is_not_there_is_kept_in_the_users_cache(bucket, tiny_data, tmp_path):
+def test_missing_index_is_stored_in_the_users_cache(bucket, tiny_data, tmp_path):
     shutil.rmtree(bucket / "index")
     before = sorted(path.name for path in bucket.iterdir())
     first = pipeline.open_dataset(URL).fingerprint
@@ -135,7 +135,7 @@ def test_bucket_that_fails_is_one_line(bucket, monkeypatch):
         pipeline.open_dataset(URL)
 
 
-def test_array_records_are_to_be_copied_first(bucket, tiny_tiles, tmp_path):
+def test_array_records_need_a_local_copy(bucket, tiny_tiles, tmp_path):
     folder = tmp_path / "buckets" / "eyes" / "arrays"
     build(tiny_tiles, folder, file_format="array_record", report=lambda line: None)
     with pytest.raises(UsageError, match="data.cache_dir=DIR, or build with"):
@@ -171,7 +171,7 @@ def test_tiles_may_be_in_a_bucket(bucket, tiny_data, tiny_tiles, tmp_path):
         build(tiny_tiles, "gs://eyes/out", report=lambda line: None)
 
 
-def test_package_that_is_missing_is_named(monkeypatch):
+def test_missing_package_is_named(monkeypatch):
     monkeypatch.delitem(REGISTRY, "gs", raising=False)
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(UsageError, match=r"pip install 'fundus-vae\[gcs\]'"):
@@ -180,7 +180,7 @@ def test_package_that_is_missing_is_named(monkeypatch):
 
 @pytest.mark.skipif(importlib.util.find_spec("gcsfs") is None, reason="no gcsfs")
 def test_gcsfs_reads_it_from_a_server(bucket, tiny_data, tmp_path):
-    """gcsfs itself, over HTTP, without tensorflow. A process of its own: it keeps threads."""
+    """Uses gcsfs over HTTP without tensorflow, in a subprocess because gcsfs keeps threads."""
     program = (
         "import sys\n"
         "from vae.data import pipeline\n"

@@ -6,7 +6,7 @@ from vae.data.synthetic import fundus_photograph, write_photographs
 
 
 @pytest.mark.parametrize("size", [48, 256])
-def test_same_seed_same_picture(size):
+def test_the_same_seed_gives_the_same_image(size):
     first, again = fundus_photograph(5, size), fundus_photograph(5, size)
     assert first.shape == (size, size, 3)
     assert first.dtype == np.uint8
@@ -14,7 +14,7 @@ def test_same_seed_same_picture(size):
     assert (first != fundus_photograph(6, size)).any()
 
 
-def test_it_has_the_parts_of_a_fundus():
+def test_images_have_the_parts_of_a_fundus():
     image = fundus_photograph(1, 256, noise=0.0).astype(float)
     rows, columns = np.mgrid[:256, :256]
     distance = np.hypot(rows - 127.5, columns - 127.5)

@@ -1,4 +1,4 @@
-"""Views: the field of view in few pixels, where tiles lie in it, and their way into a dataset."""
+"""Thumbnails: contents, tile positions, storage in a dataset."""
 
 import shutil
 
@@ -25,7 +25,7 @@ from vae.data.tiling import make_tiles
 
 
 def painted(height, width):
-    """Red grows with the row, green with the column; blue is everywhere."""
+    """Returns an image whose red grows with the row and green with the column; blue is constant."""
     rows, columns = np.mgrid[:height, :width]
     return np.stack([rows * 200 // height + 30, columns * 200 // width + 30, 0 * rows + 99], -1)
 
@@ -35,7 +35,7 @@ def painted(height, width):
     [FieldOfView(130.0, 90.0, 80.0, 20.0, 165.0, 50.0, 209.0), UNKNOWN],
     ids=["known", "unknown"],
 )
-def test_a_view_has_the_colours_of_its_places(fov):
+def test_a_thumbnail_has_the_colours_of_the_photograph(fov):
     photograph = painted(200, 300).astype(np.uint8)
     thumbnail = make_thumbnail(photograph, fov)
     assert thumbnail.shape == (THUMBNAIL, THUMBNAIL, 3) and thumbnail.dtype == np.uint8
@@ -64,8 +64,8 @@ def dataset(tmp_path_factory):
 
 
 @pytest.mark.parametrize("read", [train_batches, eval_batches])
-def test_batches_say_where_their_tiles_lie(dataset, read):
-    """Larger tiles are cropped, and the place moves with the crop."""
+def test_batches_give_the_positions_of_their_tiles(dataset, read):
+    """Larger tiles are cropped, and the FOV circle moves with the crop."""
     names = {"split": "train"}
     batch = next(read(dataset, size=48, seed=0, batch_size=8, context=True, **names))
     source = dataset.source("train")
@@ -83,7 +83,7 @@ def test_batches_say_where_their_tiles_lie(dataset, read):
         np.testing.assert_array_equal(thumbnail, make_thumbnail(photograph, row.fov))
 
 
-def test_batches_without_context_are_what_they_were(dataset):
+def test_context_does_not_change_the_images(dataset):
     arguments = {"size": 48, "seed": 3, "batch_size": 4}
     plain = next(train_batches(dataset, **arguments))
     assert sorted(plain) == ["image", "tile_id"]
@@ -92,7 +92,7 @@ def test_batches_without_context_are_what_they_were(dataset):
     )
 
 
-def test_padding_of_the_last_batch_has_a_place(dataset):
+def test_padding_of_the_last_batch_has_a_circle(dataset):
     count = dataset.counts["val"]
     batch = next(eval_batches(dataset, "val", size=64, seed=0, batch_size=count + 3, context=True))
     assert (
@@ -102,7 +102,7 @@ def test_padding_of_the_last_batch_has_a_place(dataset):
     np.testing.assert_array_equal(batch["fov_circle"][count:], [[0, 0, 1]] * 3)
 
 
-def test_what_an_earlier_version_cut_gets_its_views(dataset, tmp_path):
+def test_tiles_of_an_earlier_version_get_thumbnails(dataset, tmp_path):
     photographs = tmp_path / "photographs" / "a"
     photographs.mkdir(parents=True)
     for row in dataset.photographs()[:3]:
@@ -120,7 +120,7 @@ def test_what_an_earlier_version_cut_gets_its_views(dataset, tmp_path):
     assert (out / THUMBNAILS).read_bytes() == thumbnails and tile.stat().st_mtime_ns == modified
 
 
-def test_damaged_views_are_refused(tmp_path):
+def test_damaged_thumbnails_are_refused(tmp_path):
     write_thumbnail(tmp_path / "a.npy", np.zeros((THUMBNAIL, THUMBNAIL, 3), np.uint8))
     pack_thumbnails(tmp_path / THUMBNAILS, [tmp_path / "a.npy"] * 2, 2)
     assert open_thumbnails(tmp_path / THUMBNAILS, 2).shape == (2, THUMBNAIL, THUMBNAIL, 3)

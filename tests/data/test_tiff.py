@@ -1,4 +1,4 @@
-"""TIFF: pixels come out as the tags describe them, or the tag is refused by its name."""
+"""TIFF files: pixels are decoded as the tags describe, or the tag is refused by name."""
 
 import io
 
@@ -39,7 +39,7 @@ def by_pillow(mode: str, **options) -> bytes:
 @pytest.mark.parametrize("compression", [None, "lzw", "zlib", "zstd", "packbits", "lzma"])
 @pytest.mark.parametrize("layout", ["planes", "tiles", "strips"])
 @pytest.mark.parametrize("values", [PICTURE, WIDE], ids=["8 bits", "16 bits"])
-def test_planes_tiles_and_strips_are_the_same_picture(values, layout, compression):
+def test_planes_tiles_and_strips_give_the_same_image(values, layout, compression):
     options = {
         "planes": {"planarconfig": "separate"},
         "tiles": {"tile": (32, 16)},
@@ -86,7 +86,7 @@ def test_few_bits_fill_the_range(bits):
         ("assocalpha", with_fourth(PICTURE // 2, 127), PICTURE // 2),
     ],
 )
-def test_fourth_sample_counts_as_its_tag_says(kind, stored, expected):
+def test_fourth_sample_is_used_as_its_tag_says(kind, stored, expected):
     encoded = tiff(stored, photometric="rgb", extrasamples=[kind])
     np.testing.assert_array_equal(decode_image(encoded, "x"), expected)
 
@@ -129,14 +129,14 @@ def test_alpha_of_zero_everywhere_is_refused(kind):
         ),
     ],
 )
-def test_what_no_tag_makes_a_picture_is_refused_by_name(encoded, reason):
+def test_unsupported_tags_are_refused_by_name(encoded, reason):
     with pytest.raises(DataError, match=f"^eye.tif: .*{reason}") as refusal:
         decode_image(encoded, "eye.tif")
     assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("small_first", [True, False])
-def test_reduced_copies_are_passed_over(small_first):
+def test_reduced_copies_are_ignored(small_first):
     stream = io.BytesIO()
     pages = [(PICTURE[::4, ::4], 1), (PICTURE, 0)]
     with tifffile.TiffWriter(stream) as writer:
@@ -145,7 +145,7 @@ def test_reduced_copies_are_passed_over(small_first):
     np.testing.assert_array_equal(decode_image(stream.getvalue(), "x"), PICTURE)
 
 
-def test_pictures_below_a_page_are_passed_over():
+def test_subimages_of_a_page_are_ignored():
     stream = io.BytesIO()
     with tifffile.TiffWriter(stream) as writer:
         writer.write(PICTURE, photometric="rgb", subifds=1, metadata=None)
@@ -197,7 +197,7 @@ def test_cielab_is_converted():
 
 
 @pytest.mark.parametrize("writer", ["tifffile", "pillow"])
-def test_jpeg_strips_are_read_and_their_damage_is_refused(writer):
+def test_jpeg_strips_are_read_and_refused_if_damaged(writer):
     if writer == "tifffile":
         encoded = tiff(SMOOTH, photometric="rgb", compression="jpeg")
     else:

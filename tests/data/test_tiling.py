@@ -27,7 +27,7 @@ SPLIT = {"patient_regex": r"(\w\d+)_", "val": 0.25, "test": 0.25}
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    """Eight patients with two eyes, in two folders, one with a name that is not ASCII."""
+    """Both eyes of eight patients in two folders; one name is not ASCII."""
     root = tmp_path_factory.mktemp("photographs")
     write_photographs(root, patients=8, size=SIZE, labels=("gesund ü", "krank"))
     return root
@@ -57,7 +57,7 @@ def test_manifest_lists_every_tile(tiles):
     assert not summary.rejected
 
 
-def test_tiles_are_the_photographs_pixels_inside_the_field_of_view(tree, tiles):
+def test_tiles_have_the_pixels_inside_the_field_of_view(tree, tiles):
     out, _ = tiles
     photographs = {row.photograph: row for row in read_photographs(out / "photographs.csv")}
     assert len(photographs) == 16
@@ -68,7 +68,7 @@ def test_tiles_are_the_photographs_pixels_inside_the_field_of_view(tree, tiles):
         inside = row.fov.mask(TILE, TILE, row.y, row.x)
         window = np.s_[row.y : row.y + TILE, row.x : row.x + TILE]
         np.testing.assert_array_equal(tile[inside], read_image(source.path)[window][inside])
-        assert not tile[~inside].any()  # no pixel outside the field of view, however faint
+        assert not tile[~inside].any()  # no pixel outside the field of view, not even a faint one
         assert row.fov_share == pytest.approx(inside.mean(), abs=1e-8)
         assert row.fov_share >= 0.9
 
@@ -81,7 +81,7 @@ def test_no_two_splits_share_a_patient(tiles):
     assert all(len(found) == 1 for found in splits.values())
 
 
-def test_origins_reach_all_phases_and_stay_inside():
+def test_origins_have_all_phases_and_stay_inside():
     fov = FieldOfView(500.0, 450.0, 520.0, 0.0, 899.0, 0.0, 999.0)
     inside = fov.mask(900, 1000)
     placed = tile_origins(inside, fov, tile=64, stride=20, min_fov=0.9, photograph="a/b")
@@ -112,7 +112,7 @@ def test_workers_give_the_same_tiles(tree, tiles, tmp_path):
     ).read_bytes()
 
 
-def test_added_photographs_move_nothing(tree, tmp_path):
+def test_added_photographs_do_not_change_other_tiles(tree, tmp_path):
     root = copy(tree, tmp_path)
     make_tiles(root, tmp_path / "tiles", **SPLIT, **FAST)
     before = read_manifest(tmp_path / "tiles/manifest.csv")
@@ -124,7 +124,7 @@ def test_added_photographs_move_nothing(tree, tmp_path):
     assert set(before) < set(after)
 
 
-def test_interrupted_runs_continue(tree, tiles, tmp_path, monkeypatch, capsys):
+def test_interrupted_runs_are_continued(tree, tiles, tmp_path, monkeypatch, capsys):
     calls = []
 
     def interrupted(job):
@@ -140,7 +140,7 @@ def test_interrupted_runs_continue(tree, tiles, tmp_path, monkeypatch, capsys):
     assert "interrupted: 3 of 16 photographs are finished" in capsys.readouterr().out
     assert not (tmp_path / "tiles/manifest.csv").exists()
     monkeypatch.undo()
-    # A photograph that was being written is cut anew, whatever is left of it.
+    # A photograph with incomplete tiles is cut again, whatever exists of it.
     left = tmp_path / "tiles" / calls[3].photograph / "left over.png"
     left.parent.mkdir(parents=True)
     left.touch()
@@ -152,7 +152,7 @@ def test_interrupted_runs_continue(tree, tiles, tmp_path, monkeypatch, capsys):
     ).read_bytes()
 
 
-def test_changed_photographs_and_lost_tiles_are_cut_again(tree, tmp_path):
+def test_changed_photographs_and_missing_tiles_are_cut_again(tree, tmp_path):
     root = copy(tree, tmp_path)
     make_tiles(root, tmp_path / "tiles", **SPLIT, **FAST)
     changed = list_images(root)[0]
@@ -207,12 +207,12 @@ def test_jpg_is_for_train_only(tree, tmp_path):
     assert suffixes == {("train", "jpg"), ("val", "png"), ("test", "png")}
 
 
-def test_exif_turns_the_tiles_and_does_not_reach_them(tree, tmp_path):
+def test_exif_orientation_is_applied_and_exif_is_not_stored(tree, tmp_path):
     root = copy(tree, tmp_path)
     path = root / "krank" / "p01_R.png"
     upright = read_image(path)
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: viewers rotate by 90 degrees
+    exif[0x0112] = 6  # viewers rotate by 90 degrees
     exif[0x010E] = "DOE, JOHN"
     Image.fromarray(np.rot90(upright)).save(path, exif=exif)
     make_tiles(root, tmp_path / "tiles", **SPLIT, **FAST)
@@ -253,7 +253,7 @@ def test_bad_photographs_are_listed_and_the_others_finish(tree, tmp_path):
     assert "6 rejected" in str(summary)
     assert "tiles of 16 photographs (0 finished before)" in str(summary)
     assert len(read_photographs(tmp_path / "tiles/photographs.csv")) == 16
-    # Repaired, they join; the list goes.
+    # Once repaired, they are cut, and the list is removed.
     for name in bad:
         (root / "krank" / name).unlink()
     assert not make_tiles(root, tmp_path / "tiles", **SPLIT, **FAST).rejected
@@ -268,7 +268,7 @@ def test_a_split_whose_photographs_are_all_bad_is_refused(tree, tmp_path):
     table.write_text("\n".join(["photograph,patient,split", *rows, "q,q,test"]), "utf-8")
     with pytest.raises(DataError, match=r"no tiles in test: all photographs there were rejected"):
         make_tiles(root, tmp_path / "tiles", patients=table, val=0, **FAST)
-    # The tiles of the other splits are there, and listed.
+    # The tiles of the other splits exist and are listed.
     listed = read_manifest(tmp_path / "tiles/manifest.csv")
     assert {row.split for row in listed} == {"train"} and len(rows) == len(
         {row.photograph for row in listed}
@@ -288,12 +288,13 @@ def test_patients_file_gives_labels_and_splits(tree, tmp_path):
     make_tiles(tree, tmp_path / "tiles", patients=table, **FAST)
     for row in read_photographs(tmp_path / "tiles/photographs.csv"):
         assert row.label == f"neu {row.photograph[-1]}"
-        assert row.photograph.split("/")[0] in ("gesund ü", "krank")  # The path all the same.
+        # The photograph's id is still its path.
+        assert row.photograph.split("/")[0] in ("gesund ü", "krank")
         assert row.split == splits[int(row.patient[1:]) % 3]
         assert row.path.endswith(f"{row.photograph.split('/')[1]}.png")
 
 
-def test_each_photograph_is_its_own_patient_and_it_says_so(tree, tmp_path, capsys):
+def test_each_photograph_as_its_own_patient_is_reported(tree, tmp_path, capsys):
     options = {**FAST, "progress": True, "val": 0.3, "test": 0.3}
     make_tiles(tree, tmp_path / "tiles", **options)
     output = capsys.readouterr().out
@@ -306,14 +307,14 @@ def test_each_photograph_is_its_own_patient_and_it_says_so(tree, tmp_path, capsy
     assert "own patient" not in capsys.readouterr().out
 
 
-def test_names_that_collide_are_refused(tree, tmp_path):
+def test_colliding_names_are_refused(tree, tmp_path):
     root = copy(tree, tmp_path)
     Image.open(root / "krank/p01_L.png").save(root / "krank/p01_L.tif")
     with pytest.raises(DataError, match=r"called 'krank/p01_L'.*p01_L\.png and .*p01_L\.tif"):
         make_tiles(root, tmp_path / "tiles", **SPLIT, **FAST)
-    (root / "krank/p01_L.tif").rename(root / "krank/p77_L.tif")  # As the message says.
+    (root / "krank/p01_L.tif").rename(root / "krank/p77_L.tif")  # The remedy of the message works.
     make_tiles(root, tmp_path / "tiles", **SPLIT, **FAST)
-    # Directly in the root a photograph is named as if it were in a folder of the root's name.
+    # The id of a photograph in the root begins with the root's name.
     (root / root.name).mkdir()
     for folder in (root, root / root.name):
         write_image(folder / "p50_L.png", fundus_photograph(50, SIZE))
@@ -330,7 +331,7 @@ def test_folders_that_the_tiles_need_are_refused(tmp_path, name):
 
 
 def _deep_tree(root):
-    """The same names at two sites, a photograph beside a folder of its name, one in the root."""
+    """Equal names at two sites, a photograph next to a folder of its name, and one in the root."""
     names = ["siteA/P1/OD", "siteB/P1/OD", "siteA/P1", "siteA/P2/OD", "P7_x"]
     for seed, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -347,18 +348,18 @@ def test_names_are_paths_below_the_root(tmp_path):
     found = {row.photograph: row for row in read_photographs(out / "photographs.csv")}
     assert set(found) == {*deep, f"P3 eyes/{flat}"}
     assert found["siteA/P1/OD"].label == "P1" and found["siteA/P1"].label == "siteA"
-    # The name of the root is not searched: P7, not P3.
+    # The expression is not searched in the root's name: P7, not P3.
     assert {found[f"P3 eyes/{flat}"].patient, found["siteA/P2/OD"].patient} == {"P7", "P2"}
     assert found[f"P3 eyes/{flat}"].label == "P3 eyes"
     for row in read_manifest(out / "manifest.csv"):
         stem = row.photograph.split("/")[-1]
         assert row.tile == f"{row.photograph}/{stem}_y{row.y}_x{row.x}.png"
         assert (out / row.tile).is_file()
-    # Nothing is missed by whoever looks for tiles.
+    # A search for tiles finds all of them.
     assert collect(out).sizes.min() > 0
 
 
-def test_a_photograph_cut_again_keeps_the_tiles_in_folders_of_its_own(tmp_path):
+def test_cutting_a_photograph_again_keeps_tiles_in_its_subfolders(tmp_path):
     root, out = tmp_path / "eyes", tmp_path / "tiles"
     _deep_tree(root)
     options = {"val": 0, "test": 0, "overlays": True}
@@ -375,7 +376,7 @@ def test_a_photograph_cut_again_keeps_the_tiles_in_folders_of_its_own(tmp_path):
             } == {f"{row.photograph}.jpg" for row in rows}  # fmt: skip
 
 
-def test_copies_are_told_and_share_a_split(tree, tmp_path, capsys):
+def test_copies_are_reported_and_share_a_split(tree, tmp_path, capsys):
     root = copy(tree, tmp_path)
     for number in range(1, 9):
         shutil.copyfile(root / "krank/p01_L.png", root / "gesund ü" / f"z{number}_L.png")
@@ -392,7 +393,7 @@ def test_copies_are_told_and_share_a_split(tree, tmp_path, capsys):
     assert len(copies) == 9
     assert len({(row.patient, row.split) for row in copies}) == 1
     assert not collect(tmp_path / "a").patients_known
-    # By the expression they are nine patients.
+    # The expression gives nine patients.
     make_tiles(root, tmp_path / "b", **{**SPLIT, "patient_regex": r"([a-z]+\d*)_"}, **FAST)
     rows = read_photographs(tmp_path / "b/photographs.csv")
     copies = [row for row in rows if row.patient[0] == "z" or row.patient == "p01"]
@@ -432,14 +433,14 @@ def test_limit_takes_from_every_split_and_overlays_are_drawn(tree, tmp_path):
     assert make_tiles(tree, out, **SPLIT, **FAST).reused == 3
 
 
-def test_too_small_a_disk_is_refused(tree, tmp_path, monkeypatch):
+def test_too_little_disk_space_is_refused(tree, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(cutting_run.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(DataError, match=r"are needed and 100 B are free"):
         make_tiles(tree, tmp_path / "tiles", **SPLIT, **FAST)
 
 
-def test_disk_that_fills_up_is_told_in_a_line(tree, tmp_path, monkeypatch):
+def test_full_disk_is_reported_in_one_line(tree, tmp_path, monkeypatch):
     def full(job):
         raise OSError(28, "No space left on device", str(job.folder))
 
@@ -448,7 +449,7 @@ def test_disk_that_fills_up_is_told_in_a_line(tree, tmp_path, monkeypatch):
         make_tiles(tree, tmp_path / "tiles", **SPLIT, **FAST)
 
 
-def test_damaged_options_are_told(tree, tmp_path):
+def test_damaged_options_are_reported(tree, tmp_path):
     make_tiles(tree, tmp_path / "tiles", limit=3, **SPLIT, **FAST)
     path = tmp_path / "tiles" / "make_tiles.json"
     assert json.loads(path.read_bytes())["tile"] == TILE
@@ -477,7 +478,7 @@ def test_options_out_of_range_are_refused(tree, tmp_path, options, message):
     assert not (tmp_path / "tiles").exists()
 
 
-def test_files_that_are_left_out_are_said(tmp_path, capsys):
+def test_left_out_files_are_reported(tmp_path, capsys):
     root = tmp_path / "photographs"
     write_image(root / "a" / "p01.png", fundus_photograph((0, 0), 200))
     (root / "a" / "grades.csv").touch()

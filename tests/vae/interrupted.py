@@ -1,9 +1,9 @@
-"""Runs an experiment in this process and does something to it before its Nth batch.
+"""Runs an experiment in this process and interrupts it before its Nth batch.
 
     python tests/vae/interrupted.py kill[+MS]|term|slow_term|full|none N --config=... --workdir=...
 
-kill: SIGKILL, kill+MS so many milliseconds later, whatever goes on then; term: SIGTERM; slow_term:
-the same, and half a second a step; full: no file may grow past 20 kB any more, like a full disk.
+kill: SIGKILL; kill+MS: SIGKILL MS milliseconds later; term: SIGTERM; slow_term: SIGTERM, and each
+step takes half a second; full: files cannot grow beyond 20 kB, as on a full disk.
 """
 
 import functools

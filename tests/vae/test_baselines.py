@@ -1,4 +1,4 @@
-"""The rows that a model's figures are read by."""
+"""The baselines that a model's metrics are compared with."""
 
 import io
 
@@ -41,8 +41,8 @@ def test_bicubic_is_close_to_pillow():
     for image, output in zip(images, ours, strict=True):
         small = Image.fromarray(image).resize((12, 12), Image.Resampling.BICUBIC)
         large = np.asarray(small.resize((48, 48), Image.Resampling.BICUBIC))
-        # Same kernel (a = -1/2). Borders differ, where it is cut off; and Pillow rounds after each
-        # axis, which can move the small image by a level, and by 1.6 once it is enlarged.
+        # Same kernel (a = -1/2). Borders, where the kernel is truncated, differ. Pillow rounds
+        # after each axis: up to one level in the small image, 1.6 after enlargement.
         difference = np.abs(output.astype(int) - large)[8:-8, 8:-8]
         assert difference.max() <= 2
         assert difference.mean() < 0.5
@@ -55,7 +55,7 @@ def test_bicubic_keeps_flat_tiles_and_refuses_odd_sides():
         bicubic(np.zeros((1, 18, 16, 3), np.uint8))
 
 
-def test_jpeg_is_subsampled_and_comes_back():
+def test_jpeg_round_trip_with_chroma_subsampling():
     image = _images(1)[0]
     encoded = encode_jpeg(image, 90)
     layers = Image.open(io.BytesIO(encoded)).layer
@@ -95,7 +95,7 @@ def test_sample_does_not_depend_on_the_order():
     assert [row for row, _ in drawn(rows, 2)] != [row for row, _ in first]
 
 
-def test_matched_quality_is_the_nearest_of_all():
+def test_matched_quality_has_the_nearest_size():
     images = _images()
     sample = TileSample(10, 0)
     sample.add(images, np.array([f"t{i}" for i in range(6)]), np.arange(6))

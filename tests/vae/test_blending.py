@@ -1,4 +1,4 @@
-"""Tiles that overlap by half and are blended: no tile's edge shows."""
+"""Blending of tiles that overlap by half: no seams are visible."""
 
 import numpy as np
 import pytest
@@ -20,16 +20,16 @@ def test_shares_add_up_to_one(length):
     np.testing.assert_allclose(total, 1.0, atol=1e-6)
 
 
-def test_weights_fall_to_nothing_at_edges_inside():
+def test_weights_vanish_at_inner_edges():
     origins = tile_origins(100, TILE)
     weights = blend_weights(origins, TILE, 100)
     for number in range(len(origins) - 1):
         assert weights[number, -1] < 0.01 and weights[number + 1, 0] < 0.01
-    assert weights[0, 0] == weights[-1, -1] == 1  # only one tile holds the border
+    assert weights[0, 0] == weights[-1, -1] == 1  # only one tile contains the border
 
 
 @pytest.mark.parametrize("shape", [(100, 81), (32, 32), (33, 64), (20, 70), (5, 3), (1, 1)])
-def test_identity_comes_out_as_it_went_in(shape):
+def test_blending_unchanged_tiles_returns_the_image(shape):
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     shapes = set()
 
@@ -41,8 +41,8 @@ def test_identity_comes_out_as_it_went_in(shape):
     assert shapes == {(4, TILE, TILE, 3)}
 
 
-def test_tiles_that_disagree_leave_no_step():
-    """Every tile comes back in a grey of its own; neighbouring pixels hardly differ."""
+def test_different_tiles_leave_no_step():
+    """Each tile is a different grey; neighbouring pixels of the blend differ little."""
     image = np.zeros((97, 120, 3), np.uint8)
     greys = iter(np.random.default_rng(1).permutation(np.arange(50, 250)))
 

@@ -1,4 +1,4 @@
-"""The command `fundus-vae` as a person types it: what it makes, and what it says when it cannot."""
+"""The command `fundus-vae`: its outputs and its error messages."""
 
 import os
 import re
@@ -20,7 +20,7 @@ SPLITS = ["--val", "0.3", "--test", "0.3"]
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """Two eyes each of six patients, and one photograph of every uncommon kind."""
+    """Both eyes of six patients, and one photograph of every uncommon kind."""
     root = tmp_path_factory.mktemp("photographs")
     write_photographs(root, patients=6, eyes=2, size=256)
     image = fundus_photograph(3, 256)
@@ -49,9 +49,9 @@ def tree(tmp_path_factory):
 
 
 def refused(command, capsys, message) -> int:
-    """The exit code of a command that says in one line what `message` describes."""
+    """Checks that the last line of an error matches `message`; returns the exit code."""
     code = main(command)
-    # A progress bar may have begun before the trouble.
+    # A progress bar may precede the error.
     lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert len(lines) == 1 and re.search(f"^error: .*{message}", lines[0]), lines
     return code
@@ -73,14 +73,14 @@ def test_photographs_to_dataset(photographs, tmp_path, capsys):
     assert all(dataset.counts[split] for split in ("train", "val", "test"))
     assert {row.label for row in dataset.photographs()} == {"synthetic", "clinic é"}
 
-    # The same commands again find everything done.
+    # Repeating the commands changes nothing.
     assert main(command) == 0
     assert "16 finished before" in capsys.readouterr().out
     assert main(["build", "--tiles", str(tiles), "--data_dir", str(data_dir)]) == 0
     assert "is there already" in capsys.readouterr().out
 
 
-def test_photographs_that_cannot_be_used_are_told_and_the_others_cut(photographs, tmp_path, capsys):
+def test_unusable_photographs_are_listed_and_the_others_are_cut(photographs, tmp_path, capsys):
     root, tiles = tmp_path / "photographs", tmp_path / "tiles"
     shutil.copytree(photographs, root)
     image = encode_image(fundus_photograph(0, 256), ".jpg")
@@ -104,7 +104,7 @@ def test_photographs_that_cannot_be_used_are_told_and_the_others_cut(photographs
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        ([], 2, "no word on patients.*--patient_regex.*--patients_unknown"),
+        ([], 2, "the patients are not given.*--patient_regex.*--patients_unknown"),
         (["--patient_regex", "("], 2, "is no regular expression"),
         (
             ["--patient_regex", "zzz"],
@@ -208,7 +208,7 @@ def test_damaged_dataset_is_named_and_can_be_replaced(tree, tmp_path, capsys, fi
     assert pipeline.open_dataset(tmp_path).counts["train"]
 
 
-def test_unexpected_trouble_with_files_is_one_line(tree, tmp_path, monkeypatch, capsys):
+def test_unexpected_file_errors_are_one_line(tree, tmp_path, monkeypatch, capsys):
     def denied(*args, **kwargs):
         raise PermissionError(13, "Permission denied", "/somewhere")
 

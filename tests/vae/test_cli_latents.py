@@ -1,4 +1,4 @@
-"""`encode` and `decode`: exact, in constant memory, unharmed by interruptions and bad input."""
+"""`encode` and `decode`: exactness, constant memory, interruptions and bad input."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ def model_path(finished):
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory, tiny_tiles):
-    """Tiles, photographs of two sizes that the factor 8 does not divide, and files that are bad."""
+    """Tiles, photographs of two sizes not divisible by 8, and bad files."""
     root = tmp_path_factory.mktemp("mixed")
     for number, file in enumerate(sorted(tiny_tiles.rglob("*.png"))[:60]):
         shutil.copy(file, root / f"tile{number:02}.png")
@@ -68,9 +68,7 @@ def reconstructions(mixed, model_path, tmp_path_factory):
 
 
 @pytest.mark.parametrize("suffix", ["zarr", "npz"])
-def test_decoded_is_what_reconstruct_gives(
-    mixed, model_path, reconstructions, tmp_path, capsys, suffix
-):
+def test_decode_equals_reconstruct(mixed, model_path, reconstructions, tmp_path, capsys, suffix):
     out = tmp_path / f"latents.{suffix}"
     assert encode(mixed, "--model", model_path, "--out", out, "--log_var") == 1
     said = capsys.readouterr().err
@@ -89,7 +87,7 @@ def test_decoded_is_what_reconstruct_gives(
         np.testing.assert_array_equal(read_image(path), read_image(same))
 
 
-def test_masks_come_back_with_the_latents(tiny_data, model_path, tmp_path):
+def test_masks_are_stored_with_the_latents(tiny_data, model_path, tmp_path):
     image = fundus_photograph(0, 421)
     masks = {"a": np.zeros((421, 421), bool), "b": np.ones((421, 421), bool)}
     masks["a"][30:301, 40:333] = True
@@ -99,7 +97,7 @@ def test_masks_come_back_with_the_latents(tiny_data, model_path, tmp_path):
         white = np.repeat(mask[..., None] * np.uint8(255), 3, axis=2)
         write_image(tmp_path / f"masks/{name}.png", white)
     how = ["--model", model_path, "--fov_mask", str(tmp_path / "masks")]
-    inputs = [str(tmp_path / "eyes"), str(tiny_data)]  # Tiles of a dataset keep their disc.
+    inputs = [str(tmp_path / "eyes"), str(tiny_data)]  # Tiles of a dataset keep their FOV circle.
     assert main(["reconstruct", *inputs, "--out", str(tmp_path / "r"), "--no_pictures", *how]) == 0
     for suffix in ("zarr", "npz"):
         out, folder = tmp_path / f"latents.{suffix}", tmp_path / f"decoded_{suffix}"
@@ -115,7 +113,7 @@ def test_masks_come_back_with_the_latents(tiny_data, model_path, tmp_path):
             assert not found[~mask].any() and found[mask].any()
 
 
-def test_records_bring_what_is_known_of_them(tiny_data, model_path, tmp_path):
+def test_latents_keep_the_metadata_of_records(tiny_data, model_path, tmp_path):
     out = tmp_path / "l.zarr"
     options = ["--model", model_path, "--out", out, "--log_var"]
     assert encode(tiny_data, "--split", "test", *options) == 0
@@ -133,7 +131,7 @@ def test_records_bring_what_is_known_of_them(tiny_data, model_path, tmp_path):
     np.testing.assert_allclose(log_var, posterior.log_var, atol=1e-5)
 
 
-# zarr remarks on the unfinished file, as after a real kill, before it is removed.
+# zarr warns of the unfinished file before it is removed, as after a real kill.
 @pytest.mark.filterwarnings("ignore:Object at half.partial")
 @pytest.mark.parametrize(
     "options",
@@ -142,10 +140,10 @@ def test_records_bring_what_is_known_of_them(tiny_data, model_path, tmp_path):
         ["--dtype", "float16", "--log_var"],
     ],
 )
-def test_interrupted_anywhere_the_same_command_ends_in_the_same_bytes(
+def test_the_same_command_after_any_interruption_gives_the_same_bytes(
     mixed, model_path, tmp_path, monkeypatch, options
 ):
-    # Four tiles a chunk instead of sixteen thousand, so that there are several commits.
+    # Chunks of four tiles instead of sixteen thousand, so that there are several commits.
     monkeypatch.setattr(latent_store, "_PIECE_BYTES", 4 * 4 * 4 * 8 * 4)
     out = tmp_path / "l.zarr"
     command = ["encode", str(mixed), "--model", model_path, "--out", str(out), *options]
@@ -164,22 +162,22 @@ def test_interrupted_anywhere_the_same_command_ends_in_the_same_bytes(
         left -= 1
         return append(self, *args, **kwargs)
 
-    # Every file is renamed into place, so what a kill leaves is what an exception leaves. The
-    # first commit takes some thirty appends, for three groups, and the later ones about ten.
+    # Every file is renamed into place, so a kill and an exception leave the same files. The
+    # first commit takes about thirty appends, for three groups, and later ones about ten.
     monkeypatch.setattr(zarr.Array, "append", appended)
     for left in (20, 35, 15):  # noqa: B007 - counted down by `appended`
         with pytest.raises(Killed):
             main(command)
         attributes = json.loads((out / "zarr.json").read_text())["attributes"]
         starts.append(attributes["progress"].get("read", 0))
-        (out / "half.partial").touch()  # as zarr calls a file that is being written
+        (out / "half.partial").touch()  # zarr's name for a file that is being written
     assert starts[0] == 0 and len(set(starts)) == 3, starts
     left = 1000
     assert main(command) == 1
     assert tree(out) == undisturbed
 
 
-def test_complete_is_left_alone_and_another_command_refused(mixed, model_path, tmp_path, capsys):
+def test_complete_store_is_kept_and_another_command_is_refused(mixed, model_path, tmp_path, capsys):
     out, source = tmp_path / "l.zarr", mixed / "tile00.png"
     base = ["encode", source, "--model", model_path, "--out", out]
     assert encode(*base[1:]) == 0
@@ -206,7 +204,7 @@ def test_float16_is_within_a_grey_level(tiny_data, model_path, tmp_path):
         assert main(["decode", str(out), "--model", model_path, "--out", str(folder)]) == 0
         images[dtype] = [read_image(path).astype(int) for path in sorted(folder.rglob("*.png"))]
     difference = np.abs(np.array(images["float32"]) - np.array(images["float16"]))
-    # Half the last digit of a latent of up to 8 is 1/512 of what one standard deviation changes.
+    # Rounding a latent of up to 8 changes it by at most 1/512 standard deviation.
     assert 0 < difference.max() == 1 and (difference > 0).mean() < 0.02
 
 
@@ -226,7 +224,7 @@ def test_quantised_is_smaller_than_jpeg_of_the_same_quality(
     images = np.stack([item.inside() for item in open_inputs([tiny_data], split="test").read()])
     deviation = np.exp(0.5 * model.posterior(images).log_var)
     error = np.abs(group.latents(0, len(group)) - model.encode(images)) / deviation
-    assert error.max() < 1.5 and error.mean() > 0.3  # half a step of 2, deviations differing some
+    assert error.max() < 1.5 and error.mean() > 0.3  # half a step of 2; deviations differ a little
     stored = zarr.open_group(out, mode="r")["32x32/packed"].shape[0]
     assert f"in {stored + 8 * len(store) + 4 * 8:,} bytes" in said
 
@@ -316,7 +314,7 @@ def test_damaged_latents_are_refused(mixed, model_path, tmp_path, capsys, monkey
     assert main([str(word) for word in damaged("flip", flip)]) == 1
     said = capsys.readouterr().err
     assert "mean of 32x32 is damaged" in said and "Traceback" not in said
-    # All that is not in the damaged chunk is decoded, as from the good store.
+    # Items outside the damaged chunk are decoded as from the undamaged store.
     whole, part = tmp_path / "whole", tmp_path / "flip.out"
     assert main(["decode", str(good), "--model", str(model_path), "--out", str(whole)]) == 0
     others = [path.relative_to(part) for path in part.rglob("*.png")]
@@ -337,7 +335,7 @@ def test_damaged_latents_are_refused(mixed, model_path, tmp_path, capsys, monkey
     assert not (tmp_path / "d").exists()
 
 
-def test_nothing_that_can_be_read(model_path, tmp_path, capsys):
+def test_no_readable_input(model_path, tmp_path, capsys):
     (tmp_path / "bad.png").write_bytes(b"no image")
     out = tmp_path / "l.zarr"
     assert encode(tmp_path / "bad.png", "--model", model_path, "--out", out) == 1

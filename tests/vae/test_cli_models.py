@@ -1,4 +1,4 @@
-"""`fundus-vae evaluate`, `info`, `export`: what they give, and what they say when they cannot."""
+"""`fundus-vae evaluate`, `info` and `export`: their outputs and their error messages."""
 
 import csv
 import dataclasses
@@ -28,7 +28,7 @@ def exported(finished, tmp_path_factory):
 
 
 def refused(command, capsys, message) -> int:
-    """The exit code of a command that says in one line what `message` describes."""
+    """Checks that the last line of an error matches `message`; returns the exit code."""
     code = main([str(word) for word in command])
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and re.search(f"^error: .*{message}", lines[0]), lines
@@ -42,7 +42,7 @@ def snapshot(folder):
 # --- evaluate ------------------------------------------------------------------------------------
 
 
-def test_an_exported_file_says_nothing_of_its_machine(finished, exported, tiny_data):
+def test_an_exported_file_has_no_paths_of_its_machine(finished, exported, tiny_data):
     of_run, of_file = (load_saved(path) for path in (finished[1], exported))
     assert of_run.config.data.dir == str(tiny_data)
     assert of_file.config.data.dir == tiny_data.name
@@ -51,21 +51,21 @@ def test_an_exported_file_says_nothing_of_its_machine(finished, exported, tiny_d
     assert exported.stat().st_mode == (exported.parent / "mine").stat().st_mode
 
 
-def test_a_command_keeps_the_names_of_its_files(finished):
+def test_the_stored_command_keeps_file_names(finished):
     saved = load_saved(finished[1])
     command = "run_experiment.py --config=configs/a.py:b --workdir=/home/me/eyes --config.seed=3"
     saved = dataclasses.replace(saved, provenance=saved.provenance | {"command": command})
     assert portable(saved).provenance["command"] == command.replace("/home/me/", "")
 
 
-def test_what_is_given_away_computes_in_float32(finished):
-    """Trained in bfloat16 on an accelerator, it is as exact as any on a laptop."""
+def test_exported_models_compute_in_float32(finished):
+    """A model trained in bfloat16 computes in float32 after export."""
     saved = load_saved(finished[1])
     saved.config.train.compute_dtype = "bfloat16"
     assert portable(saved).config.train.compute_dtype == "float32"
 
 
-def test_evaluating_an_exported_file_is_evaluating_the_run(
+def test_an_exported_file_is_evaluated_like_the_run(
     finished, exported, tiny_data, tmp_path, capsys
 ):
     config, workdir = finished
@@ -87,7 +87,7 @@ def test_evaluating_an_exported_file_is_evaluating_the_run(
     assert {(row["model"], row["version"]) for row in rows} == {(ours["model"], vae.__version__)}
 
 
-def test_a_model_of_vectors_stands_beside_a_pca_of_its_size(
+def test_a_vector_model_is_compared_with_pca_of_the_same_size(
     vector_model, tiny_data, tmp_path, capsys
 ):
     command = ["evaluate", "--model", vector_model, "--data", tiny_data, "--limit", "8"]
@@ -111,7 +111,7 @@ def test_evaluate_refuses(finished, exported, tiny_data, tmp_path, capsys):
     def check(arguments, message):
         return refused(["evaluate", *arguments], capsys, message)
 
-    # Without --model the weights that ship are taken, and they are for larger tiles.
+    # Without --model the bundled weights are used, and these are for larger tiles.
     assert check([*data], "made for tiles of 256 x 256 pixels") == 1
     assert check([*model, *data, "--limit", "-1"], "--limit -1") == 2
     assert check([*model, *data, "--split", "dev"], "--split dev: .*no such split.*'train'") == 2
@@ -179,7 +179,7 @@ def test_info_of_every_kind_of_model(finished, exported, tmp_path, capsys):
     same = ("hash", "step", "parameters", "preset", "latents", "latent", "version")
     for about in abouts:
         assert [about[key] for key in same] == [of_run[key] for key in same]
-        # An exported file keeps names of folders, not where they are.
+        # An exported file keeps names of folders without their paths.
         assert about["trained"]["fingerprint"] == of_run["trained"]["fingerprint"]
         assert Path(about["trained"]["data"]).name == Path(of_run["trained"]["data"]).name
     assert (of_run["step"], of_run["preset"], of_run["latents"]) == (8, "f8c8", [4, 4, 8])
@@ -198,14 +198,14 @@ def test_info_of_every_kind_of_model(finished, exported, tmp_path, capsys):
         assert words in text
 
 
-def test_info_does_not_take_the_figures_of_another_step(finished, capsys):
+def test_info_ignores_metrics_of_another_step(finished, capsys):
     _, workdir = finished
     assert main(["info", str(workdir / "checkpoints" / "4"), "--json"]) == 0
     about = json.loads(capsys.readouterr().out)
     assert about["step"] == 4 and about["metrics"] is None
 
 
-def test_info_of_a_model_of_vectors(vector_model, capsys):
+def test_info_of_a_vector_model(vector_model, capsys):
     assert main(["info", str(vector_model)]) == 0
     text = capsys.readouterr().out
     assert "32 x 32 pixels only" in text and "every value sees the whole tile" in text
@@ -228,7 +228,7 @@ def test_export_the_mean_of_two_checkpoints(finished, vector_model, tmp_path, ca
     assert not (tmp_path / "none.safetensors").exists()
 
 
-def test_export_in_half_the_bytes(finished, exported, tmp_path, capsys):
+def test_export_float16(finished, exported, tmp_path, capsys):
     _, workdir = finished
     small = tmp_path / "small.safetensors"
     assert main(["export", str(workdir), "--out", str(small), "--dtype", "float16"]) == 0
@@ -236,7 +236,7 @@ def test_export_in_half_the_bytes(finished, exported, tmp_path, capsys):
     assert small.stat().st_size < exported.stat().st_size
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     outputs = [vae.load_model(path).reconstruct(images).astype(int) for path in (exported, small)]
-    # The conv path is a correction of a few grey levels; its weights have eleven bits here.
+    # The conv path corrects by a few grey levels; its float16 weights have 11 significant bits.
     assert np.abs(outputs[0] - outputs[1]).max() <= 1
 
 
@@ -255,7 +255,7 @@ def test_export_refuses(finished, exported, tmp_path, capsys):
     assert (
         check([workdir, "--stablehlo", tmp_path / "x", "--dtype", "float16"], "is for --out") == 2
     )
-    # Neither is written where one of them cannot be.
+    # If one of the two cannot be written, neither is.
     both = ["--out", new, "--stablehlo", exported.parent]
     assert check([workdir, *both], "is there already") == 2
     assert check([tmp_path / "gone", "--out", new], "no such model") == 1

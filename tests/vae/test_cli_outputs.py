@@ -1,4 +1,4 @@
-"""No command writes over what it reads or what it did not make; names may be of any kind."""
+"""No command overwrites its inputs or files that it did not make; names of any kind work."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def model(finished):
 
 @pytest.fixture
 def eyes(tmp_path, monkeypatch) -> Path:
-    """Two photographs in the folder "eyes" of the current one, which has things of ours, too."""
+    """Two photographs in `eyes` below the working directory, which also has our outputs."""
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate("ab"):
         write_image(tmp_path / "eyes" / f"{name}.png", fundus_photograph(number, 64))
@@ -89,7 +89,7 @@ READ, FOREIGN = "which is read", "was not made by"
         ("export run --stablehlo run/programs", READ),
     ],
 )
-def test_originals_stay(eyes, command, reason, capsys):
+def test_inputs_are_never_overwritten(eyes, command, reason, capsys):
     for name in ("e.zarr", "other", "run", "tree/p/a"):
         Path(name).mkdir(parents=True)
     write_image("tree/p/a/0.png", fundus_photograph(0, 32))
@@ -116,7 +116,7 @@ def test_decoding_does_not_replace_what_was_encoded(eyes, model, capsys):
     assert READ in refused(capsys, "decode", "again.zarr", "--model", model, "--out", "d")
     before.pop("d/.fundus-vae.json")
     assert before.items() <= content(Path("d")).items()
-    assert main(["decode", "e.zarr", "--model", model, "--out", "d"]) == 0  # its own folder
+    assert main(["decode", "e.zarr", "--model", model, "--out", "d"]) == 0  # its own output
 
 
 def test_link_to_a_file_is_replaced(eyes, model):
@@ -142,7 +142,7 @@ def test_two_suffixes_are_two_photographs(eyes, model):
 
 
 def _rename_items(store: Path, name: str) -> None:
-    """Gives all items of a zarr store one id."""
+    """Gives all items of a zarr store the same id."""
     for _, group in zarr.open_group(store, mode="r+").groups():
         group["item_id"][:] = np.array([name] * group["item_id"].shape[0], object)
 
@@ -162,7 +162,7 @@ def test_second_item_of_a_name_is_a_failure(eyes, model, capsys):
 
 
 def test_dataset_with_one_tile_twice(tiny_data, model, tmp_path, capsys):
-    """As `build` writes none; a shard that somebody changed may be."""
+    """`build` writes no such dataset, but somebody may have changed a shard."""
     shutil.copytree(tiny_data, tmp_path / "data")
     (info_path,) = (tmp_path / "data").rglob("dataset_info.json")
     (shard,) = info_path.parent.glob("fundus_tiles-test.tfrecord-*")
@@ -184,7 +184,7 @@ def test_dataset_with_one_tile_twice(tiny_data, model, tmp_path, capsys):
 
 
 def test_long_name_and_narrow_terminal(eyes, model):
-    """A name of 250 bytes whose characters the terminal lacks."""
+    """A name of 250 bytes with characters that the terminal cannot print."""
     name = "眼" * 82
     os.rename("eyes/a.png", f"eyes/{name}.png")
     commands = ["reconstruct eyes --out out", "encode eyes --out e.zarr", "decode e.zarr --out d"]
@@ -221,11 +221,11 @@ def test_make_tiles_rejects_a_name_too_long_for_its_tiles(tmp_path, monkeypatch,
     assert list(Path("tiles/eyes/b").glob("b_y*.png"))
 
 
-# --- What is no file, or larger than its file -----------------------------------------------------
+# --- Pipes, and contents larger than their file ---------------------------------------------------
 
 
 def within(seconds: float, command: list[str]) -> int:
-    """The exit code of a command that must not wait for ever."""
+    """Returns the exit code of a command; fails if the command hangs."""
     codes: list[int] = []
     thread = threading.Thread(target=lambda: codes.append(main(command)), daemon=True)
     thread.start()
@@ -287,7 +287,7 @@ def test_compressed_chunks_are_refused(latents, model, capsys):
 
 @pytest.mark.parametrize("name", ["mean", "number", "item_id"])
 def test_arrays_larger_than_their_files_are_refused(latents, model, capsys, name):
-    """A whole store of which an array's chunks, and all counts, say a thousand million rows."""
+    """A store whose array chunks and counts claim 10^9 rows."""
     for path, change in [
         (latents / "zarr.json", ("attributes", "progress", "rows", "64x64")),
         (latents / "64x64" / name / "zarr.json", ("shape", 0)),
@@ -322,7 +322,7 @@ def test_npz_members_larger_than_their_part_are_refused(eyes, model, capsys):
         "compressed.npz", model, capsys
     )
     shape = str(arrays["64x64/mean"].shape).encode()
-    # As long as the text that it replaces: the rest of the file stays in its place.
+    # Of the same length as the replaced text, so that later offsets stay valid.
     huge, broken = b"(99999, 999)", b"(2, 8, 8, 8,"
     assert len(shape) == len(huge) == len(broken)
     content = Path("e.npz").read_bytes()

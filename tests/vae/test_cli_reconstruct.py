@@ -1,4 +1,4 @@
-"""`fundus-vae reconstruct`, as a person types it."""
+"""The command `fundus-vae reconstruct`."""
 
 import csv
 import math
@@ -22,7 +22,7 @@ from vae.data.synthetic import fundus_photograph
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """Two photographs of different cameras, one with a burned-in name, and three that are none."""
+    """Two photographs of different cameras, one with a burned-in name, and three bad files."""
     root = tmp_path_factory.mktemp("photographs")
     (root / "left").mkdir()
     eye = fundus_photograph(1, 400)
@@ -46,7 +46,7 @@ def table(out):
 
 
 def files(folder):
-    """All files but the marker of the folder."""
+    """Returns all files except the marker of the folder."""
     found = (p for p in folder.rglob("*") if p.is_file() and p.name != ".fundus-vae.json")
     return sorted(p.relative_to(folder).as_posix() for p in found)
 
@@ -79,7 +79,7 @@ def test_folder_with_bad_files_finishes_the_others(photographs, model, tmp_path,
     mean = np.mean([float(row["psnr"]) for row in rows])
     assert "mean of 2 images: SSIM" in printed.out and f"PSNR {mean:.2f} dB" in printed.out
 
-    # What is written is what `reconstruct` in Python gives, black outside the field of view.
+    # The files equal the results of `reconstruct` in Python, black outside the field of view.
     item = next(i for i in open_inputs([photographs]).read() if i.item_id == "left/eye 1")
     written = read_image(out / "reconstructions" / "left" / "eye 1.png")
     expected = np.where(item.mask()[..., None], loaded.reconstruct(item.inside()), 0)
@@ -120,7 +120,8 @@ def test_tiles_of_a_dataset(tiny_data, model, tmp_path, capsys):
     measured = [float(row["psnr"]) for row in rows if not math.isnan(float(row["psnr"]))]
     assert f"PSNR {np.mean(measured):.2f} dB, inside the field of view" in capsys.readouterr().out
     before = {name: (out / name).stat().st_ino for name in files(out)}
-    assert main([*arguments, "--out", str(out)]) == 0  # again: replaced, and nothing left over
+    # A second run replaces the files and leaves no others.
+    assert main([*arguments, "--out", str(out)]) == 0
     assert sorted(before) == files(out)
     assert all((out / name).stat().st_ino != inode for name, inode in before.items())
 
@@ -157,7 +158,7 @@ def test_interrupted_leaves_whole_files_only(photographs, model, tmp_path):
     for number in range(400):
         (many / f"{number:03d}.jpg").write_bytes(eye)
     out = tmp_path / "out"
-    # A test run in a shell's background ignores SIGINT, and so would what it starts.
+    # A test run in the background of a shell ignores SIGINT, and its children inherit that.
     listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     program = f"{listen}; import sys; from vae.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", program, "reconstruct", str(many), "--model", model]

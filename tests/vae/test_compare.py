@@ -1,4 +1,4 @@
-"""Figures of images of any size, block by block."""
+"""Metrics of images of any size, computed block by block."""
 
 import math
 
@@ -20,7 +20,7 @@ def pair(height, width):
 
 
 @pytest.mark.parametrize("block", [32, 64, 128])
-def test_blocks_compare_like_the_whole(block):
+def test_blocks_give_the_metrics_of_the_whole(block):
     image, output = pair(83, 101)
     rows, columns = np.indices(image.shape[:2])
     mask = (rows - 40) ** 2 + (columns - 50) ** 2 < 41**2
@@ -39,10 +39,10 @@ def test_one_shape_is_compiled_for_all_sizes():
     assert module._block_sums._cache_size() == 1
 
 
-def test_nothing_to_measure_is_nan():
+def test_images_without_windows_give_nan():
     image, output = pair(40, 40)
     mask = np.zeros((40, 40), bool)
     assert all(map(math.isnan, compare(image, output, mask)))
-    mask[20, :] = True  # pixels, but no window
+    mask[20, :] = True  # pixels, but no whole window
     ssim, psnr = compare(image, output, mask)
     assert math.isnan(ssim) and 20 < psnr < 50

@@ -1,4 +1,4 @@
-"""Settings that cannot work are refused with the values that clash."""
+"""Impossible settings are refused with a message that gives the conflicting values."""
 
 import json
 import pathlib
@@ -104,7 +104,7 @@ def test_stored_configs_have_the_settings_of_their_file():
 
 @pytest.mark.parametrize("file", [fundus256, published, enhance256, prior256])
 def test_every_setting_of_a_config_file_has_a_line_of_its_own(file):
-    """A reader of the file alone sees every setting."""
+    """A config file shows every setting without the code."""
     lines = pathlib.Path(file.__file__).read_text().splitlines()
     settings = [line.split("=")[0].strip() for line in lines if line.startswith("    config.")]
     keys = file.get_config().to_dict()

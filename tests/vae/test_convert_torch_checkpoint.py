@@ -1,4 +1,4 @@
-"""convert_torch_checkpoint: every kind of file it meets, and what it leaves behind."""
+"""convert_torch_checkpoint: all kinds of input files, and the files it writes."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ from vae.convert_torch_checkpoint.table import leaves, table  # noqa: E402
 from vae.convert_torch_checkpoint.torch_module import PublishedVAE  # noqa: E402
 from vae.convert_torch_checkpoint.verify import Difference, compare  # noqa: E402
 
-# The published structure at full width; the sizes that are read from the shapes are small.
+# The published structure at full width; the sizes that the converter infers are small.
 MODEL = FundusVAE(latent_size=12, image_size=16)
 TINY = FundusVAE(
     latent_size=6, image_size=16, width=4, stages=(1, 1), head=(8,), decoder_width=12
@@ -66,10 +66,7 @@ def tiny():
 
 
 def blank() -> dict[str, torch.Tensor]:
-    """The published keys with shapes of `MODEL`; all share the zeros of the largest: it is quick.
-
-    A copy with own tensors each time.
-    """
+    """Published keys and shapes; all tensors are views of one zero tensor to save time."""
     wanted = leaves(MODEL)
     zeros = torch.zeros(max(leaf.size for leaf in wanted.values()))
     state = {}
@@ -82,7 +79,7 @@ def blank() -> dict[str, torch.Tensor]:
 
 
 def one_line(capsys) -> str:
-    """The error message of the command."""
+    """Returns the error message of the command."""
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), lines
     return lines[0]
@@ -113,7 +110,7 @@ def test_converted_model_is_one_like_any_other(source, twin, out):
     np.testing.assert_allclose((ours + 1) / 2, theirs, rtol=0, atol=1e-4)
 
 
-def test_there_and_back_is_bit_exact(twin, out, tmp_path, capsys):
+def test_round_trip_is_bit_exact(twin, out, tmp_path, capsys):
     back = tmp_path / "back.pth"
     assert main(["--to_torch", str(out), "--out", str(back)]) == 0
     state, expected = torch.load(back, weights_only=True), twin.state_dict()
@@ -196,7 +193,7 @@ def test_dtypes(tiny, dtype):
 
 
 def test_layouts_in_memory_do_not_matter(tiny):
-    """Weights that were saved channels last, and parts of larger tensors."""
+    """Channels-last weights, and views of larger tensors."""
     state = {
         key: value.to(memory_format=torch.channels_last) if value.ndim == 4 else value
         for key, value in tiny.items()
@@ -268,7 +265,7 @@ def test_sizes_that_do_not_fit(tmp_path, capsys, key, shape, message):
         ("encoder.bn1.num_batches_tracked", float("nan"), "= nan is no number of batches"),
     ],
 )
-def test_values_that_cannot_be(tmp_path, capsys, key, value, message):
+def test_impossible_values(tmp_path, capsys, key, value, message):
     state = blank()
     shape = state[f"autoencoder.{key}"].shape
     state[f"autoencoder.{key}"] = torch.full(shape, value)
@@ -277,7 +274,7 @@ def test_values_that_cannot_be(tmp_path, capsys, key, value, message):
 
 
 class Evil:
-    """Unpickling it makes a file."""
+    """Unpickling an instance creates a file."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -352,7 +349,7 @@ def test_code_in_a_file_is_never_executed(tmp_path, capsys, new_format):
     assert "never executed" in error and "torch.save(model.state_dict(), FILE)" in error
     assert not marker.exists()
     torch.load(path, weights_only=False)
-    assert marker.exists()  # it would have
+    assert marker.exists()  # unpickling it would create the file
 
 
 def test_damaged_safetensors(tmp_path, capsys, out):
@@ -363,7 +360,7 @@ def test_damaged_safetensors(tmp_path, capsys, out):
 
 
 def test_views_larger_than_what_the_file_holds_are_refused(tmp_path, capsys):
-    """A stride of zero: one number in the file, as many in memory as the shape says."""
+    """Stride zero: one number in the file expands in memory to the whole shape."""
     state, key = blank(), "autoencoder.decoder.0.weight"
     state[key] = torch.zeros(1).expand(state[key].shape)
     rows, columns = state[key].shape
@@ -386,7 +383,7 @@ def test_named_pipe_is_refused(tmp_path, capsys):
     assert "model.pth is a named pipe, no regular file" in error
 
 
-def test_what_is_read_is_not_written(out, tmp_path, capsys):
+def test_inputs_are_not_overwritten(out, tmp_path, capsys):
     model, before = tmp_path / "model", (out / MODEL_FILE).read_bytes()
     shutil.copytree(out, model)
     source = str(model / MODEL_FILE)
@@ -397,12 +394,12 @@ def test_what_is_read_is_not_written(out, tmp_path, capsys):
     assert (model / MODEL_FILE).read_bytes() == before
 
 
-def test_outputs_are_not_replaced_unasked(tmp_path, capsys, monkeypatch):
+def test_outputs_are_not_replaced_without_a_flag(tmp_path, capsys, monkeypatch):
     source, target = tmp_path / "model.pth", tmp_path / "out"
     torch.save(blank(), source)
     target.mkdir()
     monkeypatch.chdir(target)
-    assert main([str(source), "--out", "."]) == 0  # an empty folder is none
+    assert main([str(source), "--out", "."]) == 0  # an empty folder counts as no output
     assert (target / MODEL_FILE).exists()
     capsys.readouterr()
     assert main([str(source), "--out", str(target)]) == 2
@@ -417,8 +414,8 @@ def test_outputs_are_not_replaced_unasked(tmp_path, capsys, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pth", "other", "out"]
 
 
-def test_full_disk_leaves_what_was_there(source, tmp_path, capsys):
-    """A limit on the size of files stands for the disk."""
+def test_full_disk_keeps_existing_files(source, tmp_path, capsys):
+    """A limit on file sizes simulates the full disk."""
     small, target = tmp_path / "model.pth", tmp_path / "out"
     torch.save(blank(), small)
     assert main([str(small), "--out", str(target)]) == 0
@@ -472,12 +469,12 @@ def test_other_models_have_no_pytorch_module(out, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
-def test_problems_of_an_empty_state_are_all_there():
+def test_an_empty_state_lists_all_problems():
     with pytest.raises(DataError, match="332 problems"):
         convert.check("empty", {}, FundusVAE())
 
 
-def test_help_is_light_and_a_missing_pytorch_is_named():
+def test_help_needs_no_pytorch_and_a_missing_pytorch_is_named():
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from vae.convert_torch_checkpoint import main\n"

@@ -1,4 +1,4 @@
-"""Degradations: what they promise for any image, and the physics that each of them names."""
+"""Degradations: common guarantees, and the physics of each."""
 
 import io
 
@@ -16,7 +16,7 @@ from vae.models.degradations import DEGRADATIONS, GAMMA, REACH, FovGeometry, deg
 
 SIDE = 64
 KEY = jax.random.key(7)
-# Two pixels apart of 8, so that no grid falls on a tile's corner.
+# 35 and 50 leave remainders 3 and 2 by 8: no grid line passes through a tile's corner.
 ORIGIN = (35, 50)
 SPATIAL = {"haze": REACH, "defocus": REACH, "motion": REACH, "downsampling": 24, "jpeg": 8}
 
@@ -29,7 +29,7 @@ def place(y, x):
 
 @pytest.fixture(scope="module")
 def photograph():
-    """Smooth and textured, 0.1 to 0.9, float32 [200, 220, 3]."""
+    """Smooth with texture; float32 [200, 220, 3] in [0.1, 0.9]."""
     rng = np.random.default_rng(0)
     coarse = rng.uniform(0.2, 0.8, (10, 11, 3)).astype(np.float32)
     smooth = jax.image.resize(coarse, (200, 220, 3), "cubic")
@@ -56,7 +56,7 @@ def test_every_degradation(name, photograph):
         np.testing.assert_array_equal(made, applied(name, tile, severity, y, x))
         harm.append(np.abs(made - tile).mean())
     assert 0 < harm[0] < harm[1]
-    # A neighbour that overlaps by half agrees, but where a blur would need what neither sees.
+    # A tile that overlaps by half agrees, except where a blur needs pixels outside both tiles.
     shift = SIDE // 2
     other = applied(
         name, photograph[y + 5 : y + 5 + SIDE, x + shift :][:, :SIDE], 1.0, y + 5, x + shift
@@ -90,41 +90,41 @@ def test_blurs_neither_add_nor_lose_light(name):
     point[32, 32] = 1
     for severity in (0.3, 1.0):
         light = applied(name, point, severity) ** GAMMA
-        # Single precision's Fourier transforms, and its powers near zero.
+        # Errors of Fourier transforms and of powers near zero in single precision.
         np.testing.assert_allclose(light.sum(axis=(0, 1)), 1, rtol=2e-3)
         assert light.max() < 0.5
 
 
-def test_illumination_only_takes_light(photograph):
+def test_illumination_only_darkens(photograph):
     for seed in range(4):
         made = applied("illumination", photograph, 1.0, key=jax.random.key(seed))
         assert (made <= photograph + 1e-6).all()
 
 
 def test_noise_has_the_variance_of_photons_and_electronics():
-    for level in (0.4, 0.7):  # neither end of the scale is within four deviations
+    for level in (0.4, 0.7):  # four standard deviations from black and white
         light = level**GAMMA
         made = applied("noise", np.full((256, 256, 3), level, np.float32), 1.0) ** GAMMA
         found = made.astype(np.float64)
         expected = 0.004 * light + 0.01**2
-        # Of 196,608 values a variance is known to 0.3%.
+        # The standard error of a variance of 196,608 values is 0.3%.
         assert found.mean() == pytest.approx(light, abs=4 * (expected / found.size) ** 0.5)
         assert found.var() == pytest.approx(expected, rel=0.015)
-        # Grain is white: no pixel tells of its neighbour.
+        # Grain is white: neighbouring pixels are uncorrelated.
         grain = found[..., 0] - found[..., 0].mean()
         assert abs((grain[1:] * grain[:-1]).mean() / grain.var()) < 0.02
         assert abs((grain[:, 1:] * grain[:, :-1]).mean() / grain.var()) < 0.02
 
 
-def test_jpeg_is_that_of_a_library(photograph):
+def test_jpeg_matches_pillow(photograph):
     tile = np.rint(photograph[:SIDE, :SIDE] * 255).astype(np.uint8)
     for severity, quality in ((0.0, 90), (8 / 13, 50), (1.0, 25)):
         file = io.BytesIO()
         Image.fromarray(tile).save(file, "JPEG", quality=quality, subsampling=0)
         theirs = np.asarray(Image.open(file)).astype(float)
         ours = applied("jpeg", tile / np.float32(255), max(severity, 1e-6)) * 255
-        # The library rounds its coefficients and colours to whole numbers, at quality 90 as finely
-        # as it quantises.
+        # The library also rounds coefficients and colours to integers; at quality 90 this is as
+        # large as the quantisation.
         error = np.abs(tile - theirs).mean()
         assert np.abs(ours - theirs).mean() < max(0.35 * error, 0.8)
 
@@ -173,10 +173,10 @@ def test_contact_sheet_of_a_photograph(tmp_path, capsys):
 def test_contact_sheet_shows_nothing_outside_the_field_of_view():
     photograph = bundled.retina()[::3, ::3].copy()
     clean = contact_sheet(photograph)
-    photograph[:25, :60] = 255  # A name in a corner.
+    photograph[:25, :60] = 255  # A burned-in name.
     photograph[-20:, -70:] = (0, 255, 0)
     np.testing.assert_array_equal(contact_sheet(photograph), clean)
-    # Black in each panel of a whole photograph: haze is over the eye alone.
+    # It is black in all panels of a whole photograph: haze covers the field of view only.
     whole = 24 + 244 * list(DEGRADATIONS).index("haze")
     assert not clean[whole : whole + 20, 120 + 244 * 4 :][:, :20].any()
     assert clean[whole + 120, 120 + 244 * 4 + 120].min() > 30

@@ -1,4 +1,4 @@
-"""Several real processes are one run: the same batches, losses, figures and files."""
+"""Several real processes give the batches, losses, metrics and files of one process."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from vae.training.distributed import initialize
 from vae.training.train import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# Sums over the mesh are added in another order; eight steps of AdamW amplify the last bits.
+# Sums over the mesh are in another order; eight steps of AdamW amplify the difference.
 TOLERANCE = 1e-4
 
 
@@ -31,7 +31,7 @@ def losses(workdir):
 
 
 def start(config, workdir, processes, action="none", at=0, extra=()):
-    """Starts a run of 4 CPU devices in all; the last process does `action` at its batch `at`."""
+    """Starts a run with 4 CPU devices in total; the last process does `action` at batch `at`."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -67,16 +67,16 @@ def start(config, workdir, processes, action="none", at=0, extra=()):
 
 
 def finish(started):
-    """-> (exit codes, standard outputs, standard errors)."""
+    """Returns exit codes, standard outputs and standard errors."""
     ended = [process.communicate(timeout=300) for process in started]
     return [process.returncode for process in started], *zip(*ended, strict=True)
 
 
 @pytest.fixture(scope="module")
 def preempted(finished, tmp_path_factory):
-    """Two processes of two devices; SIGTERM to the second at batch 2 -> workdir, and its end."""
+    """Two processes of two devices, with SIGTERM to the second at batch 2: (workdir, results)."""
     workdir = tmp_path_factory.mktemp("preempted")
-    # Slow steps: the word has to go round before the run is over.
+    # Slow steps: all processes must get the signal before the run ends.
     started = start(finished[0], workdir, 2, "slow_term", at=2)
     return workdir, finish(started)
 
@@ -87,11 +87,11 @@ def test_sigterm_to_one_process_stops_all_at_the_same_step(preempted):
     saved = load_saved(workdir)
     assert 2 <= saved.step < 8
     assert f"SIGTERM: saved checkpoint {saved.step}" in outputs[0]
-    assert "SIGTERM" not in outputs[1]  # one voice
+    assert "SIGTERM" not in outputs[1]  # only process 0 prints
     assert not (workdir / "results.json").exists()
 
 
-def test_losses_and_figures_are_those_of_one_process(preempted, finished):
+def test_losses_and_metrics_equal_those_of_one_process(preempted, finished):
     workdir, _ = preempted
     several, one = losses(workdir), losses(finished[1])
     steps = load_saved(workdir).step
@@ -130,7 +130,7 @@ def test_another_number_of_processes_continues(preempted, finished, tmp_path, pr
         jax.tree.leaves(load_saved(undisturbed).variables),
         strict=True,
     ):
-        # Adam divides by the root of what may be rounding only: a step of the learning rate.
+        # Adam divides by its second moment, which may be pure rounding: a whole step of the rate.
         np.testing.assert_allclose(a, b, atol=3e-3, rtol=1e-2)
 
 
@@ -151,12 +151,12 @@ def test_a_process_that_dies_ends_the_others(finished, tmp_path):
         (("localhost:1", 2, 1, 0), "--heartbeat_seconds=0 must be"),
     ],
 )
-def test_arguments_that_cannot_be(arguments, message):
+def test_impossible_arguments(arguments, message):
     with pytest.raises(UsageError, match=message):
         initialize(*arguments)
 
 
-def test_one_process_by_itself_opens_no_port(monkeypatch):
+def test_a_single_process_opens_no_port(monkeypatch):
     monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
     initialize()
     assert not jax.distributed.is_initialized()

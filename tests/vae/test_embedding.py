@@ -1,4 +1,4 @@
-"""`embed`: clusters that are there are found, pictures are drawn, and sources are found again."""
+"""`embed`: known clusters are found, pictures are drawn, and sources are located."""
 
 import csv
 import re
@@ -34,7 +34,7 @@ def blobs():
 
 
 @pytest.mark.parametrize("method", ["gmm", "kmeans"])
-def test_clusters_that_are_there_are_found(blobs, method):
+def test_known_clusters_are_found(blobs, method):
     vectors, truth = blobs
     found = find_clusters(vectors, method)
     np.testing.assert_array_equal(found.labels, truth)  # numbered by size
@@ -44,7 +44,7 @@ def test_clusters_that_are_there_are_found(blobs, method):
     assert find_clusters(vectors, method, count=2).count == 2
 
 
-def test_typical_are_near_the_centre_and_of_many_photographs(blobs):
+def test_typical_tiles_are_central_and_of_many_photographs(blobs):
     vectors, truth = blobs
     found = find_clusters(vectors, count=3)
     names = np.array([f"p{i % 2}" for i in range(200)])
@@ -64,10 +64,10 @@ def test_typical_are_near_the_centre_and_of_many_photographs(blobs):
             assert (np.diff(x) >= 25).all()  # share no pixel
 
 
-def test_components_are_those_of_the_features():
+def test_components_match_those_of_the_features():
     rng = np.random.default_rng(0)
     features = rng.normal(0, 1, (50, 3)) @ rng.normal(0, 1, (3, 8)) * 10 + 4
-    features = np.concatenate([features, np.ones((50, 1))], axis=1)  # one that never changes
+    features = np.concatenate([features, np.ones((50, 1))], axis=1)  # a constant feature
     vectors = embedding.principal_components(features)
     assert vectors.values.shape == (50, 9) and vectors.explained[:3].sum() > 0.999
     scaled = (features - vectors.mean) / vectors.scale
@@ -121,7 +121,7 @@ def test_embed(latents, tmp_path, capsys):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_the_place_marked_is_where_the_tile_was_cut(latents):
+def test_the_marked_place_is_the_origin_of_the_tile(latents):
     store = open_latents(latents)
     sources = Sources(store)
     (group,) = store.groups
@@ -130,11 +130,11 @@ def test_the_place_marked_is_where_the_tile_was_cut(latents):
     assert not sources.missing
     left, top, width, height = source.box
     place = source.photograph[round(top) : round(top + height), round(left) : round(left + width)]
-    # A small copy of the photograph: its mean colour there is the tile's.
+    # In the reduced photograph the marked place has the tile's mean colour.
     assert place.size and np.abs(place.mean((0, 1)) - source.image.mean((0, 1))).max() < 12
 
 
-def test_sources_that_are_gone_are_said_and_the_rest_is_written(
+def test_missing_sources_are_reported_and_the_rest_is_written(
     tiny_tiles, finished, tmp_path, capsys
 ):
     tiles, out = tmp_path / "tiles", tmp_path / "l.npz"
@@ -170,7 +170,7 @@ def test_embed_refuses(latents, tmp_path, monkeypatch, capsys, options, code, me
     assert (tmp_path / "taken").read_text() == "mine" and not (tmp_path / "e").exists()
 
 
-def test_too_few_or_all_alike():
+def test_too_few_or_identical_vectors():
     with pytest.raises(DataError, match="too few for 2 clusters"):
         find_clusters(np.zeros((9, 2)))
     with pytest.raises(DataError, match="all alike"):

@@ -1,4 +1,4 @@
-"""An enhancer on photographs: no seam, any strength, its uncertainty, its command."""
+"""Enhancement of photographs: seams, strength, uncertainty, the command."""
 
 import csv
 import math
@@ -25,7 +25,7 @@ from vae.data.thumbnails import circle_of, make_thumbnail
 from vae.inference import enhance, windows
 from vae.inference.enhance import EnhancementModel, load_enhancer
 
-SIDE = 328  # several windows, and no multiple of the latents' patch in the other axis
+SIDE = 328  # several windows along one axis; the other is no multiple of the patch size
 FOV = FieldOfView(150.0, 170.0, 140.0, 30.0, 310.0, 10.0, 290.0)
 
 
@@ -54,7 +54,7 @@ def fresh(config):
 
 @pytest.fixture(scope="module")
 def moved(fresh):
-    """Variables with heads that are not zero: at the start hardly anything matters."""
+    """Variables with nonzero heads; with zero heads most parameters have no effect."""
     rng = np.random.default_rng(1)
     shift = lambda leaf: leaf + rng.normal(0, 0.02, leaf.shape).astype(np.float32)  # noqa: E731
     return {**fresh, "params": jax.tree.map(shift, fresh["params"])}
@@ -73,11 +73,11 @@ def photograph():
     return np.asarray(smooth)
 
 
-def test_windows_are_the_whole(model, photograph, monkeypatch):
+def test_windows_equal_the_whole(model, photograph, monkeypatch):
     whole = model.enhance(photograph, FOV)
     monkeypatch.setattr(windows, "LARGEST", 128)
     cut = model.enhance(photograph, FOV)
-    # Sums in another order: now and then a value at the edge of two levels.
+    # Sums in another order can round a value between two levels the other way.
     assert np.abs(cut.astype(int) - whole).max() <= 1 and np.mean(cut != whole) < 1e-3
     assert np.abs(whole.astype(int) - photograph)[FOV.mask(*photograph.shape[:2])].mean() > 2
 
@@ -109,13 +109,13 @@ def test_wrong_photographs_are_named(model, photograph, got):
             method(photograph, UNKNOWN)
 
 
-def test_a_model_that_learned_nothing_changes_nothing(config, fresh, photograph):
+def test_an_untrained_model_changes_nothing(config, fresh, photograph):
     model = EnhancementModel(saved_model(config, fresh))
     np.testing.assert_array_equal(model.enhance(photograph, UNKNOWN), photograph)
 
 
 def test_a_tile_is_enhanced_as_in_its_photograph(config, moved, photograph):
-    # But for its blur, of which it knows less: kernels of zeros.
+    # Sharpening is excluded (zero kernels): a tile estimates blur from fewer windows.
     params = dict(moved["params"])
     head = jax.tree.map(np.zeros_like, params["sharpening"]["head"])
     params["sharpening"] = {**params["sharpening"], "head": head}
@@ -132,20 +132,20 @@ def test_a_tile_is_enhanced_as_in_its_photograph(config, moved, photograph):
     assert difference.size > 1000 and difference.max() <= 1
 
 
-def test_a_photograph_is_sharpened_by_all_of_it(model, photograph, monkeypatch):
-    """In strips and by OpenCV as the module does it at once, where the disc is not cut flat."""
+def test_sharpening_in_strips_equals_the_module(model, photograph, monkeypatch):
+    """Strips with OpenCV equal the module on the whole photograph, for a full FOV circle."""
     round_fov = FieldOfView(FOV.x, FOV.y, 120.0, *2 * (-math.inf, math.inf))
     monkeypatch.setattr(enhance, "STRIP", 64)
     toned = model._toned(photograph, round_fov)
     circle = circle_of(round_fov, *photograph.shape[:2])
     whole = np.asarray(model._stages.sharpen(toned[None], circle[None]))[0]
     made = model._sharp(photograph, round_fov)
-    # Sums of 289 products of float32, and FFTs.
+    # Float32 sums of 289 products against FFTs.
     np.testing.assert_allclose(made, whole, atol=1e-4)
     assert np.abs(made - toned).mean() > 1e-3
 
 
-def test_uncertainty_is_of_the_photograph_not_of_its_windows(model, photograph, monkeypatch):
+def test_uncertainty_does_not_depend_on_the_windows(model, photograph, monkeypatch):
     tone = np.asarray(model._stages.tone_error(make_thumbnail(photograph, FOV)[None]))[0]
 
     inside = FOV.mask(*photograph.shape[:2])
@@ -164,14 +164,14 @@ def test_uncertainty_is_of_the_photograph_not_of_its_windows(model, photograph, 
         model.enhanced(photograph, FOV, samples=1)
 
 
-def test_uncertainty_knows_of_the_tone(model, config, fresh, photograph):
+def test_uncertainty_includes_the_tone_error(model, config, fresh, photograph):
     thumbnail = make_thumbnail(photograph, FOV)[None]
     tile, circle = photograph[None, :64, :64], circle_of(FOV, *photograph.shape[:2])[None]
     tone = float(model._stages.tone_error(thumbnail)[0])
     assert tone > 1
     assert model.tile_uncertainty(tile, thumbnail, circle, samples=2).min() >= tone
     assert model.enhanced(photograph, FOV, samples=2).uncertainty[150, 170] >= tone
-    # What leaves the tone as it is has no error of it.
+    # If the tone is not changed, it adds no uncertainty.
     assert not EnhancementModel(saved_model(config, fresh))._stages.tone_error(thumbnail).any()
 
 
@@ -252,7 +252,7 @@ def test_every_kind_of_file(exported, tmp_path, capsys):
     assert "error: 3 of 10 images failed" in errors and "Traceback" not in errors
     done = {path.stem for path in (out / "enhanced").iterdir()}
     assert done == {"plain", "auge-ü", "grey", "alpha", "cmyk", "deep", "tiny"}
-    # Without a field of view all of it is enhanced, but for what is grey.
+    # Without a FOV circle the whole image is enhanced, unless it is grey.
     with (out / "enhanced.csv").open(encoding="utf-8") as file:
         rows = {row["id"]: row for row in csv.DictReader(file)}
     assert {row["fov"] for row in rows.values()} == {"lit region"}
@@ -264,10 +264,10 @@ def test_every_kind_of_file(exported, tmp_path, capsys):
     assert opened["tiny"].shape == (5, 7, 3) and opened["deep"].dtype == np.uint8
 
 
-def test_photographs_of_one_colour_are_left_as_they_are(exported, model, tmp_path, capsys):
+def test_one_colour_photographs_are_not_changed(exported, model, tmp_path, capsys):
     photograph = cv2.resize(bundled.retina(), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     green = np.repeat(photograph[..., 1:2], 3, axis=-1)
-    # Text of another colour outside the field of view is no colour of the eye.
+    # Coloured text outside the field of view is ignored.
     green[:20, :40] = (255, 255, 0)
     fov = find_fov(green)
     np.testing.assert_array_equal(model.enhance(green, fov), green)
@@ -276,7 +276,7 @@ def test_photographs_of_one_colour_are_left_as_they_are(exported, model, tmp_pat
 
     folder, out = tmp_path / "eyes", tmp_path / "out"
     folder.mkdir()
-    # Large enough for a field of view to be searched.
+    # Large enough for the search for a FOV circle.
     for name, image in (("colour", photograph), ("grey", green)):
         large = cv2.resize(image, (400, 400), interpolation=cv2.INTER_AREA)
         Image.fromarray(large).save(folder / f"{name}.png")
@@ -297,13 +297,13 @@ def test_photographs_of_one_colour_are_left_as_they_are(exported, model, tmp_pat
     np.testing.assert_array_equal(after, item.inside())
 
 
-def test_a_colour_profile_is_followed(exported, tmp_path):
-    """Values of another colour space are of the same colours as their sRGB ones."""
+def test_colour_profiles_are_applied(exported, tmp_path):
+    """The same colours in another colour space give the same result."""
     coarse = np.random.default_rng(3).integers(60, 200, (6, 8, 3), np.uint8)
     picture = np.asarray(Image.fromarray(coarse).resize((64, 48), Image.Resampling.BICUBIC))
     folder = tmp_path / "eyes"
     folder.mkdir()
-    # The same colours twice, once as values of a space whose red and blue have changed places.
+    # The same colours twice, the second time in a colour space with red and blue exchanged.
     swapped = swapped_profile()
     Image.fromarray(picture).save(folder / "plain.png")
     Image.fromarray(picture[..., ::-1]).save(folder / "swapped.png", icc_profile=swapped)
@@ -313,8 +313,8 @@ def test_a_colour_profile_is_followed(exported, tmp_path):
         np.asarray(Image.open(out / "enhanced" / f"{name}.png")).astype(int)
         for name in ("plain", "swapped")
     )
-    # Lookup tables of the colour management round to within a few grey levels; without them
-    # channels of random colours are some 40 apart.
+    # Lookup tables of the colour management round to a few grey levels. If the profile were
+    # ignored, the channels of random colours would differ by about 40.
     assert np.abs(plain - other).mean() < 4
 
 
@@ -348,7 +348,7 @@ def test_full_disk_leaves_whole_files_only(exported, picture, tmp_path, capsys):
     assert main(["enhance", *arguments, "--strength", "0.5"]) == 0
 
 
-def test_what_is_no_photograph(exported, picture, tiny_data, tmp_path, capsys):
+def test_inputs_that_are_no_photographs(exported, picture, tiny_data, tmp_path, capsys):
     model, out = ["--model", str(exported)], ["--out", str(tmp_path / "out")]
     (tmp_path / "none").mkdir()
     (tmp_path / "file").write_text("")
@@ -367,7 +367,7 @@ def test_what_is_no_photograph(exported, picture, tiny_data, tmp_path, capsys):
     assert "damaged" in capsys.readouterr().err
 
 
-def test_the_kinds_of_models_are_told_apart(exported):
+def test_other_kinds_of_models_are_refused(exported):
     assert load_enhancer(exported).saved.step == 3
     with pytest.raises(DataError, match="fundus-vae enhance"):
         vae.load_model(exported)

@@ -1,4 +1,4 @@
-"""The table of enhancement: its methods, what it counts as structure, its cases."""
+"""The enhancement table: methods, measures of structure, cases."""
 
 import json
 import math
@@ -26,7 +26,7 @@ FOV = np.ones((192, 192), bool)
 
 @pytest.fixture(scope="module")
 def tile():
-    """Vessels beside the optic disc of scikit-image's retina."""
+    """Vessels next to the optic disc of scikit-image's retina."""
     return np.ascontiguousarray(bundled.retina()[600:792, 500:692])
 
 
@@ -34,7 +34,7 @@ def error(a, b):
     return float(np.sqrt(np.mean((a.astype(float) - b) ** 2)))
 
 
-def test_classical_methods_do_what_they_are_for(tile):
+def test_classical_methods_improve_their_degradation(tile):
     rng = np.random.default_rng(0)
     noisy = np.clip(np.rint(tile + rng.normal(0, 12, tile.shape)), 0, 255).astype(np.uint8)
     blurred = cv2.GaussianBlur(tile, (0, 0), 1.5)
@@ -51,7 +51,7 @@ def test_classical_methods_do_what_they_are_for(tile):
     assert contrast[..., 1].std() > 1.3 * tile[..., 1].std()
 
 
-def test_structure_of_a_tile_is_its_own(tile):
+def test_a_tile_keeps_its_own_structure(tile):
     figures = compare_structure(find_structure(tile, FOV), tile)
     assert figures["vesselness"] == pytest.approx(1.0)
     assert figures["false_vessels"] == 0 and figures["missed_vessels"] == 0
@@ -75,9 +75,9 @@ def test_false_and_missed_vessels_are_counted(tile):
     assert figures["missed_vessels"] > 0.8 and figures["false_vessels"] < 0.01
 
 
-def test_lesions_are_found_and_their_loss_is_seen():
+def test_lesions_are_found_and_their_loss_is_measured():
     plain = np.full((192, 192, 3), (150, 90, 50), np.uint8)
-    for y in (20, 160, 174):  # vessels, that the spots are none of the strongest ridges
+    for y in (20, 160, 174):  # vessels, so that the spots are not among the strongest ridges
         cv2.line(plain, (0, y), (191, y + 6), (80, 30, 20), 7)
     spotted = plain.copy()
     for number, (y, x) in enumerate(((50, 60), (120, 80), (90, 140))):
@@ -123,14 +123,14 @@ def test_the_table(dataset, tmp_path, capsys):
     assert len(rows) == len(cases) * (len(METHODS) + 2)
     by_method = {(r["degradation"], r["severity"], r["method"]): r for r in rows}
     for (degradation, severity, method), row in by_method.items():
-        # What has learned nothing changes nothing.
+        # An untrained model changes nothing.
         if method == "ours":
             nothing = by_method[degradation, severity, "do_nothing"]
             assert row["psnr"] == nothing["psnr"] and row["ssim"] == nothing["ssim"]
     content = json.loads((out / RESULTS).read_text())
     assert content == json.loads((report / RESULTS).read_text())
     page = (report / "index.html").read_text()
-    # Before, after and clean of each tile, curves, nothing fetched.
+    # Pictures before, after and clean of each tile; curves; no external resources.
     assert page.count('class="view"') == 3 * content["tiles"]
     assert page.count("data:image/svg+xml;base64,") == 2
     assert page.count('alt="PSNR and SSIM against severity of haze"') == 1
@@ -140,7 +140,7 @@ def test_the_table(dataset, tmp_path, capsys):
     assert content["rows"] == rows and (out / TABLE).read_text().count("\n") == len(rows) + 1
 
 
-def test_a_dataset_without_views_is_refused(dataset, tmp_path):
+def test_a_dataset_without_thumbnails_is_refused(dataset, tmp_path):
     import shutil
 
     copy = tmp_path / "copy"

@@ -1,4 +1,4 @@
-"""The enhancer: the identity at the start, its reach, and its start from an autoencoder."""
+"""The enhancer: identity at step 0, receptive field, tone, and posterior samples."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def fresh(config):
 
 @pytest.fixture(scope="module")
 def variables(fresh):
-    """With heads that are not zero: at the start hardly anything matters."""
+    """Variables with nonzero heads; with zero heads most parameters have no effect."""
     leaves, tree = jax.tree.flatten(fresh["params"])
     keys = jax.random.split(jax.random.key(1), len(leaves))
     pairs = zip(leaves, keys, strict=True)
@@ -72,12 +72,12 @@ def test_impossible_stages(change, message):
 
 
 def test_starts_as_the_identity(model, fresh, inputs):
-    # The linear code less itself: what is left is its rounding.
+    # The linear code is subtracted from itself; only rounding remains.
     made = jax.jit(model.apply)(fresh, *inputs)
     np.testing.assert_allclose(made, inputs[0], atol=1e-6)
 
 
-def test_every_parameter_counts(model, variables, inputs):
+def test_the_output_depends_on_every_parameter(model, variables, inputs):
     def loss(params):
         noise = jnp.ones((1, SIDE // 8, SIDE // 8, 8))
         image = model.apply({**variables, "params": params}, *inputs, noise)
@@ -94,7 +94,7 @@ def test_every_parameter_counts(model, variables, inputs):
     assert unused == []
 
 
-def test_reaches_no_further_than_it_says(model, variables, inputs):
+def test_a_pixel_affects_no_pixels_beyond_the_halo(model, variables, inputs):
     image = inputs[0]
     y, x = 80, 72
     changed = image.copy()
@@ -102,14 +102,14 @@ def test_reaches_no_further_than_it_says(model, variables, inputs):
     apply = jax.jit(lambda image: model.apply(variables, image, method="detail"))
     moved = np.abs(apply(changed) - apply(image))
     rows, columns = np.nonzero(moved[0].max(axis=-1) > 1e-5)
-    # Of its own patch of 8 x 8, and `detail_halo` around it.
+    # The pixel's own 8 x 8 patch, and `detail_halo` pixels around it.
     assert y - 8 - model.detail_halo < rows.min() and rows.max() < y + 8 + model.detail_halo
     assert x - 8 - model.detail_halo < columns.min() and columns.max() < x + 8 + model.detail_halo
-    # And far beyond the patch: the bound is no formality.
+    # The effect extends far beyond the patch, so the bound is tested.
     assert np.ptp(rows) > model.detail_halo
 
 
-def test_tone_of_a_tile_is_that_of_its_photograph(model, variables, inputs):
+def test_tone_of_a_tile_equals_that_of_its_photograph(model, variables, inputs):
     image, thumbnail, circle = inputs
     whole = model.apply(variables, *inputs, method="tone")
     assert np.abs(whole - image).max() > 0.01
@@ -118,8 +118,8 @@ def test_tone_of_a_tile_is_that_of_its_photograph(model, variables, inputs):
     np.testing.assert_allclose(alone, whole[:, 40:72, 16:80], atol=1e-5)
 
 
-def test_cells_of_the_grid_lie_where_the_view_has_their_pixels():
-    pixels = 2 * MARGIN * 100  # of a thumbnail of a field of view of radius 100, centred at 0
+def test_grid_cells_match_the_pixels_of_the_thumbnail():
+    pixels = 2 * MARGIN * 100  # side of a thumbnail for an FOV radius of 100 pixels
     centre = jnp.array([pixels / 2 - 0.5])
     weights = np.asarray(_weights(int(pixels), centre, jnp.array([100.0])))[0]
     np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-6)

@@ -42,7 +42,7 @@ def sharpening(config):
 
 
 def run(config, dataset, steps, mesh, tone=0.0):
-    """Parameters before and after, and the last metrics; `tone`: what the tone stage starts at."""
+    """Returns parameters before and after, and the last metrics; `tone`: offset of tone biases."""
     task = task_of(config)
     sharding = tree_sharding(abstract_state(task), mesh, config.mesh.fsdp_min_size)
     state = state_from_variables(task, task.variables(dataset, sharding.variables), sharding)
@@ -88,14 +88,14 @@ def test_sharpening_learns_alone(sharpening, dataset):
         assert (max(jax.tree.leaves(moved)) > 0) == (name == "sharpening"), name
 
 
-def test_sharpening_is_spared_the_errors_of_the_tone_stage(sharpening, dataset):
-    """Nothing is blurred: there is nothing to add, however wrong the light was made."""
+def test_sharpening_does_not_learn_errors_of_the_tone_stage(sharpening, dataset):
+    """On unblurred input the stage learns no change, whatever the tone error."""
     sharpening.degrade.clean = 1.0
     assert run(sharpening, dataset, 1, make_mesh(1, 1), tone=0.3)[2]["psnr"] > 120
 
 
 @pytest.mark.soak
-def test_sharpening_sees_what_was_toned(sharpening, dataset):
+def test_sharpening_gets_the_output_of_the_tone_stage(sharpening, dataset):
     _, plain_after, _ = run(sharpening, dataset, 2, make_mesh(1, 1))
     before, after, _ = run(sharpening, dataset, 2, make_mesh(1, 1), tone=0.3)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), plain_after, after)
@@ -113,14 +113,14 @@ def test_starts_from_the_bundled_autoencoder(capsys):
     kernel = saved.variables["params"]["encoder"]["stage0"]["block0"]["conv1"]["kernel"]
     there = variables["params"]["encoder"]["stage0"]["block0"]["conv1"]["kernel"]
     np.testing.assert_array_equal(there, kernel)
-    # Step 0 is the identity: the autoencoder's last layer corrects a codec, not a photograph.
+    # Step 0 is the identity, so the autoencoder's last layer, which corrects a codec, is left out.
     assert not variables["params"]["decoder"]["head"]["kernel"].any()
     assert "'params/tone/whole_head/bias'" in capsys.readouterr().out
     with pytest.raises(DataError, match=r"init_from=f8c32 is another model.*latent_channels': 16"):
         task_of(config).from_saved(load_saved("f8c16"))
 
 
-def test_a_run_goes_on_with_its_own_model_only(config, tmp_path):
+def test_a_run_continues_only_with_its_own_model(config, tmp_path):
     model = plain(config.model)
     check_same_run({"model": model, "version": "1"}, {"model": model, "version": "2"}, tmp_path)
     with pytest.raises(DataError, match="use another --workdir"):
@@ -131,7 +131,7 @@ def test_a_run_goes_on_with_its_own_model_only(config, tmp_path):
 def test_every_part_learns(config, dataset):
     before, after, metrics = run(config, dataset, 2, make_mesh(8, 1))
     assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
-    # The heads leave zero, and then everything behind them moves.
+    # Once the heads are nonzero, all layers before them get gradients.
     for name in ("tone", "sharpening", "decoder", "encoder", "linear"):
         moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before[name], after[name])
         assert max(jax.tree.leaves(moved)) > 0, name
@@ -139,12 +139,12 @@ def test_every_part_learns(config, dataset):
 
 @pytest.mark.usefixtures("eight_devices")
 @pytest.mark.soak
-def test_learns_alike_in_parts_and_shards(config, dataset):
+def test_accumulation_and_sharding_give_the_same_parameters(config, dataset):
     _, after, metrics = run(config, dataset, 2, make_mesh(8, 1))
     parts = config.copy_and_resolve_references()
     parts.train.accumulate = 2
     _, same, others = run(parts, dataset, 2, make_mesh(1, 8))
     assert others["loss"] == pytest.approx(metrics["loss"], rel=1e-4)
-    # Sums in another order, through Muon's orthogonalisation, for two steps.
+    # Sums in another order, amplified by two steps of Muon's orthogonalisation.
     for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(same), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-3)

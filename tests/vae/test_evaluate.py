@@ -1,4 +1,4 @@
-"""The evaluation of a split, its table, files, figures and whole photographs."""
+"""The evaluation of a split: metrics, table, files, pictures, whole photographs."""
 
 import csv
 import dataclasses
@@ -36,14 +36,14 @@ from vae.models.pca import PCA, fit_pca
 from vae.models.posterior import Posterior
 
 SIDE, FACTOR, CHANNELS = 32, 4, 6
-TILES = 21  # no multiple of a batch
+TILES = 21  # not a multiple of the batch size
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 traces = []
 
 
 class LinearCodec(nn.Module):
-    """Principal components behind the interface of a model."""
+    """A PCA codec with the interface of a model."""
 
     tile_size = None
     downsample = FACTOR
@@ -64,7 +64,7 @@ class LinearCodec(nn.Module):
 
 
 def _split(count=TILES, side=SIDE, seed=0):
-    """Tiles of 7 photographs of 4 patients under 2 labels: smooth waves and some noise."""
+    """Tiles of 7 photographs, 4 patients and 2 labels: smooth waves with noise."""
     rng = np.random.default_rng(seed)
     rows, columns = np.indices((side, side))
     waves = [np.sin(rows / a + columns / b + c) for a, b, c in rng.uniform(2, 9, (3 * count, 3))]
@@ -73,7 +73,7 @@ def _split(count=TILES, side=SIDE, seed=0):
     number = np.arange(count)
     fov = np.ones((count, side, side), bool)
     fov[1, :, :9] = False
-    fov[4, :, 10:] = False  # ten columns: no window fits
+    fov[4, :, 10:] = False  # ten columns are too few for a window
     fov[6] = False
     return {
         "image": np.round(images).clip(0, 255).astype(np.uint8),
@@ -86,7 +86,7 @@ def _split(count=TILES, side=SIDE, seed=0):
 
 
 def _batches(split, batch=8):
-    """The split in batches as the pipeline gives them, the last one filled up."""
+    """Returns the split in batches like those of the pipeline; the last one is padded."""
     count = len(split["image"])
     for start in range(0, count, batch):
         here = {key: values[start : start + batch] for key, values in split.items()}
@@ -156,8 +156,8 @@ def test_rows_and_their_sizes(evaluation):
             assert low <= row[figure] <= high
 
 
-def test_model_figures_are_those_of_its_8_bit_reconstructions(evaluation, split, pca):
-    """Against a plain computation, tile by tile; the codec is PCA, so its rows are the same."""
+def test_model_metrics_are_those_of_8_bit_reconstructions(evaluation, split, pca):
+    """Compares with a plain computation per tile; the codec is PCA, so both rows are equal."""
     kept = [i for i in range(TILES) if i not in (4, 6)]
     images, fov = split["image"][kept], split["fov"][kept]
     posterior = pca.encode(metrics.to_float(images))
@@ -199,7 +199,7 @@ def test_labels_average_to_the_whole(evaluation):
         assert mean == pytest.approx(_row(evaluation, "model")[figure])
 
 
-def test_figures_do_not_depend_on_the_batches(evaluation, split, variables, mesh):
+def test_metrics_do_not_depend_on_the_batches(evaluation, split, variables, mesh):
     other = evaluate(
         LinearCodec(),
         variables,
@@ -210,13 +210,13 @@ def test_figures_do_not_depend_on_the_batches(evaluation, split, variables, mesh
     )
     assert [row["name"] for row in other.rows] == ["model", "model_sampled"]
     np.testing.assert_array_equal(other.tiles["tile_id"], split["tile_id"])
-    # Samples too: their noise belongs to the tile's place in the split. A float32 sum in another
-    # order may round one of 3,072 values the other way.
+    # This includes samples, whose noise depends on the tile's position in the split. A float32
+    # sum in another order may round one of 3,072 values the other way.
     for name in ("ssim", "psnr", "ssim_sample", "psnr_sample", "kl_bits"):
         np.testing.assert_allclose(other.tiles[name], evaluation.tiles[name], rtol=1e-4)
 
 
-def test_second_evaluation_neither_compiles_nor_copies_in_secret(split, pca, variables, mesh):
+def test_second_evaluation_neither_compiles_nor_copies_implicitly(split, pca, variables, mesh):
     def run(seed):
         return evaluate(
             LinearCodec(), variables, lambda: _batches(split), mesh=mesh, pca=pca, seed=seed
@@ -226,7 +226,7 @@ def test_second_evaluation_neither_compiles_nor_copies_in_secret(split, pca, var
     before = len(traces)
     with jax.transfer_guard("disallow"):
         second = run(2)
-    assert len(traces) == before + 1  # the abstract one that counts the latents
+    assert len(traces) == before + 1  # the abstract call that counts the latents
     assert _row(second, "model") | {"interval": 0} == _row(first, "model") | {"interval": 0}
     assert _row(second, "model_sampled")["psnr"] != _row(first, "model_sampled")["psnr"]
 
@@ -243,7 +243,7 @@ def test_jpeg_row_is_the_quality_nearest_in_bytes(evaluation, split):
     assert _row(evaluation, "jpeg")["bytes"] == pytest.approx(sizes[nearest])
 
 
-def test_nothing_to_measure_is_refused(split, variables, mesh):
+def test_an_empty_split_is_refused(split, variables, mesh):
     with pytest.raises(DataError, match="holds no tiles"):
         evaluate(LinearCodec(), variables, lambda: [], mesh=mesh)
     dark = split | {"fov": np.zeros_like(split["fov"])}
@@ -251,13 +251,13 @@ def test_nothing_to_measure_is_refused(split, variables, mesh):
         evaluate(LinearCodec(), variables, lambda: _batches(dark), mesh=mesh)
 
 
-def test_intervals_are_those_of_patients():
+def test_intervals_resample_patients():
     rng = np.random.default_rng(0)
     patients = np.repeat([f"p{i}" for i in range(40)], 25)
     effect = np.repeat(rng.normal(size=40), 25)
     values = np.stack([effect, 3 + 2 * effect, np.full(1000, 7.0)], axis=1)
     low, high = patient_intervals(values, patients, seed=1)
-    # The normal approximation of a mean of 40 numbers; percentiles of 1,000 draws wander by 5%.
+    # Normal approximation for a mean of 40 numbers; percentiles of 1,000 draws vary by 5%.
     half = 1.96 * effect[::25].std() / math.sqrt(40)
     np.testing.assert_allclose(
         [low[0], high[0]], effect.mean() + np.array([-half, half]), atol=0.05
@@ -315,7 +315,7 @@ def test_figure_shows_worst_to_best(evaluation, split, variables, mesh, tmp_path
     write_picture(tmp_path / "figures" / "reconstructions.png", figure, {})
     read = np.asarray(Image.open(tmp_path / "figures" / "reconstructions.png"))
     np.testing.assert_array_equal(read, figure)
-    # The last row of tiles ends a margin above the bottom; 32 pixels are shown as 192.
+    # The last row of tiles ends one margin above the bottom; 32 pixels are drawn as 192.
     shown = figure[-8 - 192 : -8 : 6, 8 : 8 + 192 : 6]
     np.testing.assert_array_equal(shown, originals[2])
     difference = figure[-8 - 192 : -8 : 6, 8 + 2 * 200 : 8 + 2 * 200 + 192 : 6]
@@ -341,7 +341,7 @@ def _photograph_pixels(seed=3):
     return np.ascontiguousarray(image[:83, :101])
 
 
-def test_whole_photographs_beside_their_tiles(evaluation, pca, variables, mesh, tmp_path):
+def test_whole_photographs_and_their_tiles(evaluation, pca, variables, mesh, tmp_path):
     image = _photograph_pixels()
     Image.fromarray(image).save(tmp_path / "a.png")
     small = np.asarray(Image.fromarray(image[:60, :60]))
@@ -375,7 +375,7 @@ def test_whole_photographs_beside_their_tiles(evaluation, pca, variables, mesh, 
     assert results(evaluation, whole)["photographs"]["means"]["ssim"] == row["ssim"]
 
 
-def test_no_photographs_is_a_note(evaluation, variables, mesh):
+def test_missing_photographs_give_a_note(evaluation, variables, mesh):
     whole = whole_photographs(LinearCodec(), variables, [], evaluation, mesh=mesh)
     assert whole.rows == [] and whole.means == {}
     assert "photographs.csv" in whole.notes[0]
@@ -397,7 +397,7 @@ def test_photographs_are_scaled_as_their_tiles_were(scale, method, tmp_path):
 
 @pytest.mark.soak
 def test_two_processes_agree_with_one(split, evaluation, variables, mesh, tmp_path):
-    """Each has two devices and half of every batch; the process of the first rows is the second."""
+    """Two processes with two devices each; the second process holds the first rows."""
     image = _photograph_pixels()
     for name in ("both.png", "only0.png"):
         Image.fromarray(image).save(tmp_path / name)
@@ -436,7 +436,7 @@ def test_two_processes_agree_with_one(split, evaluation, variables, mesh, tmp_pa
 
 
 def run_process():
-    """The program of each of the two processes; started by the test above."""
+    """Runs in each of the two processes of the test above."""
     _, _, port, folder, index = sys.argv
     folder, index = pathlib.Path(folder), int(index)
     jax.config.update("jax_platforms", "cpu")

@@ -1,4 +1,4 @@
-"""Programs that run without this package."""
+"""Exported StableHLO programs, which run without this package."""
 
 import json
 import os
@@ -20,7 +20,7 @@ def run_readme(folder, images):
     """Runs the lines of README.txt in a process that cannot import this package.
 
     Returns:
-      Mean, log-variance and reconstruction of each array of images.
+      Mean, log-variance and reconstruction for each array of images.
     """
     readme = (folder / "README.txt").read_text(encoding="utf-8")
     lines = [line.strip() for line in readme.splitlines() if line.startswith("    ")]
@@ -55,7 +55,7 @@ def test_programs_reproduce_the_model_at_every_size(finished, tmp_path):
     images = [rng.integers(0, 256, (n, h, w, 3), np.uint8) for n, h, w in ((3, 32, 48), (1, 16, 8))]
     for pixels, (mean, log_var, output) in zip(images, run_readme(folder, images), strict=True):
         posterior = model.posterior(pixels)
-        # The compiler may order float32 sums otherwise where the weights are constants to it.
+        # With weights as constants, the compiler may order float32 sums differently.
         np.testing.assert_allclose(mean, posterior.mean, atol=1e-4)
         np.testing.assert_allclose(log_var, posterior.log_var, atol=1e-4)
         expected = model.reconstruct(pixels).astype(int)
@@ -82,7 +82,7 @@ def test_programs_of_a_model_of_one_tile_size(vector_model, tmp_path):
     assert "Images of another size are refused" in (tmp_path / "programs/README.txt").read_text()
 
 
-def test_what_cannot_be_written_leaves_nothing(vector_model, tmp_path, monkeypatch):
+def test_failed_export_leaves_no_files(vector_model, tmp_path, monkeypatch):
     saved = load_saved(vector_model)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")

@@ -1,4 +1,4 @@
-"""Whatever goes wrong with one photograph is listed, and the others are done."""
+"""A failure of one photograph is listed, and the others are processed."""
 
 import csv
 
@@ -13,12 +13,12 @@ from vae.data.manifest import read_manifest
 from vae.data.synthetic import fundus_photograph
 
 SIZE = 400
-ODD = 402  # side of the photograph that a library fails on
+ODD = 402  # side of the photograph that makes OpenCV fail
 
 
 @pytest.fixture
 def eyes(tmp_path, monkeypatch):
-    """Three photographs; OpenCV fails on one of them as no file should make it fail."""
+    """Three photographs; for one of them OpenCV raises an unexpected error."""
     for number, side in enumerate((SIZE, ODD, SIZE)):
         write_image(tmp_path / "eyes" / "left" / f"{number}.png", fundus_photograph(number, side))
     threshold = cv2.threshold
@@ -82,8 +82,8 @@ def test_encode(eyes, finished, tmp_path, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_fault_in_drawing_spares_the_others(finished, tmp_path, monkeypatch, capsys):
-    """Tiles go through the model together; each is written by itself."""
+def test_an_error_in_drawing_does_not_stop_the_others(finished, tmp_path, monkeypatch, capsys):
+    """Tiles are reconstructed in batches and written one by one."""
     for number in range(3):
         tile = np.random.default_rng(number).integers(40, 200, (64, 64, 3), np.uint8)
         write_image(tmp_path / "tiles" / f"{number}.png", tile)
@@ -104,7 +104,7 @@ def test_a_fault_in_drawing_spares_the_others(finished, tmp_path, monkeypatch, c
 
 
 def test_long_names_are_written(finished, tmp_path):
-    name = "眼" * 82  # 246 bytes, as long as a name with a suffix can be
+    name = "眼" * 82  # 246 bytes, the longest possible name with these suffixes
     write_image(tmp_path / "eyes" / "a.png", fundus_photograph(1, SIZE))
     (tmp_path / "eyes" / "a.png").rename(tmp_path / "eyes" / f"{name}.png")
     out = tmp_path / "out"

@@ -1,4 +1,4 @@
-"""Step 0: what a run's state is made from, and where it lies."""
+"""The train state of step 0: values, buffers and shardings."""
 
 import functools
 
@@ -21,7 +21,7 @@ CONFIGS = {"autoencoder": fundus256, "enhancer": enhance256, "prior": prior256}
 
 
 def places(tree):
-    """Where the first device's part of every leaf lies."""
+    """Returns the address of the first device's shard of every leaf."""
     names = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {
         jax.tree_util.keystr(path): leaf.addressable_shards[0].data.unsafe_buffer_pointer()
@@ -30,8 +30,8 @@ def places(tree):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_leaf_goes_on_in_its_own_buffer(name):
-    """A GPU gave PCA's scale the value of the likelihood's: their buffers were exchanged."""
+def test_every_leaf_has_its_own_buffer(name):
+    """Regression: a donated buffer was reused, so PCA's scale got the likelihood's value."""
     config = CONFIGS[name].get_config("smoke")
     abstract = abstract_state(task_of(config))
     sharding = tree_sharding(abstract, make_mesh(), config.mesh.fsdp_min_size)
@@ -39,7 +39,7 @@ def test_every_leaf_goes_on_in_its_own_buffer(name):
     drawn = jax.tree.map(
         lambda leaf: draw.standard_normal(leaf.shape).astype(leaf.dtype), abstract.variables
     )
-    # A copy, on the devices: what NumPy owns cannot be donated.
+    # A copy on the devices, because NumPy's memory cannot be donated.
     variables = jax.jit(
         functools.partial(jax.tree.map, jax.numpy.copy), out_shardings=sharding.variables
     )(drawn)
@@ -58,7 +58,7 @@ def test_every_leaf_goes_on_in_its_own_buffer(name):
     assert all(jax.tree.leaves(same))
 
 
-def test_what_a_saved_model_lacks_starts_fresh(tmp_path, capsys):
+def test_variables_that_a_saved_model_lacks_start_fresh(tmp_path, capsys):
     had = fundus256.get_config("smoke")
     variables = jax.device_get(jax.jit(lambda: initial_variables(had))())
     saved = SavedModel(tmp_path, had, 3, variables, np.zeros(8), np.ones(8), {})

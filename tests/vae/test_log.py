@@ -1,4 +1,4 @@
-"""The log of a run: lines that survive a restart, rates, TensorBoard events."""
+"""The log of a run: lines after a restart, rates, TensorBoard events."""
 
 import json
 import time
@@ -13,14 +13,14 @@ def steps(path):
     return [json.loads(line)["step"] for line in path.read_text().splitlines()]
 
 
-def test_each_step_stands_once_after_a_restart(tmp_path):
+def test_after_a_restart_each_step_is_logged_once(tmp_path):
     log = RunLog(tmp_path, 0, tensorboard=False)
     for step in range(6):
         log.write(step, {"loss": np.float32(step), "kl_channel": np.arange(2.0)})
     log.close()
     path = tmp_path / "metrics.jsonl"
     with path.open("a") as file:
-        file.write('{"step": 6, "lo')  # a kill in the middle of a line
+        file.write('{"step": 6, "lo')  # a line cut by a kill
     log = RunLog(tmp_path, 4, tensorboard=False)
     log.write(4, {"loss": float("nan")})
     log.close()
@@ -28,7 +28,7 @@ def test_each_step_stands_once_after_a_restart(tmp_path):
     assert json.loads(path.read_text().splitlines()[1])["kl_channel"] == [0.0, 1.0]
 
 
-def test_clock_counts_tiles_and_waits():
+def test_clock_measures_rate_and_waiting_time():
     clock = Clock(batch_size=8, last_step=100)
     assert clock.eta(0) == "-"
     for _ in range(4):

@@ -1,4 +1,4 @@
-"""Each term of the objective against a closed form."""
+"""The terms of the objective, compared with closed forms."""
 
 import functools
 
@@ -24,21 +24,21 @@ def pair():
     ("likelihood", "distribution"),
     [("gaussian", scipy.stats.norm), ("laplace", scipy.stats.laplace)],
 )
-def test_likelihood_is_scipys(pair, likelihood, distribution):
+def test_likelihood_matches_scipy(pair, likelihood, distribution):
     x, mean = pair
     nll = negative_log_likelihood(x, mean, jnp.log(0.07), likelihood)
     expected = -distribution(mean, 0.07).logpdf(x).sum(axis=(1, 2, 3))
     np.testing.assert_allclose(nll, expected, rtol=1e-5)
 
 
-def test_an_example_has_its_own_scale(pair):
+def test_per_example_scale(pair):
     x, mean = pair
     nll = negative_log_likelihood(x, mean, jnp.float32(5), "per_example_gaussian")
     deviation = np.sqrt(np.square(x - mean).mean(axis=(1, 2, 3)))
     expected = [
         -scipy.stats.norm(m, d).logpdf(a).sum() for a, m, d in zip(x, mean, deviation, strict=True)
     ]
-    # What 8 bits round off is added to every variance.
+    # The variance of 8-bit rounding is added to every variance.
     np.testing.assert_allclose(nll, expected, rtol=1e-3)
     halved = negative_log_likelihood(x, (x + mean) / 2, jnp.float32(5), "per_example_gaussian")
     np.testing.assert_allclose(nll - halved, x[0].size * np.log(2), rtol=2e-3)
@@ -46,10 +46,10 @@ def test_an_example_has_its_own_scale(pair):
     assert np.isfinite(same).all() and (same < halved).all()
 
 
-def test_details_count_though_the_colour_is_wrong(pair):
+def test_details_count_even_if_the_colour_is_wrong(pair):
     x, mean = pair
     nll = functools.partial(negative_log_likelihood, log_scale=jnp.float32(5))
-    # Where no channel is wrong on average, both halves are the same.
+    # Without mean errors of the channels both terms are equal.
     even = mean + jnp.mean(x - mean, axis=(1, 2), keepdims=True)
     expected = nll(x, even, likelihood="per_example_gaussian")
     np.testing.assert_allclose(nll(x, even, likelihood="per_example_details"), expected, rtol=1e-5)
@@ -80,7 +80,7 @@ def test_units(pair):
 
 
 def test_bits_of_a_perfect_uniform_code():
-    """A density of 1/2 over [-1, 1] is a uniform code of 256 levels: 8 bits."""
+    """The uniform density 1/2 over [-1, 1] corresponds to 256 equally likely levels: 8 bits."""
     flat = Terms(nll=48 * jnp.log(jnp.array([2.0])), kl=jnp.zeros(1), ssim=jnp.ones(1), values=48)
     assert float(flat.bits_per_dim()[0]) == pytest.approx(8 - np.log2(256 / 255), abs=1e-6)
 

@@ -1,4 +1,4 @@
-"""SSIM and PSNR against scikit-image, and where masks let them look."""
+"""SSIM and PSNR against scikit-image, with and without masks."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +7,12 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from vae import metrics
 
-# Float32 against float64: variances of 1e-4 and below are differences of larger numbers.
+# Float32 against float64: small variances (1e-4 and less) are differences of larger numbers.
 TOLERANCE = 1e-5
 
 
 def _images(seed=0, shape=(3, 40, 33, 3), noise=20):
-    """Smooth 8-bit pictures and noisy copies of them."""
+    """Returns smooth 8-bit images and noisy copies."""
     rng = np.random.default_rng(seed)
     rows, columns = np.indices(shape[1:3])
     phase = rng.uniform(0, 6, (shape[0], 1, 1, shape[3]))
@@ -23,7 +23,7 @@ def _images(seed=0, shape=(3, 40, 33, 3), noise=20):
 
 
 def _reference_map(a, b):
-    """scikit-image's map [H-10, W-10, C] at valid positions, of 8-bit images over [0, 1]."""
+    """Returns scikit-image's map [H-10, W-10, C] at valid positions, for images over [0, 1]."""
     _, full = structural_similarity(
         a / 255, b / 255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
         data_range=1, channel_axis=-1, full=True,
@@ -90,10 +90,10 @@ def test_equal_images_have_finite_psnr():
     np.testing.assert_allclose(metrics.masked_ssim(a / 255.0, a / 255.0, whole), 1, atol=1e-6)
 
 
-def test_nothing_to_look_at_is_nan():
+def test_empty_masks_give_nan():
     a, b = _images()
     mask = np.zeros(a.shape[:3], bool)
-    mask[1, 3:13, :] = True  # pixels, but not a whole window
+    mask[1, 3:13, :] = True  # pixels, but no whole window
     ssim = np.asarray(metrics.masked_ssim(a / 255.0, b / 255.0, mask))
     psnr = np.asarray(metrics.masked_psnr(a, b, mask))
     np.testing.assert_array_equal(np.isnan(ssim), [True, True, True])
@@ -106,7 +106,7 @@ def test_too_small_images_are_refused():
         metrics.ssim_map(small, small)
 
 
-def test_every_level_survives_the_way_through_floats():
+def test_every_level_survives_the_round_trip_through_floats():
     levels = np.arange(256, dtype=np.uint8)
     floats = metrics.to_float(jnp.asarray(levels))
     assert floats.dtype == jnp.float32

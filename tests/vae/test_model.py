@@ -1,4 +1,4 @@
-"""`vae.load_model`: uint8 in, uint8 out, from any path that is a model."""
+"""`vae.load_model`: all kinds of paths; uint8 images in and out."""
 
 import shutil
 
@@ -25,7 +25,7 @@ def model(finished):
 
 @pytest.fixture(scope="module")
 def published():
-    """The other architecture, fresh, for tiles of 32 pixels."""
+    """An untrained model of the published architecture for tiles of 32 pixels."""
     config = get_config("tiny")
     size = config.model.latent_size
     rng = np.random.default_rng(3)
@@ -50,11 +50,11 @@ def tiles():
 
 @pytest.fixture(scope="module")
 def photograph():
-    """Of two windows in one direction, and of no whole number of patches."""
+    """A photograph of two windows along one axis; its sides are no multiples of the patch size."""
     return np.random.default_rng(1).integers(0, 256, (70, 1101, 3), dtype=np.uint8)
 
 
-def test_halves_make_the_whole(model, tiles):
+def test_encode_and_decode_give_reconstruct(model, tiles):
     latents = model.encode(tiles)
     assert latents.shape == (5, 4, 4, 8) and latents.dtype == np.float32
     decoded = model.decode(latents)
@@ -62,7 +62,7 @@ def test_halves_make_the_whole(model, tiles):
     np.testing.assert_array_equal(model.reconstruct(tiles), decoded)
 
 
-def test_halves_of_a_photograph_make_the_whole(model, photograph):
+def test_encode_and_decode_of_a_photograph_give_reconstruct(model, photograph):
     latents = model.encode(photograph)
     assert latents.shape == (9, 138, 8) and latents.dtype == np.float32
     decoded = model.decode(latents)
@@ -84,10 +84,10 @@ def test_results_do_not_depend_on_the_batch(model, tiles):
     many = np.concatenate([tiles] * 8)
     np.testing.assert_allclose(
         model.encode(many)[:5], model.encode(tiles), atol=1e-4
-    )  # sums in another order
+    )  # float32 sums in another order
 
 
-def test_numbers_of_tiles_are_not_compiled_one_by_one(finished, tiles):
+def test_few_batch_sizes_are_compiled(finished, tiles):
     model = vae.load_model(finished[1])
     for count in (1, 2, 3, 4, 5, 7, 8, 11, 16, 17, 23, 40):
         images = np.resize(tiles, (count, *tiles.shape[1:]))
@@ -96,7 +96,7 @@ def test_numbers_of_tiles_are_not_compiled_one_by_one(finished, tiles):
     assert [half._cache_size() for half in halves] == [MAX_BATCH.bit_length()] * 2
 
 
-def test_any_size_and_none(model, tiles):
+def test_any_size_and_no_tiles(model, tiles):
     assert model.reconstruct(tiles[:, :27, :13]).shape == (5, 27, 13, 3)
     assert model.reconstruct(tiles[:0]).shape == (0, 32, 32, 3)
     assert model.posterior(tiles[:0, :27]).log_var.shape == (0, 4, 4, 8)
@@ -144,7 +144,7 @@ def test_wrong_latents_are_named(model, latents, got):
 # --- The published architecture ------------------------------------------------------------------
 
 
-def test_vectors_of_tiles(published, tiles):
+def test_vector_latents_of_tiles(published, tiles):
     assert published.tile_size == 32 and published.downsample is None
     latents = published.encode(tiles)
     assert latents.shape == (5, 16) and latents.dtype == np.float32
@@ -156,19 +156,19 @@ def test_vectors_of_tiles(published, tiles):
     assert published.posterior(tiles[:0]).mean.shape == (0, 16)
 
 
-def test_other_sizes_go_through_as_blended_tiles(published):
+def test_other_sizes_are_reconstructed_as_blended_tiles(published):
     images = np.random.default_rng(2).integers(0, 256, (2, 50, 87, 3), dtype=np.uint8)
     output = published.reconstruct(images)
     assert output.shape == images.shape and output.dtype == np.uint8
     np.testing.assert_array_equal(output[1], published.reconstruct(images[1]))
-    # The first tile has the corner to itself.
+    # Only the first tile covers the corner.
     corner = published.reconstruct(images[0, :32, :32])
     np.testing.assert_array_equal(output[0, :9, :9], corner[:9, :9])
     assert published.reconstruct(images[0, :5, :9]).shape == (5, 9, 3)
     assert published.reconstruct(images[:0]).shape == (0, 50, 87, 3)
 
 
-def test_vectors_have_no_photographs(published, tiles):
+def test_vector_models_refuse_to_encode_photographs(published, tiles):
     for images in (tiles[:, :31], tiles[0]):
         with pytest.raises(ValueError, match=r"encodes tiles \[N, 32, 32, 3\], got"):
             published.encode(images)
@@ -194,7 +194,7 @@ def test_exported_file_and_its_folder(model, tiles, tmp_path):
         np.testing.assert_array_equal(exported.encode(tiles), model.encode(tiles))
 
 
-def test_what_is_no_model_is_named(finished, tiny_data, tiny_tiles, tmp_path):
+def test_paths_without_a_model_are_named(finished, tiny_data, tiny_tiles, tmp_path):
     def refused(path, what):
         with pytest.raises(DataError, match=what) as refusal:
             vae.load_model(path)

@@ -28,7 +28,7 @@ def images():
 
 
 def perturbed(variables, scale=0.3, seed=0):
-    """Every learned parameter moved, so that no path is zero."""
+    """Perturbs every parameter, so that no path is zero."""
     leaves, tree = jax.tree.flatten(variables["params"])
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     moved = [
@@ -52,7 +52,7 @@ def test_space_to_depth_and_back():
         space_to_depth(x, 5)
 
 
-def test_kl_is_scipys():
+def test_kl_matches_scipy():
     rng = np.random.default_rng(0)
     mean, log_var = rng.normal(size=(2, 3, 4)), rng.normal(size=(2, 3, 4))
     kl = Posterior(jnp.asarray(mean), jnp.asarray(log_var)).kl()
@@ -62,11 +62,11 @@ def test_kl_is_scipys():
     np.testing.assert_allclose(kl, (cross - entropy).sum(axis=(1, 2)), rtol=1e-5)
 
 
-def test_samples_have_the_posterior_moments_and_belong_to_their_rows():
+def test_samples_have_the_posterior_moments_and_depend_on_the_row():
     posterior = Posterior(jnp.full((4, 64, 64, 2), 0.5), jnp.full((4, 64, 64, 2), jnp.log(0.09)))
     key, rows = jax.random.key(1), jnp.arange(4)
     z = posterior.sample_rows(key, rows)
-    # 32,768 values: five standard errors of the mean are 0.0083, of the deviation 0.0059.
+    # Five standard errors for 32,768 values: 0.0083 for the mean, 0.0059 for the deviation.
     assert abs(float(z.mean()) - 0.5) < 0.0083
     assert abs(float(z.std()) - 0.3) < 0.0059
     part = Posterior(posterior.mean[2:3], posterior.log_var[2:3]).sample_rows(key, rows[2:3])
@@ -74,13 +74,13 @@ def test_samples_have_the_posterior_moments_and_belong_to_their_rows():
     assert not np.array_equal(z[0], z[1])
 
 
-def test_pca_is_numpys_svd(images):
+def test_pca_matches_numpy_svd(images):
     pca = fit_pca([images[:10], images[10:]], 8, 8)
     patches = np.asarray(space_to_depth(images.astype(np.float64) / 127.5 - 1, 8)).reshape(-1, 192)
     centred = patches - patches.mean(axis=0)
     _, singular, basis = np.linalg.svd(centred, full_matrices=False)
     np.testing.assert_allclose(pca.sd, singular[:8] / np.sqrt(len(patches)), rtol=1e-4)
-    # The subspace; single vectors of near-equal variance may turn within it.
+    # Subspaces are compared: vectors of nearly equal variance may rotate within them.
     np.testing.assert_allclose(
         pca.components @ pca.components.T, basis[:8].T @ basis[:8], atol=2e-4
     )
@@ -121,7 +121,7 @@ def test_step_zero_is_pca(images):
 
 
 @pytest.mark.parametrize("preset", LATENT_CHANNELS)
-def test_presets_evaluate_in_shape(preset):
+def test_presets_have_the_expected_shapes(preset):
     config = get_config(preset)
     state = abstract_state(task_of(config))
     module = make_model(config)
@@ -141,8 +141,8 @@ def test_likelihood_scale_never_falls_below_rounding():
     assert float(SMALL.apply(variables, method="log_scale")) == pytest.approx(floor, abs=1e-6)
 
 
-def test_halo_is_exactly_the_reach():
-    """No pixel beyond the halo reaches an output, and one at its edge does: both halves."""
+def test_halo_equals_the_receptive_field():
+    """Pixels beyond the halo do not affect an output, and those at its edge do; in both halves."""
     x = jax.random.uniform(jax.random.key(0), (1, 96, 96, 3)) * 2 - 1
     variables = perturbed(with_linear_codec(SMALL.init(jax.random.key(0), x), _unit_pca()))
     f, halo = SMALL.downsample, SMALL.encoder_halo
@@ -173,7 +173,7 @@ def _unit_pca():
 
 
 def test_precision_of_the_linear_path_does_not_follow_the_compute_dtype(images):
-    """bfloat16 convolutions at step 0 change nothing: they end in zero."""
+    """At step 0 the convolutions give zero, so bfloat16 changes nothing."""
     pca = fit_pca([images], 8, 8)
     x = to_float(images)
     half = SMALL.clone(dtype=jnp.bfloat16)

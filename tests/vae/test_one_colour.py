@@ -1,4 +1,4 @@
-"""Colours of a real photograph that was made bad or grey on purpose are counted."""
+"""Detection of one-colour photographs, on degraded and greyed copies of a real one."""
 
 import cv2
 import numpy as np
@@ -44,16 +44,16 @@ SEVERAL = {
 @pytest.mark.parametrize("coded", [False, True], ids=["", "JPEG quality 50"])
 @pytest.mark.parametrize("fov", [FOV, UNKNOWN], ids=["disc", "unknown"])
 @pytest.mark.parametrize("name", [*ONE, *SEVERAL])
-def test_colours_are_counted(name, fov, coded):
+def test_one_colour_is_detected(name, fov, coded):
     image = pixels((ONE | SEVERAL)[name])
     assert is_one_colour(saved_again(image) if coded else image, fov) == (name in ONE)
 
 
-def test_dark_tints_are_found_where_jpeg_did_not_change_them():
+def test_dark_tints_without_jpeg_are_detected():
     assert is_one_colour(pixels(GREY * [0.25, 0.21, 0.16]), FOV)
 
 
-def test_what_lies_outside_the_field_of_view_does_not_count():
+def test_pixels_outside_the_field_of_view_are_ignored():
     image = pixels(ONE["grey"])
     image[~FOV.mask(*image.shape[:2])] = (0, 0, 255)
     assert is_one_colour(image, FOV)

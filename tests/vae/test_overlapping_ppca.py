@@ -1,4 +1,4 @@
-"""The linear start with overlap: its gradient, its gain over PCA, and the model of step 0."""
+"""Overlapping PPCA: its gradient, its gain over PCA, and the model at step 0."""
 
 import jax
 import jax.numpy as jnp
@@ -36,14 +36,14 @@ def test_gradient_is_that_of_the_loss(fitted):
     point = problem.start + 0.01 * rng.standard_normal(problem.start.size)
     gradient = problem.loss_and_gradient(point)[1]
     for direction in [*rng.standard_normal((3, point.size)), np.eye(1, point.size, -1)[0]]:
-        direction[-1] = direction[-1] or 1.0  # the scale as well
+        direction[-1] = direction[-1] or 1.0  # the last unknown is the scale
         step = 1e-6 * direction / np.linalg.norm(direction)
         low, high = (problem.loss_and_gradient(point + sign * step)[0] for sign in (-1, 1))
         assert (high - low) / 2 == pytest.approx(gradient @ step, rel=1e-4)
 
 
 def test_start_is_the_elbo_of_pca(fitted):
-    """At its start the loss is that of PCA among independent patches, up to the tapering."""
+    """The initial loss is that of PCA on independent patches, up to the tapering."""
     images, pca, _ = fitted
     problem = _Problem.of(patch_spectra([images], pca, 3), pca, 3, beta=1.0)
     analysis, synthesis, log_s = problem.kernels(problem.start)
@@ -54,7 +54,7 @@ def test_start_is_the_elbo_of_pca(fitted):
 
 
 def test_overlap_beats_pca_on_other_photographs(fitted):
-    """A quarter of a decibel in the mean, and a better ELBO; on photographs three quarters."""
+    """At least 0.25 dB in the mean, and a better ELBO; real photographs gain 0.75 dB."""
     _, pca, overlapping = fitted
     x = to_float(tiles(1))
     fresh = MODEL.init(jax.random.key(0), x[:1])
@@ -84,12 +84,12 @@ def test_step_zero_is_the_fit(fitted):
     assert float(MODEL.apply(variables, method="log_scale")) == pytest.approx(
         float(np.log(overlapping.scale)), abs=1e-4
     )
-    # Whitened, as the prior wants them; the fit saw its images through tapered windows.
+    # Latents have unit variance as in the prior, except that the fit used tapered windows.
     power = jnp.mean(jnp.square(posterior.mean), axis=(0, 1, 2)) + jnp.exp(overlapping.log_var)
     np.testing.assert_allclose(power, 1, atol=0.35)
 
 
-def test_even_brightness_stays_even_at_the_border(fitted):
+def test_constant_images_stay_constant_at_the_border(fitted):
     _, pca, overlapping = fitted
     x = jnp.broadcast_to(jnp.array([0.3, -0.2, -0.6]), (1, 64, 64, 3))
     image = MODEL.apply(with_linear_codec(MODEL.init(jax.random.key(0), x), pca, overlapping), x)

@@ -1,4 +1,4 @@
-"""Training pairs: where an example lies, what is degraded, and how often."""
+"""Training pairs: positions of examples, and kinds and frequencies of degradations."""
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,11 @@ from vae.models.pairs import (
 from vae.models.tone import WITHIN
 
 SIZE, RADIUS = 96, 300.0
-SLOPE = 0.38  # grey levels a pixel: the thumbnail's 2.2 radii have just room
+SLOPE = 0.38  # grey levels per pixel: the thumbnail's 2.2 radii just fit into 8 bits
 
 
 def coordinates(y, x, side, step=1.0):
-    """A picture whose red is the row and whose green is the column."""
+    """Returns an image whose red is the row and whose green is the column."""
     rows, columns = (y + step * np.arange(side), x + step * np.arange(side))
     picture = np.zeros((side, side, 3))
     picture[..., 0] = SLOPE * rows[:, None] + 128
@@ -40,7 +40,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def clean_pairs(config):
-    """Nothing is degraded; pictures of coordinates relative to the field of view's centre."""
+    """Pairs without degradations, of images of coordinates relative to the FOV centre."""
     config = config.copy_and_resolve_references()
     config.degrade.clean = 1.0
     tiles, circles, step = [], [], 2 * MARGIN * RADIUS / THUMBNAIL
@@ -56,36 +56,36 @@ def clean_pairs(config):
     return jax.tree.map(np.asarray, make(*arrays))
 
 
-def test_place_says_where_an_example_lies_whatever_was_done_to_it(clean_pairs):
+def test_circle_follows_crop_scale_and_turn(clean_pairs):
     scales = set()
     for clean, circle in zip(clean_pairs.clean, clean_pairs.circle, strict=True):
         scales.add(float(circle[2]))
         step = RADIUS / circle[2]
-        # A turn may swap red and green, or reverse them; the distances from the centre it keeps.
+        # A turn may exchange or reverse red and green; distances from the centre stay.
         levels = (clean[..., :2] + 1) * 127.5 - 128
         for axis in (0, 1):
             along = step * (np.arange(32) - circle[axis])
             found = [levels.take(0, axis=1 - axis)[:, channel] / SLOPE for channel in (0, 1)]
             error = min(np.abs(np.abs(one) - np.abs(along)).max() for one in found)
-            # Half a level for the picture's rounding, and half for that of shrunk pixels.
+            # Half a level for the rounding of the image, and half for that of reduced pixels.
             assert error < (0.5 if step == 1 else 1.0) / SLOPE + 0.1
     assert scales == {RADIUS, RADIUS / 2}
 
 
-def test_the_view_is_turned_as_the_example_is(clean_pairs):
+def test_the_thumbnail_is_turned_like_the_example(clean_pairs):
     step = 2 * MARGIN * RADIUS / THUMBNAIL
     for clean, thumbnail, circle in zip(
         clean_pairs.clean, clean_pairs.thumbnail, clean_pairs.circle, strict=True
     ):
-        # The pixel of the thumbnail at the example's middle has the example's colour.
+        # The thumbnail's pixel at the centre of the example has the example's colour.
         radii = (15.5 - circle[:2]) / circle[2]
         row, column = np.round(radii * RADIUS / step + (THUMBNAIL - 1) / 2).astype(int)
         difference = np.abs(thumbnail[row, column] - clean[15:17, 15:17].mean(axis=(0, 1))) * 127.5
         assert difference.max() <= SLOPE * step / 2 + 1.5, (row, column)
 
 
-def test_clean_examples_are_seen_as_they_are(clean_pairs):
-    np.testing.assert_allclose(clean_pairs.seen, clean_pairs.clean, atol=1e-6)
+def test_clean_examples_are_not_changed(clean_pairs):
+    np.testing.assert_allclose(clean_pairs.degraded, clean_pairs.clean, atol=1e-6)
 
 
 def test_severities_follow_the_config(config):
@@ -96,7 +96,7 @@ def test_severities_follow_the_config(config):
     assert sorted(drawn) == sorted(set(DEGRADATIONS) - {"jpeg"})
     spared = np.all([np.asarray(values) == 0 for values in drawn.values()], axis=0)
     present = np.asarray(drawn["haze"])
-    # Binomial: four standard deviations of 4,000 draws.
+    # Four standard deviations of a binomial with 4,000 draws.
     assert np.mean(present > 0) == pytest.approx(0.85 * 0.3, abs=0.028)
     others = (1 - 0.85) + 0.85 * 0.7**9 * 1.0
     assert spared.mean() == pytest.approx(others, abs=0.026)
@@ -105,7 +105,7 @@ def test_severities_follow_the_config(config):
     drawn = jax.vmap(lambda key: draw_severities(key, settings))(keys)
     count = sum(np.asarray(values) > 0 for values in drawn.values())
     assert (count == 1).mean() == pytest.approx(0.4 + 0.6 * 10 * 0.3 * 0.7**9, abs=0.032)
-    # What is left out is not what an example has alone.
+    # A degradation with severity 0 is never chosen as the single one.
     settings.update(dict.fromkeys(DEGRADATIONS, 0.0), noise=1.0, motion=1.0, alone=1.0)
     drawn = jax.vmap(lambda key: draw_severities(key, settings))(keys)
     assert sorted(drawn) == ["motion", "noise"]
@@ -123,13 +123,13 @@ def test_a_pair_is_a_function_of_key_and_row(config):
     part = make(images[2:], thumbnails[2:], circles[2:], jax.random.key(5), jnp.arange(2, 4))
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
         np.testing.assert_allclose(a[2:], b, atol=1e-5)
-    assert np.abs(whole.seen - whole.clean).max() > 0.05
+    assert np.abs(whole.degraded - whole.clean).max() > 0.05
     other = make(images, thumbnails, circles, jax.random.key(6), jnp.arange(4))
     assert np.abs(other.clean - whole.clean).max() > 0.1
 
 
 @pytest.mark.parametrize("name", ["noise", "defocus"])
-def test_targets_of_sharpening_lack_the_blur_alone(config, name):
+def test_targets_of_sharpening_lack_only_the_blur(config, name):
     config = config.copy_and_resolve_references()
     config.degrade.update(dict.fromkeys(DEGRADATIONS, 0.0), clean=0.0, alone=0.0, probability=1.0)
     config.degrade[name] = 1.0
@@ -142,13 +142,13 @@ def test_targets_of_sharpening_lack_the_blur_alone(config, name):
     plain = make_pairs(*arguments, config)
     config.train.stage = "sharpening"
     pairs = make_pairs(*arguments, config)
-    np.testing.assert_array_equal(pairs.seen, plain.seen)
-    assert np.abs(pairs.seen - plain.clean).mean() > 0.02
-    target = plain.clean if name == "defocus" else pairs.seen
+    np.testing.assert_array_equal(pairs.degraded, plain.degraded)
+    assert np.abs(pairs.degraded - plain.clean).mean() > 0.02
+    target = plain.clean if name == "defocus" else pairs.degraded
     np.testing.assert_allclose(pairs.clean, target, atol=1e-6)
 
 
-def test_turns_are_those_of_a_cut():
+def test_turn_equals_that_of_crop_and_turn():
     picture = np.random.default_rng(3).integers(0, 256, (12, 12, 3), np.uint8)
     zero = jnp.zeros(3, jnp.int32)
     turned = set()
@@ -160,7 +160,7 @@ def test_turns_are_those_of_a_cut():
     assert len(turned) == 8
 
 
-def test_pairs_of_views_alone(config):
+def test_pairs_of_thumbnails(config):
     config = config.copy_and_resolve_references()
     config.train.thumbnail_draws, config.degrade.clean = 3, 0.5
     rng = np.random.default_rng(4)
@@ -170,24 +170,24 @@ def test_pairs_of_views_alone(config):
     pairs = make(thumbnails, circles, jax.random.key(5), jnp.arange(4))
     assert (
         pairs.clean.shape
-        == pairs.seen.shape
+        == pairs.degraded.shape
         == pairs.thumbnail.shape
         == (12, THUMBNAIL, THUMBNAIL, 3)
     )
     part = make(thumbnails[2:], circles[2:], jax.random.key(5), jnp.arange(2, 4))
-    np.testing.assert_allclose(pairs.seen[6:], part.seen, atol=1e-5)
-    changed = np.abs(pairs.seen - pairs.clean)
+    np.testing.assert_allclose(pairs.degraded[6:], part.degraded, atol=1e-5)
+    changed = np.abs(pairs.degraded - pairs.clean)
     assert not (changed * ~WITHIN).any()
     spared = changed.max(axis=(1, 2, 3)) < 1e-6
     assert 0 < spared.sum() < 12
-    # A draw of the same thumbnail is another turn, another camera.
-    assert len({np.asarray(thumbnail).tobytes() for thumbnail in pairs.seen[:3]}) == 3
+    # Each draw of a thumbnail has another turn and other degradations.
+    assert len({np.asarray(thumbnail).tobytes() for thumbnail in pairs.degraded[:3]}) == 3
     inside = np.asarray(pairs.clean)[:, WITHIN[..., 0]]
     np.testing.assert_allclose(np.sort(inside[0], axis=0), np.sort(inside[1], axis=0), atol=1e-6)
 
 
-def test_view_and_tile_are_degraded_alike():
-    """An even photograph with a slope of light: thumbnail and tile have the same colour there."""
+def test_thumbnail_and_tile_are_degraded_alike():
+    """Under uneven illumination, thumbnail and tile have the same colour at the same place."""
     grey = np.full((64, 64, 3), 128, np.uint8)
     circle = np.float32([-60.0, 40.0, RADIUS])  # below and left of the centre
     tile, thumbnail = degrade_tile(
@@ -198,4 +198,4 @@ def test_view_and_tile_are_degraded_alike():
     near = np.asarray(thumbnail)[row - 1 : row + 2, column - 1 : column + 2].mean(axis=(0, 1))
     middle = np.asarray(tile)[16:48, 16:48].mean(axis=(0, 1))
     np.testing.assert_allclose(middle, near, atol=0.03)
-    assert np.ptp(np.asarray(thumbnail)[8:56, 8:56, 0]) > 0.1  # and elsewhere it is another
+    assert np.ptp(np.asarray(thumbnail)[8:56, 8:56, 0]) > 0.1  # other places have another colour

@@ -1,4 +1,4 @@
-"""The prior: its network, its objective, its training."""
+"""The prior: network, objective, training."""
 
 import functools
 
@@ -32,7 +32,7 @@ def dataset(small_data):
 
 
 def perturbed(variables, seed=0, scale=0.1):
-    """Moves parameters that start at zero: otherwise the output would depend on nothing."""
+    """Perturbs the zero-initialised parameters, so that the output depends on all inputs."""
     leaves, tree = jax.tree.flatten(variables["params"])
     rng = np.random.default_rng(seed)
     moved = [leaf + scale * rng.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
@@ -56,7 +56,7 @@ def test_starts_as_the_best_gaussian(flow):
     x, t = normal(3, SIDE, SIDE, CHANNELS), np.array([0.1, 0.5, 0.9], np.float32)
     apply = jax.jit(functools.partial(model.apply, method="velocity"))
     velocity = apply(variables, x, t, np.zeros(3, np.int32))
-    # Of x_t = (1 - t) e + t s w, e and w N(0, 1): Cov(s w - e, x_t) / Var(x_t).
+    # Cov(s w - e, x_t) / Var(x_t) for x_t = (1 - t) e + t s w with standard normal e and w.
     t, s = t[:, None, None, None], deviations(SIDE)
     slope = (t * s**2 - (1 - t)) / ((1 - t) ** 2 + (t * s) ** 2)
     np.testing.assert_allclose(velocity, slope * x, rtol=1e-5, atol=1e-6)
@@ -69,12 +69,12 @@ def test_error_of_a_gaussian_is_one(flow):
     apply = jax.jit(functools.partial(model.apply, method="errors"))
     nobody = np.zeros(64, np.int32)
     errors, seen = apply(variables, normal(*shape), normal(*shape, seed=1), t, nobody)
-    # 16,384 independent squares: a standard error of 1.1%.
+    # The standard error of the mean of 16,384 independent squares is 1.1%.
     assert float(jnp.square(errors).mean()) == pytest.approx(1, abs=0.05)
     assert float(jnp.square(seen).mean()) == pytest.approx(1, abs=0.05)
 
 
-def test_errors_are_those_of_the_velocity(flow):
+def test_errors_match_the_velocity(flow):
     model, variables = flow
     variables = perturbed(variables)
     latents, noise = normal(2, SIDE, SIDE, CHANNELS), normal(2, SIDE, SIDE, CHANNELS, seed=1)
@@ -89,8 +89,8 @@ def test_errors_are_those_of_the_velocity(flow):
     np.testing.assert_allclose(errors, (velocity - (goal - noise)) / unit, atol=2e-4)
 
 
-def test_everything_is_told(flow):
-    """The velocity depends on x everywhere, on the time, and on the label."""
+def test_velocity_depends_on_all_inputs(flow):
+    """The velocity depends on x at all positions, on the time, and on the label."""
     model, variables = flow
     variables = perturbed(variables)
     x, half, none = normal(1, SIDE, SIDE, CHANNELS), np.full(1, 0.5, np.float32), np.zeros(1, int)
@@ -111,8 +111,8 @@ def test_levels_must_fit():
         )
 
 
-def test_loss_is_the_same_however_rows_are_cut(flow):
-    """Draws depend on the number of the row, not on its neighbours."""
+def test_loss_does_not_depend_on_the_division_into_batches(flow):
+    """Random draws depend on the index of the row only."""
     model, variables = flow
     config = prior256.get_config("smoke")
     loss = jax.jit(flow_loss(config, model))
@@ -133,14 +133,14 @@ def test_loss_is_the_same_however_rows_are_cut(flow):
 
 
 def test_labels_that_are_never_dropped(flow):
-    """Where every label is dropped, but for those of `named_only`."""
+    """With label_dropout=1 only labels in `always_labelled` are kept."""
     model, variables = flow
     fixed, params = {"spectrum": variables["spectrum"]}, perturbed(variables)["params"]
     config = prior256.get_config("smoke")
     latents = {"mean": normal(1, SIDE, SIDE, CHANNELS), "log_var": np.zeros((1, *[SIDE] * 2, 4))}
 
     def loss(label, dropout):
-        config.prior.update(label_dropout=dropout, named_only=("right",))
+        config.prior.update(label_dropout=dropout, always_labelled=("right",))
         example = latents | {"label": np.array([label], np.int32)}
         return float(
             flow_loss(config, model)(params, fixed, {}, example, np.arange(1), jax.random.key(5))[0]
@@ -182,21 +182,21 @@ def test_config_is_filled_in(dataset):
     "change, message",
     [
         ({"data.crop": 60}, "multiple of 2"),
-        # Its coarsest level had no wave, and the loss was NaN.
+        # The coarsest level would have no frequency, and the loss would be NaN.
         ({"data.crop": 16}, "latents of 2 positions .* at least 4"),
         ({"model.labels": ("a",), "prior.conditional": False}, "drop one"),
         ({"model.labels": tuple(map(str, range(1001)))}, "1001 labels"),
-        ({"prior.named_only": ("disc",)}, r"named_only has \['disc'\]"),
+        ({"prior.always_labelled": ("disc",)}, r"always_labelled has \['disc'\]"),
     ],
 )
-def test_refuses_what_cannot_work(dataset, change, message):
+def test_impossible_settings_are_refused(dataset, change, message):
     config = prior256.get_config("smoke")
     config.update_from_flattened_dict(change)
     with pytest.raises(UsageError, match=message):
         for_latents(config, load_saved("f8c4"), dataset)
 
 
-def test_refuses_vectors(vector_model):
+def test_vector_models_are_refused(vector_model):
     config = prior256.get_config("smoke")
     config.prior.autoencoder = str(vector_model)
     with pytest.raises(DataError, match="published"):
@@ -222,7 +222,7 @@ def steps(dataset, mesh, count, accumulate=1):
 
 @pytest.fixture(scope="module")
 def run(dataset, tmp_path_factory):
-    """A whole run of the smallest kind, evaluation left out -> its workdir."""
+    """Runs a minimal training without evaluation; returns its workdir."""
     workdir = tmp_path_factory.mktemp("prior")
     return short_run(dataset, workdir, 4)
 
@@ -259,7 +259,7 @@ def test_run_refuses_another_autoencoder(run, dataset):
 
 
 @pytest.mark.usefixtures("eight_devices")
-def test_learns_alike_on_any_mesh(dataset):
+def test_every_mesh_gives_the_same_parameters(dataset):
     before, state, metrics = steps(dataset, make_mesh(1, 1), 3)
     assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, state.params)
@@ -268,8 +268,8 @@ def test_learns_alike_on_any_mesh(dataset):
     assert (state.latent_var > 0).all()
     _, same, others = steps(dataset, make_mesh(2, 4), 3, accumulate=2)
     assert others["loss"] == pytest.approx(metrics["loss"], rel=1e-4)
-    # Sums in another order; Adam divides by their size, so that of a small gradient shows: within
-    # three steps of 3e-3 a value may move by 9e-3.
+    # Sums in another order; Adam normalises gradients, so small ones amplify the difference: a
+    # value may move by 9e-3 in three steps of 3e-3.
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(same.params), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-3)
 

@@ -1,4 +1,4 @@
-"""FundusVAE against the same module in PyTorch: every layer, evaluation, training, full size."""
+"""FundusVAE compared with the PyTorch module: layers, evaluation, training, full size."""
 
 import functools
 
@@ -24,7 +24,7 @@ from vae.convert_torch_checkpoint.table import table  # noqa: E402
 SMALL = FundusVAE(
     latent_size=6, image_size=64, width=4, stages=(2, 1, 1, 1), head=(24, 16), decoder_width=40
 )
-# Float32 sums in another order, through some twenty layers, beside a layer's largest value.
+# Float32 sums in another order through about twenty layers, relative to a layer's largest value.
 TOLERANCE = 2e-5
 
 
@@ -67,7 +67,7 @@ def test_convolution(size, stride, train, side):
     "shape", [(1, 1, 1, 3), (2, 4, 7, 5), (3, 13, 6, 8), (1, 32, 32, 128), (2, 16, 16, 256)]
 )
 def test_winograd(shape):
-    """Every remainder of a tile, and the widths of the published model, after a ReLU."""
+    """Every remainder by the tile size, and the published widths, after a ReLU."""
     rng = np.random.default_rng(0)
     channels = shape[-1]
     x = np.maximum(rng.normal(size=shape), 0).astype(np.float32)
@@ -75,14 +75,14 @@ def test_winograd(shape):
     padded = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
     exact = np.einsum("bhwcij,ijck->bhwk", windows, kernel, optimize=True)
-    # Twice the largest error seen over inputs, 2.4e-6; a plain float32 sum is within 1e-6.
+    # Twice the largest observed error, 2.4e-6; a plain float32 sum is within 1e-6.
     assert_close(jax.jit(winograd)(x, kernel), exact, 5e-6)
     gradient = jax.jit(jax.grad(lambda kernel: jnp.square(winograd(x, kernel)).sum()))(kernel)
     expected = np.einsum("bhwcij,bhwk->ijck", windows, 2 * exact, optimize=True)
     assert_close(gradient, expected)
 
 
-def test_parts_of_a_batch_are_the_batch(small, monkeypatch):
+def test_parts_of_a_batch_equal_the_batch(small, monkeypatch):
     x = 2 * images(6, 64) - 1
     whole = encode(SMALL, small[1], x)
     assert images_at_once(6, 64) == 6
@@ -111,7 +111,7 @@ def test_max_pooling(side):
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize(("inputs", "stride"), [(8, 1), (6, 1), (8, 2)])
 def test_bottleneck(inputs, stride, train):
-    """Alone, on an odd side: with and without a shortcut of its own, and its statistics."""
+    """One bottleneck on an odd side, with and without a projection shortcut; its statistics."""
     torch.manual_seed(0)
     theirs = torch_module.Bottleneck(inputs, 2, stride).train(train)
     assert (theirs.downsample is None) == (inputs == 8 and stride == 1)
@@ -144,12 +144,12 @@ def test_bottleneck(inputs, stride, train):
 
 @pytest.mark.parametrize("train", [False, True])
 def test_every_layer(small, train):
-    """Stem and max pooling, every bottleneck of every stage, both heads."""
+    """Stem, max pooling, all bottlenecks, and both heads."""
     twin, variables = small
     twin = trained_like(SMALL).train(train)
     outputs = {}
     for name, module in twin.autoencoder.named_modules():
-        # A copy: the ReLU after it works in place.
+        # A copy, because the following ReLU works in place.
         module.register_forward_hook(
             lambda module, inputs, output, name=name: outputs.update({name: output.clone()})
         )
@@ -197,7 +197,7 @@ def test_every_layer(small, train):
 
 
 def test_one_step_of_training(small):
-    """The same loss, gradients, statistics and parameters, from the same weights and noise."""
+    """Loss, gradients, statistics and parameters agree for the same weights and noise."""
     variables = small[1]
     twin = trained_like(SMALL).train()
     x, rate = images(8, 64, seed=1), 1e-3
@@ -230,7 +230,7 @@ def test_one_step_of_training(small):
         return value, stats_after, grads, after
 
     value, stats, grads, params = step(variables["params"], variables["batch_stats"])
-    # A Gaussian's density has a constant that a sum of squares has not.
+    # The Gaussian density has an additional constant.
     constant = x[0].size * (0.5 * np.log(2 * np.pi) + 0.5 * np.log(2))
     assert abs(float(value) - constant - theirs.item()) < 2e-6 * constant
     state = without_prefix(twin)
@@ -246,12 +246,12 @@ def test_one_step_of_training(small):
                 grad = grad[part]
             want = entry.layout.ours(gradients[entry.source].numpy())
             error = np.linalg.norm(np.ravel(grad - want)) / np.linalg.norm(np.ravel(want))
-            # A ReLU near zero may open on one side and not on the other.
+            # A ReLU input near zero may be positive in one framework only.
             assert error < 1e-3, f"{entry.source}: {error}"
 
 
 def test_full_size():
-    """The published sizes with weights that look trained."""
+    """The published sizes, with weights of the scale of trained ones."""
     model = FundusVAE()
     twin = trained_like(model, batch=2)
     state = without_prefix(twin)
@@ -286,14 +286,14 @@ def test_variance_far_from_zero_keeps_its_digits():
         layer.apply(variables, x[:1, :1, :1], True, mutable=["batch_stats"])
 
 
-def test_statistics_stay_where_they_may_not_change(small):
+def test_immutable_statistics_do_not_change(small):
     x = 2 * images(2, 64) - 1
     posterior = encode(SMALL, small[1], x, True)
     assert isinstance(posterior, Posterior)
     assert np.abs(posterior.mean - encode(SMALL, small[1], x).mean).max() > 1e-2
 
 
-def test_start_is_pytorch_s():
+def test_initialization_matches_pytorch():
     key = jax.random.key(0)
     kernel = conv(64, 3, 1, jnp.float32, name=None).init(key, jnp.zeros((1, 4, 4, 8)))["params"]
     assert np.std(kernel["kernel"]) == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
@@ -305,13 +305,13 @@ def test_start_is_pytorch_s():
     assert float(SMALL.log_scale()) == pytest.approx(np.log(2**0.5))
 
 
-def test_bfloat16_is_near_and_its_results_are_float32(small):
+def test_bfloat16_is_close_and_gives_float32_results(small):
     x = 2 * images(2, 64) - 1
     short = encode(SMALL.clone(dtype=jnp.bfloat16), small[1], x)
     assert short.mean.dtype == short.log_var.dtype == jnp.float32
     full = encode(SMALL, small[1], x).mean
     difference = np.abs(short.mean - full).max()
-    # Eight bits a layer, and sixteen convolutions one after the other.
+    # Each of sixteen consecutive convolutions rounds to eight bits.
     assert 0 < difference < 16 * 2**-8 * np.abs(full).max()
 
 
@@ -321,7 +321,7 @@ def test_other_sizes_are_refused(small):
 
 
 @pytest.mark.usefixtures("eight_devices")
-def test_statistics_of_a_sharded_batch_are_the_batch_s():
+def test_statistics_of_a_sharded_batch_are_those_of_the_whole_batch():
     mesh = Mesh(np.array(jax.devices()), ("data",))
     x = np.random.default_rng(0).normal(3, 2, (16, 2, 2, 5)).astype(np.float32)
     layer = BatchNorm()

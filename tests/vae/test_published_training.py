@@ -1,4 +1,4 @@
-"""The published architecture in a run: statistics, masks, restarts, and starting from weights."""
+"""Training of the published architecture: statistics, masks, restarts, `init_from`."""
 
 import json
 
@@ -35,7 +35,7 @@ def config(tiny_data):
 
 @pytest.fixture(scope="module")
 def run(tiny_data, tmp_path_factory):
-    """Four steps -> (config, workdir)."""
+    """Runs four steps; returns (config, workdir)."""
     config = get_config("tiny")
     config.data.update(dir=str(tiny_data), fit_tiles=64)
     config.model.stages = (1, 1)  # compiles in half the time
@@ -69,7 +69,7 @@ def images():
     return np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
 
 
-def test_the_large_layer_is_cut_over_fsdp():
+def test_the_large_layer_is_sharded_over_fsdp():
     state = abstract_state(task_of(get_config()))
     shapes = jax.tree_util.tree_flatten_with_path(state.params)[0]
     path, large = max(shapes, key=lambda entry: entry[1].size)
@@ -127,7 +127,7 @@ def test_masked_squares_cover_their_share(images):
     assert (masked == masked[..., :1]).all()
 
 
-def test_the_encoder_sees_the_mask_and_the_loss_the_tile(config, images):
+def test_the_encoder_gets_the_masked_tile_and_the_loss_the_whole(config, images):
     plain = steps_on(config, 1, 1, images, steps=1)[0]
     config.train.mask = "squares"
     squares = steps_on(config, 1, 1, images, steps=1)[0]
@@ -140,7 +140,7 @@ def test_the_encoder_sees_the_mask_and_the_loss_the_tile(config, images):
     assert steps_on(config, 1, 1, pairs, steps=1)[0] != plain
 
 
-def test_masked_tiles_come_from_a_dataset_of_the_same_names(config, tiny_tiles, tmp_path):
+def test_masked_tiles_come_from_a_dataset_with_the_same_tile_ids(config, tiny_tiles, tmp_path):
     manifest = (tiny_tiles / "manifest.csv").read_text(encoding="utf-8")
     tree = tmp_path / "masked"
     for path in tiny_tiles.rglob("*.png"):
@@ -177,7 +177,7 @@ def test_masked_tiles_come_from_a_dataset_of_the_same_names(config, tiny_tiles, 
         ({"model": {"architecture": "gan"}}, "model.architecture='gan' is none of"),
     ],
 )
-def test_settings_that_cannot_work(config, change, message):
+def test_impossible_settings(config, change, message):
     for group, values in change.items():
         config[group].update(values)
     with pytest.raises(UsageError, match=message):
@@ -190,10 +190,10 @@ def test_statistics_are_those_of_the_whole_batch(config, images, fsdp):
     config.mesh.fsdp_min_size = 64
     one, one_state = steps_on(config, 1, 1, images)
     many, many_state = steps_on(config, 8, fsdp, images)
-    # Sums over the batch are added in another order; BatchNorm of 16 x 1 values at the last stage
-    # divides by deviations that are small themselves: compiled without optimisations 2e-4 of the
-    # largest value were seen. The statistics of two images of sixteen alone would be off by a
-    # tenth of it and more.
+    # Sums over the batch are in another order, and BatchNorm of 16 x 1 values at the last stage
+    # divides by small deviations. Without compiler optimisations, differences of 2e-4 of the
+    # largest value were observed. Statistics of only two of sixteen images would differ by a
+    # tenth or more.
     np.testing.assert_allclose(one, many, rtol=1e-5)
     for a, b in zip(
         jax.tree.leaves(one_state.batch_stats), jax.tree.leaves(many_state.batch_stats), strict=True

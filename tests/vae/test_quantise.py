@@ -1,4 +1,4 @@
-"""Latents as integers: exact round trips, the same bytes everywhere, and small."""
+"""Quantised latents: exact round trips, reproducible bytes, and their size."""
 
 import hashlib
 import subprocess
@@ -19,10 +19,10 @@ def levels(shape, scale, seed=0):
     "values",
     [
         levels((32, 32, 8), 2.0),
-        levels((33, 70, 3), 20.0),  # blocks that are cut
+        levels((33, 70, 3), 20.0),  # incomplete blocks
         levels((1, 1, 4), 1.0),
         levels((350,), 3.0),
-        levels((16, 16, 2), 5000.0),  # most values leave the table
+        levels((16, 16, 2), 5000.0),  # most values are outside the table
         np.zeros((32, 32, 4), np.int32),
         np.array([[[-(2**21) + 1], [2**21 - 1], [-(2**21) + 1]]], np.int32),  # the limit
     ],
@@ -34,8 +34,8 @@ def test_round_trip_is_exact(values):
 
 
 def test_bytes_are_near_the_entropy():
-    # Logistic values of a scale between two of the table: 0.1% for the scale, 8 bytes for the
-    # coder's state and one for the channel are all that is lost.
+    # Logistic values with a scale between two of the table: the only losses are 0.1% for the
+    # scale, 8 bytes for the coder's state and one byte per channel.
     draws = np.random.default_rng(0).logistic(0, 3.3, (32, 32, 16))
     values = np.rint(draws).astype(np.int32)
     k = np.arange(-400, 401)
@@ -44,14 +44,14 @@ def test_bytes_are_near_the_entropy():
     assert ideal < len(quantise.pack(values)) < 1.003 * ideal + 8 + 16
 
 
-def test_neighbours_that_are_alike_cost_little():
+def test_similar_neighbours_cost_few_bytes():
     ramp = np.cumsum(np.cumsum(levels((32, 32), 1.0), axis=0), axis=1)[..., None]
     shuffled = np.random.default_rng(0).permutation(ramp.ravel()).reshape(ramp.shape)
     assert len(quantise.pack(ramp)) < 0.8 * len(quantise.pack(shuffled))
 
 
 def test_every_machine_and_version_makes_the_same_bytes():
-    # Stores outlive machines and libraries; a change here makes those out there unreadable.
+    # Stores outlive machines and libraries: a change here makes existing stores unreadable.
     values = levels((40, 40, 6), 30.0)
     packed = quantise.pack(values)
     code = (
@@ -68,7 +68,7 @@ def test_every_machine_and_version_makes_the_same_bytes():
 
 
 @pytest.mark.parametrize("damage", ["short", "odd", "long", "empty", "scale"])
-def test_other_bytes_are_refused(damage):
+def test_damaged_bytes_are_refused(damage):
     packed = quantise.pack(levels((8, 8, 4), 2.0))
     wrong = {
         "short": packed[:-4], "odd": packed[:-1], "long": packed + packed, "empty": b"",
@@ -88,12 +88,12 @@ def test_steps_follow_the_posterior():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e9])
-def test_latents_without_a_number_are_refused(value):
+def test_non_finite_latents_are_refused(value):
     with pytest.raises(DataError, match="not finite or beyond"):
         quantise.quantise(np.array([0.0, value], np.float32), np.ones(2, np.float32))
 
 
 @pytest.mark.parametrize("step", [0.0, -1.0, float("nan"), 1e3])
-def test_steps_nobody_means_are_refused(step):
+def test_absurd_steps_are_refused(step):
     with pytest.raises(UsageError, match="expected 0.01 to 100"):
         quantise.check_step(step)

@@ -1,4 +1,4 @@
-"""Reconstructions as files: pictures that can be read, text in them, and what is refused."""
+"""Files of reconstructions: pictures, metadata, refused inputs."""
 
 import io
 import sys
@@ -29,7 +29,7 @@ def model(finished):
 
 
 class Listed:
-    """Items at hand, read like inputs."""
+    """Inputs from a list of items."""
 
     def __init__(self, items):
         self._items = items
@@ -53,12 +53,12 @@ def test_items_of_all_sizes_keep_their_order(model):
     for result in results:
         if isinstance(result, Reconstruction):
             alone = model.reconstruct(result.item.image).astype(int)
-            # Sums in another order for another batch: a value on the brink of rounding may turn.
+            # Sums are in another order for another batch, so a value may round the other way.
             assert np.abs(result.output - alone).max() <= 1
             assert 0 < result.ssim < 1
 
 
-def test_border_is_black_where_the_field_of_view_is_known(model):
+def test_border_is_black_if_the_field_of_view_is_known(model):
     fov = FieldOfView(20.0, 20.0, 12.0, 0.0, 39.0, 0.0, 39.0)
     known = Item("a", "", np.maximum(noise(40, 40), 60), fov=fov, origin=(0, 0))
     (black,) = reconstruct_inputs(model, Listed([known]))
@@ -74,14 +74,14 @@ def test_border_is_black_where_the_field_of_view_is_known(model):
 def test_difference_map_follows_its_scale():
     grey = np.array([[0.0, 2.5, 5.0, 50.0]], np.float32)
     colours = pictures.difference_map(grey, 5.0)[0].astype(int)
-    assert np.all(np.diff(colours.sum(axis=1))[:2] > 0)  # brighter with the difference
+    assert np.all(np.diff(colours.sum(axis=1))[:2] > 0)  # larger differences are brighter
     np.testing.assert_array_equal(colours[2], colours[3])
     image, output = noise(8, 9), noise(8, 9, seed=1)
     expected = np.abs(image.astype(float) - output).mean(axis=-1)
     np.testing.assert_allclose(pictures.difference(image, output), expected, rtol=1e-5)
 
 
-def test_tile_is_enlarged_whole_beside_its_scale():
+def test_small_tiles_are_enlarged_with_a_scale():
     image, output = noise(100, 100), noise(100, 100, seed=1)
     page = pictures.comparison(image, output, np.ones((100, 100), bool), caption="a  b", levels=5.0)
     for panel in (image, output, pictures.difference_map(pictures.difference(image, output), 5.0)):
@@ -99,11 +99,11 @@ def test_tile_is_enlarged_whole_beside_its_scale():
     assert any((page[y, -612:-12] == ramp).all() for y in range(page.shape[0]))
 
 
-def test_photograph_shows_the_detail_that_differs_most_inside():
+def test_the_detail_of_a_photograph_has_the_largest_difference_inside():
     image = np.full((1000, 1500, 3), 100, np.uint8)
     output = image.copy()
     output[700:760, 300:380] += 20
-    output[:40, 900:1400] += 90  # on the border of the field of view: passed over
+    output[:40, 900:1400] += 90  # on the border of the field of view, which is ignored
     mask = np.zeros((1000, 1500), bool)
     mask[30:] = True
     page = pictures.comparison(image, output, mask, caption="x", levels=5.0)
@@ -113,7 +113,7 @@ def test_photograph_shows_the_detail_that_differs_most_inside():
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
-def test_files_say_what_made_them(suffix):
+def test_files_contain_model_and_version(suffix):
     image = noise(20, 30)
     encoded = pictures.encode_with_text(image, suffix, ORIGIN)
     with Image.open(io.BytesIO(encoded)) as picture:
@@ -136,7 +136,7 @@ def test_ids_stay_in_their_folder(tmp_path):
     assert not list(tmp_path.rglob("*.png"))
 
 
-def test_long_commands_are_cut(model, monkeypatch):
+def test_long_commands_are_truncated(model, monkeypatch):
     monkeypatch.setattr(
         sys, "argv", ["/bin/fundus-vae", "reconstruct", *["a photograph.png"] * 900]
     )

@@ -1,4 +1,4 @@
-"""The page: that it is whole, safe and says what results.json says; the curves in it."""
+"""The HTML report: well-formed, safe, consistent with results.json; its curves."""
 
 import base64
 import dataclasses
@@ -28,13 +28,13 @@ SVG = "data:image/svg+xml;base64,"
 
 
 def tags_of(plot):
-    """The names of the elements of a plot, which is XML."""
+    """Returns the names of the elements of a plot (XML)."""
     svg = ElementTree.fromstring(base64.b64decode(plot["src"].removeprefix(SVG)))
     return {element.tag.rpartition("}")[2] for element in svg.iter()}
 
 
 class Page(html.parser.HTMLParser):
-    """The elements of a page; wrong nesting is an error."""
+    """Parser that collects the elements of a page and fails on wrong nesting."""
 
     def __init__(self, text):
         super().__init__()
@@ -64,7 +64,7 @@ class Page(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def report(finished, tiny_data, tmp_path_factory):
-    """A report of the finished run -> (its folder, the evaluation)."""
+    """Reports on the finished run; returns (folder of the report, evaluation)."""
     folder = tmp_path_factory.mktemp("report") / "new"
     saved = load_saved(finished[1])
     evaluation = evaluate_model(
@@ -84,21 +84,21 @@ def page(report):
 
 
 def write(folder, content, evaluation, photographs=None):
-    """The page of tiles that are black -> its bytes."""
+    """Writes the report of black tiles; returns the bytes of the page."""
     examples = pick(evaluation)
     tiles = np.zeros((len(examples), *evaluation.size, 3), np.uint8)
     page = write_report(folder, content, evaluation, photographs, examples, tiles, tiles)
     return page.read_bytes()
 
 
-def test_page_is_one_file_that_asks_for_nothing(page):
+def test_page_is_one_file_without_external_resources(page):
     parsed = Page(page)
     assert len(page) < 8 << 20
     for _, attributes in parsed.elements:
         for name in ("src", "href", "action", "data", "poster", "srcset"):
             assert attributes.get(name, "data:image/").startswith("data:image/")
     assert not re.search(r"https?:|//\w|url\(|@import", re.sub(r"base64,[\w+/=]*", "", page))
-    # The one script that may run is the one that is there.
+    # The security policy allows only the script on the page.
     (policy,) = [tag["content"] for tag in parsed.tags("meta") if "http-equiv" in tag]
     data, script = parsed.texts["script"]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -106,17 +106,17 @@ def test_page_is_one_file_that_asks_for_nothing(page):
     assert json.loads(data)["model"]
 
 
-def test_a_model_beside_is_measured_on_the_same_tiles(content):
+def test_another_model_is_measured_on_the_same_tiles(content):
     this, other = (point for point in content["curves"]["points"] if point["codec"] == "model")
     assert (this["setting"], other["setting"]) == ("this model", "fundus256_smoke")
     for key in ("latents", "bytes", "ssim", "psnr"):
         assert this[key] == pytest.approx(other[key], rel=1e-6)
-    # Posterior samples are drawn by a tile's place in the split, and in the sample of the other.
+    # Noise depends on a tile's position: in the split for one model, in the sample for the other.
     for key in ("ssim_sampled", "psnr_sampled"):
         assert this[key] == pytest.approx(other[key], rel=0.02)
 
 
-def test_page_says_what_the_results_say(report, page, content):
+def test_page_has_the_numbers_of_the_results(report, page, content):
     assert sorted(path.name for path in report[0].iterdir()) == ["index.html", "results.json"]
     parsed = Page(page)
     assert json.loads(parsed.texts["script"][0]) == content
@@ -144,7 +144,7 @@ def test_page_has_its_plots_and_pictures(page, content):
     ]
     for image in drawn:
         tags = tags_of(image)
-        # Neither a font nor a date: the same everywhere.
+        # No font and no date, so that plots are the same on every machine.
         assert "path" in tags and not tags & {"text", "date", "script"}
     assert all(point["setting"] in Page(page).texts["th"] for point in content["curves"]["points"])
     ranks = [text for text in Page(page).texts["h3"] if text in ("worst", "median", "best")]
@@ -156,12 +156,12 @@ def test_page_has_its_plots_and_pictures(page, content):
     assert len(shown) == len(drawn) + len(tiles) + 3 * photographs
 
 
-def test_the_same_figures_are_the_same_page(report, content, tmp_path):
+def test_the_same_results_give_the_same_page(report, content, tmp_path):
     assert write(tmp_path, content, report[1]) == write(tmp_path, content, report[1])
 
 
-def test_names_of_files_cannot_do_anything(report, content, tmp_path):
-    """Every text that a user's files or command line decide, in a page that still parses."""
+def test_file_names_are_escaped(report, content, tmp_path):
+    """All texts from a user's files and command line are escaped, and the page still parses."""
     evaluation = report[1]
 
     def spoil(value):
@@ -240,7 +240,7 @@ def test_examples_are_of_different_photographs():
     assert [example.rank for example in pick(large)] == ["worst", "median", "best"]
 
 
-def test_large_tiles_are_shown_by_their_centre():
+def test_only_the_centre_of_large_tiles_is_shown():
     a = np.random.default_rng(0).integers(0, 256, (700, 600, 3), np.uint8)
     b = np.full_like(a, 100)
     original, reconstruction, difference = tile_views(a, b)
@@ -251,14 +251,14 @@ def test_large_tiles_are_shown_by_their_centre():
 @pytest.mark.parametrize(
     ("error", "gain"), [(0, 50), (5, 50), (6, 20), (25, 10), (26, 5), (200, 1)]
 )
-def test_differences_are_amplified_until_they_show(error, gain):
+def test_differences_are_amplified_until_visible(error, gain):
     assert choose_gain([np.full((8, 8, 3), error, np.int16), np.zeros((4, 4, 3))]) == gain
 
 
 # --- The curves ----------------------------------------------------------------------------------
 
 
-def test_curves_are_of_the_same_tiles(report, content):
+def test_curves_use_the_tiles_of_the_table(report, content):
     points, tiles = content["curves"]["points"], report[1].tiles
     counted = tiles["windows"] > 0
     assert content["curves"]["tiles"] == counted.sum()
@@ -268,7 +268,7 @@ def test_curves_are_of_the_same_tiles(report, content):
     }
     (model,) = (point for point in by_codec["model"] if point["setting"] == "this model")
     rows = {row["name"]: row for row in content["rows"]}
-    # All tiles are in the sample, so the model's point is its row.
+    # The sample contains all tiles, so the model's point equals its row.
     for figure in ("ssim", "psnr"):
         assert model[figure] == pytest.approx(rows["model"][figure])
         assert model[f"{figure}_sampled"] == pytest.approx(rows["model_sampled"][figure])
@@ -287,7 +287,7 @@ def test_curves_are_of_the_same_tiles(report, content):
             assert values == sorted(values), (codec, figure)
 
 
-def test_fewer_components_of_a_fit_are_a_smaller_fit():
+def test_the_first_components_equal_a_smaller_fit():
     images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), np.uint8)
     large, small = fit_pca([images], 20, 4), fit_pca([images], 5, 4)
     for ours, theirs in zip(

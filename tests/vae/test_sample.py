@@ -1,4 +1,4 @@
-"""Drawing tiles: the solver, which models go together, the commands."""
+"""Sampling: the solver, matching of prior and autoencoder, the commands."""
 
 import csv
 
@@ -38,7 +38,7 @@ def autoencoder():
 
 @pytest.fixture(scope="module")
 def prior(dataset, autoencoder, tmp_path_factory):
-    """An exported prior whose every parameter was moved from its start."""
+    """An exported prior with perturbed parameters."""
     config = prior256.get_config("smoke")
     config = for_latents(config, autoencoder, dataset)
     rng = np.random.default_rng(0)
@@ -66,13 +66,13 @@ def sampler(prior):
 def test_a_tile_is_a_function_of_seed_and_number(sampler):
     many = sampler.sample(range(CHUNK + 3), seed=4)
     assert many.shape == (CHUNK + 3, SIDE, SIDE, 3) and many.dtype == np.uint8
-    # Alone, in another order, in another chunk: to the last bit.
+    # Bit for bit the same alone, in another order, and in another chunk.
     np.testing.assert_array_equal(sampler.sample([CHUNK + 1, 2], seed=4), many[[CHUNK + 1, 2]])
     assert np.abs(sampler.sample([2], seed=5)[0].astype(int) - many[2]).max() > 0
     assert np.abs(many[0].astype(int) - many[1]).max() > 0
 
 
-def test_both_solvers_converge_to_the_same(sampler):
+def test_both_solvers_converge_to_the_same_result(sampler):
     fine = sampler.latents([0, 1], steps=64)
     error = {
         method: np.abs(sampler.latents([0, 1], steps=16, method=method) - fine).mean()
@@ -81,8 +81,8 @@ def test_both_solvers_converge_to_the_same(sampler):
     assert error["heun"] < error["euler"] / 4 < 0.05
 
 
-def test_steps_are_closer_where_long_waves_are_decided():
-    times = _times(8)
+def test_steps_are_shorter_at_the_start():
+    times = _times(8, 3.0)
     assert times[0] == 0 and times[-1] == 1 and times.dtype == np.float32
     assert (np.diff(times, 2) > 0).all() and times[1] < 1 / 8 / 2
 
@@ -92,7 +92,7 @@ def test_labels_and_guidance_change_what_is_drawn(sampler):
     np.testing.assert_array_equal(sampler.latents([0], label="synthetic", guidance=1.0), named)
     more = sampler.latents([0], label="synthetic", guidance=2.0)
     assert np.abs(named - plain).max() > 1e-4
-    # Further the same way, to first order in a small difference.
+    # Guidance extrapolates; to first order the difference doubles.
     along = np.sum((more - named) * (named - plain)) / np.sum((named - plain) ** 2)
     assert along == pytest.approx(1, abs=0.3)
     np.testing.assert_allclose(
@@ -100,23 +100,23 @@ def test_labels_and_guidance_change_what_is_drawn(sampler):
     )
 
 
-def test_the_way_between_two_begins_and_ends_with_them(sampler, autoencoder):
+def test_interpolation_begins_and_ends_with_the_reconstructions(sampler, autoencoder):
     ends = sampler.sample([0, 1])
     way = sampler.between(*ends, 3, steps=32)
     whole = Model(autoencoder).reconstruct(ends)
-    # There and back by 32 steps of second order.
+    # To noise and back in 32 second-order steps each.
     for made, end in zip(way[[0, 2]], whole, strict=True):
         assert np.abs(made.astype(int) - end).mean() < 1
     assert np.abs(way[1].astype(int) - way[0]).mean() > 1
 
 
-def test_half_way_between_noises_is_noise():
+def test_interpolated_noise_keeps_its_norm():
     a, b = np.random.default_rng(0).standard_normal((2, 4096))
     assert np.std(_slerp(a, b, 0.5)) == pytest.approx(1, abs=0.05)
     np.testing.assert_allclose(_slerp(a, a, 0.3), a)
 
 
-def test_vectors_have_a_prior_of_their_own(vector_model):
+def test_vector_models_have_the_prior_of_their_training(vector_model):
     sampler = load_sampler(vector_model)
     tiles = sampler.sample(range(3))
     assert tiles.shape == (3, 32, 32, 3)
@@ -127,7 +127,7 @@ def test_vectors_have_a_prior_of_their_own(vector_model):
         sampler.latents([0], label="left")
 
 
-def test_normal_is_a_prior_of_every_model():
+def test_normal_is_a_prior_for_every_model():
     sampler = load_sampler("f8c8", "normal")
     assert isinstance(sampler, Sampler) and sampler.prior is None
     assert sampler.latent_shape == (32, 32, 8)
@@ -147,13 +147,13 @@ def test_normal_is_a_prior_of_every_model():
         ("nowhere", None, "no such model"),
     ],
 )
-def test_refuses_what_does_not_belong_together(first, second, message, prior, vector_model):
+def test_unrelated_models_are_refused(first, second, message, prior, vector_model):
     named = {"PRIOR": str(prior), "VECTOR": str(vector_model)}
     with pytest.raises(DataError, match=message):
         load_sampler(named.get(first, first), named.get(second, second))
 
 
-def test_a_prior_whose_autoencoder_is_gone_says_so(prior, tmp_path):
+def test_a_missing_autoencoder_is_named(prior, tmp_path):
     saved = load_saved(prior)
     saved.config.prior.autoencoder = "elsewhere"
     path = tmp_path / "lost.safetensors"
@@ -168,7 +168,7 @@ def test_a_prior_is_no_autoencoder(prior):
         load_model(prior)
 
 
-def test_grid_has_room_for_all():
+def test_grid_holds_all_tiles():
     tiles = np.zeros((5, 8, 8, 3), np.uint8)
     sheet = grid(tiles, columns=3)
     assert sheet.shape == (2 * 12 + 4, 3 * 12 + 4, 3)
@@ -196,7 +196,7 @@ def test_interpolate_command(prior, sampler, tmp_path):
     tiles = sampler.sample([0, 1])
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     write_image(paths[0], tiles[0])
-    write_image(paths[1], np.pad(tiles[1], ((10, 10), (20, 20), (0, 0))))  # its middle is taken
+    write_image(paths[1], np.pad(tiles[1], ((10, 10), (20, 20), (0, 0))))  # its centre is used
     out = tmp_path / "way"
     code = main(["interpolate", *map(str, paths), "--model", str(prior), "--n", "3", "--out",
                  str(out)])  # fmt: skip
@@ -247,7 +247,7 @@ def test_interpolate_refuses_small_images(prior, tmp_path, capsys):
     assert not (tmp_path / "way").exists()
 
 
-def test_info_tells_what_a_prior_is_for(prior, autoencoder, capsys):
+def test_info_of_a_prior_names_its_autoencoder(prior, autoencoder, capsys):
     assert main(["info", str(prior)]) == 0
     text = capsys.readouterr().out
     assert variables_hash(autoencoder.variables) in text and "synthetic" in text
@@ -268,11 +268,11 @@ def test_evaluate_samples_of_a_folder(prior, dataset, sampler, tmp_path, capsys)
     assert main([*arguments[:5], "--split", "nowhere"]) == 2
 
 
-def test_the_prior_that_ships():
+def test_the_bundled_prior():
     sampler = load_sampler()
     assert sampler.side == 256 and "hrf" in sampler.labels
     assert weights.SAMPLE.stat().st_size <= 10e6
     tile = sampler.sample([0], steps=4)[0]
-    # A fundus is red before it is green, and green before it is blue.
+    # In a fundus photograph red is brighter than green, and green than blue.
     red, green, blue = tile.reshape(-1, 3).mean(axis=0)
     assert red > green > blue

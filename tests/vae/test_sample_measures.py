@@ -1,4 +1,4 @@
-"""Measures of sampled tiles on sets whose answers are known."""
+"""Measures of sampled tiles, on sets with known results."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ SIDE, COUNT = 64, 24
 
 
 def tiles(count, seed, brightness=0.0, patients=4):
-    """Smooth tiles of a few patients, each with a brightness of their own."""
+    """Smooth tiles of a few patients, each with its own brightness."""
     rng = np.random.default_rng(seed)
     owner = np.arange(count) % patients
     base = 90 + 10 * owner + brightness
@@ -53,7 +53,7 @@ def real():
     return Real.of(pool, pool.small, held_out, COUNT)
 
 
-def test_patches_are_of_a_pyramid():
+def test_patches_of_the_pyramid():
     flat = np.full((SIDE, SIDE, 3), 100, np.uint8)
     patches = pyramid_patches(flat, 5, np.random.default_rng(0)).astype(np.float32)
     assert patches.shape == (3, 5, 147) and SIDE // 4 == COARSEST
@@ -68,13 +68,13 @@ def test_distance_of_a_set_to_itself_is_zero(real):
     np.testing.assert_allclose(distances, 0, atol=1e-5)
 
 
-def test_distance_of_a_shift_is_its_projection():
+def test_distance_of_a_shifted_set():
     rng = np.random.default_rng(0)
     a = rng.normal(size=(50, 2, 8, 147))
     shift = np.array([0.0, 3.0])[:, None, None]
     distances = sliced_wasserstein(a, a + shift, np.random.default_rng(1))
-    # A constant shift s of all D values moves a projection by s * sum of a unit vector, whose mean
-    # size is s * sqrt(2 / pi) for random directions; 128 of them: 7% standard error.
+    # A shift of all values by s moves a projection by s * sum(unit vector). The mean size is
+    # s * sqrt(2 / pi) over random directions; the standard error of 128 directions is 7%.
     assert distances[0] == pytest.approx(0, abs=1e-6)
     assert distances[1] == pytest.approx(3 * np.sqrt(2 / np.pi), rel=0.25)
 
@@ -90,7 +90,7 @@ def test_precision_and_recall_of_known_sets():
     real, same = rng.normal(size=(2, 400, 4))
     precision, recall = precision_recall(real, same)
     assert precision > 0.9 and recall > 0.9
-    # One mode of two: all of it is right, half is missing.
+    # One of two modes: precision is 1, and half is missing.
     two = np.concatenate([real, same + 100])
     precision, recall = precision_recall(two, rng.normal(size=(400, 4)))
     assert precision > 0.9 and 0.4 < recall < 0.55
@@ -102,18 +102,18 @@ def test_copies_are_found_in_any_symmetry_and_colour(real):
     small = real.pool.small[:6]
     turned = np.rot90(small[:, ::-1], 1, axes=(1, 2))
     brighter = np.clip(turned.astype(int) + 15, 0, 255).astype(np.uint8)
-    # Float32 sums of squares of some 1e6 are rounded by 0.1, and 0.1 / 3,072 values is 0.006^2.
+    # Float32 rounds sums of squares of about 1e6 by 0.1, and 0.1 / 3,072 values is 0.006^2.
     assert nearest(brighter, real.training).max() < 0.05
     assert np.median(real.usual) > 1
 
 
-def test_wasserstein_of_a_shift_is_the_shift():
+def test_wasserstein_distance_of_a_shift():
     a = np.random.default_rng(0).normal(size=(1000, 2))
     assert wasserstein(a, a + np.array([1.0, 3.0])) == pytest.approx(2, rel=1e-6)
 
 
 def test_rows_of_known_sets(real):
-    """The same distribution, one that is shifted, and copies of the training's tiles."""
+    """Sets: the same distribution, a shifted one, and copies of training tiles."""
     same = compare("same", summary(tiles(COUNT, 2)[0]), real)
     shifted = compare("shifted", summary(tiles(COUNT, 2, brightness=40)[0]), real)
     copies = compare("copies", summary(tiles(4 * COUNT, 0)[0][:COUNT]), real)
@@ -136,11 +136,11 @@ def test_floor_needs_two_patients(real):
     assert format_table([row])
 
 
-def test_summary_has_a_figure_for_every_tile(real):
+def test_summary_has_a_row_for_every_tile(real):
     assert real.pool.patches.shape == (4 * COUNT, 3, PATCHES, 147)
     assert real.pool.small.shape == (4 * COUNT, SMALL, SMALL, 3)
     assert len(real.pool.vessels) == min(4 * COUNT, VESSELS)
-    # 16 regions of 3 channels, and their deviations.
+    # Means of 16 regions in 3 channels, and the deviation of each channel.
     assert real.pool.features.shape == (4 * COUNT, 51)
 
 
@@ -161,6 +161,6 @@ def test_mixture_keeps_its_modes():
     means = made.mean(axis=(1, 2, 3))
     assert made.shape == latents.shape
     assert np.mean(means > 2.5) == pytest.approx(0.25, abs=0.08)
-    # The Gaussian of both lies between them.
+    # The Gaussian fitted to both modes lies between them.
     between = gaussian(latents, 400, rng).mean(axis=(1, 2, 3))
     assert np.mean(np.abs(between - 2.5) < 1.5) > 0.3 > np.mean(np.abs(means - 2.5) < 1.5)

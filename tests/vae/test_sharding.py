@@ -1,7 +1,7 @@
-"""Where every parameter lives on eight devices, and what a device holds and gathers.
+"""Partitions of all parameters over eight devices, memory per device, and collectives.
 
-The partitions of all presets stand in `golden_partitions.json`. After a change that is meant to
-move one, write them anew from the root of the project, and read the difference:
+`golden_partitions.json` holds the partitions of all presets. After an intended change, rewrite it
+from the root of the project and review the difference:
 
     python -m tests.vae.test_sharding
 """
@@ -38,7 +38,7 @@ NAMES = [
     for preset in module.PRESETS
 ]
 DEVICES = 8
-FEWEST = 1024  # values of a leaf that is cut, in the small model
+FEWEST = 1024  # smallest number of values of a sharded leaf in the small model
 
 
 def get_config(name):
@@ -47,7 +47,7 @@ def get_config(name):
 
 
 def partitions(name):
-    """`path: "shape: partition"` of every parameter on a mesh of (data=1, fsdp=8)."""
+    """Returns {path: "shape: partition"} of every parameter on a mesh of (data=1, fsdp=8)."""
     config = get_config(name)
     params = jax.eval_shape(lambda: initial_variables(config))["params"]
     sharding = tree_sharding({"params": params}, make_mesh(1, DEVICES), config.mesh.fsdp_min_size)
@@ -72,19 +72,19 @@ def mesh():
 
 
 def small_config():
-    """The published architecture in small, with a last layer that holds most of the state."""
+    """A small published architecture whose last layer holds most of the state."""
     config = get_config("published:tiny")
     config.model.decoder_width = 1024
     config.train.ema_decay = 0.9
     config.mesh.fsdp_min_size = FEWEST
-    # Crops of several scales, so that nothing rests on how they were cut.
+    # Crops of several scales, so that the result does not depend on a single crop shape.
     config.data.size *= 2
     config.data.scales = (1, 1, 2)
     return config
 
 
 def compiled_step(config, mesh):
-    """-> (abstract state, its sharding, the compiled step); nothing is allocated."""
+    """Returns (abstract state, sharding, compiled step) without allocating arrays."""
     state = abstract_state(task_of(config))
     sharding = tree_sharding(state, mesh, config.mesh.fsdp_min_size)
     shape = (config.batch_size, config.data.size, config.data.size, 3)
@@ -97,7 +97,7 @@ def compiled_step(config, mesh):
 
 
 def state_bytes(compiled, config):
-    """Bytes of the state on each device, as compiled: the step's arguments without the images."""
+    """Returns bytes of the state per device: the compiled step's arguments without the images."""
     images = config.batch_size // DEVICES * config.data.size**2 * 3
     return compiled.memory_analysis().argument_size_in_bytes - images
 
@@ -108,7 +108,7 @@ def small(mesh):
 
 
 @pytest.mark.parametrize("name", ["fundus256:f8c32", "published:full"])
-def test_moments_and_average_lie_where_their_parameter_lies(name, mesh):
+def test_moments_and_average_are_sharded_like_their_parameter(name, mesh):
     config = get_config(name)
     config.train.ema_decay = 0.9
     sharding = tree_sharding(abstract_state(task_of(config)), mesh, config.mesh.fsdp_min_size)
@@ -119,40 +119,40 @@ def test_moments_and_average_lie_where_their_parameter_lies(name, mesh):
         name: [where for path, where in named(sharding.opt_state).items() if path.endswith(name)]
         for name in parameters
     }
-    # Adam has two of each, Muon one of each kernel.
+    # Adam has two moments per parameter, Muon one per kernel.
     assert all(found and set(found) == {parameters[name]} for name, found in moments.items())
 
 
 def named(tree):
-    """`/encoder/head/kernel` -> leaf."""
+    """Returns leaves by path, for example `/encoder/head/kernel`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {"/" + path_name(path): leaf for path, leaf in leaves}
 
 
-def test_compiled_step_holds_what_the_partitions_say(small):
+def test_memory_of_the_compiled_step_matches_the_partitions(small):
     state, sharding, compiled = small
     held = device_bytes(state, sharding)
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    # Alignment of some hundred small leaves.
+    # The tolerance covers the alignment of about a hundred small leaves.
     assert state_bytes(compiled, small_config()) == pytest.approx(held, rel=0.02)
     assert held == pytest.approx(whole / DEVICES, rel=0.15)
-    # Donated: the new state takes the place of the old one.
+    # The old state is donated, so the new state reuses its memory.
     assert compiled.memory_analysis().alias_size_in_bytes == pytest.approx(held, rel=0.02)
 
 
 def collectives(compiled, kind):
-    """The lines of a compiled step's collectives of a kind."""
+    """Returns the lines of a compiled step that are collectives of a kind."""
     pattern = re.compile(rf" {kind}(-start)?\(")
     return [line for line in compiled.as_text().splitlines() if pattern.search(line)]
 
 
 def check_the_largest_layer_is_gathered_once(state, compiled):
-    """Its forward and its backward pass stand side by side and share one copy."""
+    """Forward and backward pass of the largest layer are adjacent and share one gathered copy."""
     rows, columns = state.params["decoder"]["to_image"]["weight"].shape
     whole = f"f32[{rows},{columns}]"
     gathers = collectives(compiled, "all-gather")
     assert sum(whole in line for line in gathers) == 1
-    # Gradient, moments and update are never whole on a device.
+    # No device has the whole gradient, moments or update.
     assert not any(whole in line for line in collectives(compiled, "all-reduce"))
     text = compiled.as_text()
     entry = text[text.index("\nENTRY") :]
@@ -167,8 +167,8 @@ def test_the_largest_layer_is_gathered_once(small):
     check_the_largest_layer_is_gathered_once(small[0], small[2])
 
 
-def test_nothing_that_is_cut_is_gathered_for_the_update(small):
-    """XLA may cut the update of a small vector, too, and puts that together again."""
+def test_sharded_leaves_are_not_gathered_for_the_update(small):
+    """XLA may also shard and re-gather the update of a small vector; this is allowed."""
     update = [line for line in collectives(small[2], "all-gather") if "jvp(" not in line]
     for line in update:
         shape = re.search(r"f32\[([\d,]*)\]", line)[1]
@@ -185,13 +185,13 @@ def test_report_names_the_largest_leaves(small):
     assert re.search(r" 3072 x 1024 +fsdp +12\.6 +1\.6$", rows[0])
 
 
-def test_batch_is_cut_over_both_axes():
+def test_batch_is_sharded_over_both_axes():
     sharding = batch_sharding(make_mesh(4, 2))
     assert sharding.shard_shape((16, 32, 32, 3)) == (2, 32, 32, 3)
 
 
 @pytest.mark.soak
-def test_published_state_takes_an_eighth_of_it_on_each_of_eight_devices(mesh):
+def test_each_of_eight_devices_holds_an_eighth_of_the_published_state(mesh):
     config = get_config("published:full")
     state, _, compiled = compiled_step(config, mesh)
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

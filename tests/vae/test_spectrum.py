@@ -1,4 +1,4 @@
-"""The best Gaussian of a grid of latents."""
+"""The best stationary Gaussian of a grid of latents."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from vae.models.spectrum import (
 
 
 def correlated(count, side=8, channels=3, seed=0):
-    """Latents with a mean, smooth over space and mixed over channels."""
+    """Returns latents with a mean that are correlated over space and channels."""
     rng = np.random.default_rng(seed)
     waves = rng.standard_normal((count, side, side, channels)).astype(np.float32)
     ring = np.maximum.outer(np.arange(side), np.arange(side))
@@ -30,16 +30,16 @@ def batches(latents, noise=0.0, size=100):
         yield part, np.full_like(part, noise)
 
 
-def test_cosines_are_orthonormal_and_their_leading_part_is_a_coarser_grid():
+def test_dct_is_orthonormal_and_its_low_frequencies_are_a_coarser_grid():
     waves = cosines(8)
     np.testing.assert_allclose(waves @ waves.T, np.eye(8), atol=1e-6)
     flat = np.full((1, 8, 8, 2), 3.0, np.float32)
     coarse = from_waves(to_waves(flat)[:, :2, :2])
-    # The same picture on 2 x 2: orthonormal, so 4 times as high.
+    # The same image on a 2 x 2 grid; the orthonormal scaling makes its values 4 times as large.
     np.testing.assert_allclose(coarse, np.full((1, 2, 2, 2), 12.0), rtol=1e-5)
 
 
-def test_waves_there_and_back():
+def test_waves_round_trip():
     x = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)
     np.testing.assert_allclose(from_waves(to_waves(x)), x, atol=1e-5)
 
@@ -48,14 +48,14 @@ def test_whitened_latents_are_white():
     latents = correlated(4000)
     spectrum = fit_spectrum(batches(latents))
     white = np.asarray(whitened(correlated(4000, seed=1), spectrum))
-    # Deviations of estimates from 4,000 samples: 1 / sqrt(4000) = 0.016, five of them.
+    # Five standard errors of estimates from 4,000 samples: 5 / sqrt(4000).
     np.testing.assert_allclose(white.mean(axis=0), 0, atol=0.08)
     covariance = np.einsum("buvc,buvk->uvck", white, white) / len(white)
-    # Symmetric in rows and columns by the fit, so each is the mean of two.
+    # The fit is symmetric in rows and columns, so each value is a mean of two.
     np.testing.assert_allclose(covariance, np.broadcast_to(np.eye(3), covariance.shape), atol=0.13)
 
 
-def test_coloured_is_the_inverse_and_draws_what_was_fitted():
+def test_coloured_inverts_whitened_and_draws_the_fitted_gaussian():
     latents = correlated(2000)
     spectrum = fit_spectrum(batches(latents))
     np.testing.assert_allclose(coloured(whitened(latents[:5], spectrum), spectrum), latents[:5],
@@ -67,7 +67,7 @@ def test_coloured_is_the_inverse_and_draws_what_was_fitted():
         np.testing.assert_allclose(made.std(axis=axes), latents.std(axis=axes), rtol=0.15)
 
 
-def test_variance_of_the_posterior_counts():
+def test_fit_includes_the_posterior_variance():
     latents = correlated(500)
     plain, noisy = (fit_spectrum(batches(latents, noise)) for noise in (0.0, 0.25))
     total = [
@@ -77,7 +77,7 @@ def test_variance_of_the_posterior_counts():
     np.testing.assert_allclose(total[1] - total[0], 3 * 0.25, atol=1e-3)
 
 
-def test_octaves_count_alike():
+def test_octaves_have_equal_weights():
     weights = octaves(32)
     ring = np.maximum.outer(np.arange(32), np.arange(32))
     assert weights.mean() == pytest.approx(1, rel=1e-5)
@@ -86,6 +86,6 @@ def test_octaves_count_alike():
 
 
 @pytest.mark.parametrize("bad", [[], [np.full((2, 8, 8, 1), np.nan, np.float32)]])
-def test_refuses_what_has_no_spectrum(bad):
+def test_inputs_without_a_spectrum_are_refused(bad):
     with pytest.raises(ValueError, match="finite latents"):
         fit_spectrum((array, array) for array in bad)

@@ -23,7 +23,7 @@ from vae.training.train_state import abstract_state, initial_state
 pytestmark = pytest.mark.usefixtures("eight_devices")
 
 STEPS, RATE = 5, 1e-3
-# The loss is a sum of terms of order one; float32 sums in another order: 1e-6 of them a step.
+# The loss sums terms of order one; float32 sums in another order change it by 1e-6 per step.
 LOSS_TOLERANCE = STEPS * 1e-6
 
 
@@ -43,7 +43,7 @@ def fresh_state(config, tiles, fits={}):  # noqa: B006  (all configs here have o
 
 
 def perturbed(params):
-    """No parameter is zero, and the linear path, which sums over 1,728 values, still a codec."""
+    """Makes all parameters nonzero; the linear path (sums of 1,728 values) remains a codec."""
     rng = np.random.default_rng(1)
 
     def move(path, leaf):
@@ -54,7 +54,7 @@ def perturbed(params):
 
 
 def run(config, batches, mesh_shape=(1, 1), perturb=True):
-    """-> (losses [STEPS], state) from a start where no parameter is zero."""
+    """Returns (losses [STEPS], state) of a run; with `perturb`, no initial parameter is zero."""
     devices = np.array(jax.devices()[: np.prod(mesh_shape)]).reshape(mesh_shape)
     mesh = Mesh(devices, ("data", "fsdp"))
     sharding = tree_sharding(abstract_state(task_of(config)), mesh, config.mesh.fsdp_min_size)
@@ -80,7 +80,7 @@ def config(tiny_config):
 
 @pytest.fixture(scope="module")
 def single(batches, request):
-    """The run on one device that the others are held against."""
+    """The reference run on one device."""
     return {}
 
 
@@ -101,8 +101,8 @@ def test_same_losses_on_every_mesh(config, batches, single, shape):
     if shape[1] > 1:
         leaves = jax.tree.leaves(state.params)
         assert any(not leaf.sharding.is_fully_replicated for leaf in leaves)
-    # Adam divides by the root of the second moment: where a gradient is all rounding, a step of
-    # the rate may point either way. So the rate times the steps bounds the difference.
+    # Adam divides by the root of the second moment: where a gradient is only rounding, a step of
+    # the size of the rate can have either sign. The difference is at most rate times steps.
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected_state), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=2 * STEPS * RATE)
 
@@ -136,10 +136,10 @@ def test_frozen_linear_path(config, batches):
 
 
 def test_muon_steps_are_orthogonal(config, batches):
-    """All directions of a kernel move alike: singular values of its step within a factor of two.
+    """Singular values of a kernel's update differ by at most a factor of two.
 
-    Five Newton-Schulz steps take them to between 0.7 and 1.2 (Jordan, 2024); Adam's spread over
-    orders of magnitude.
+    Five Newton-Schulz steps bring them into [0.7, 1.2] (Jordan, 2024); those of Adam's updates
+    spread over orders of magnitude.
     """
     config.optimizer.weight_decay = 0.0
     config.optimizer.warmup_steps = 0
@@ -151,7 +151,7 @@ def test_muon_steps_are_orthogonal(config, batches):
 
 
 def test_ema_follows_its_rule(config, batches):
-    """decay = min(d, (1 + t) / (10 + t)), from a copy of the start."""
+    """The decay is min(d, (1 + t) / (10 + t)), starting with a copy of the parameters."""
     config.optimizer.name = "adam"
     config.train.ema_decay = 0.15
     one, many = batches[:1], batches[:2]
@@ -216,7 +216,7 @@ def test_augmentation_is_a_symmetry_of_a_crop():
         match = [n for n, s in enumerate(symmetries) if np.array_equal(s, out[0])]
         assert len(match) == 1
         seen.add(match[0])
-    assert len(seen) == 8  # 40 draws miss one of eight with probability 0.04, and the seed is fixed
+    assert len(seen) == 8  # 40 draws miss one of eight with probability 0.04; the seed is fixed
     crop = np.asarray(augment(images, key, rows, 8, False))[2]
     windows = [images[2, y : y + 8, x : x + 8] for y in range(5) for x in range(5)]
     assert any(np.array_equal(crop, window) for window in windows)
@@ -235,7 +235,7 @@ def test_the_linear_fit_sees_every_scale(config):
         np.testing.assert_array_equal(a, b)
 
 
-def test_scales_are_means_of_windows_drawn_as_often_as_they_are_named():
+def test_scales_are_means_of_windows_with_the_configured_frequencies():
     images = np.random.default_rng(0).integers(0, 256, (1, 12, 12, 3), np.uint8)
     windows = {
         scale: {
@@ -263,7 +263,7 @@ def test_shrinking_takes_means_and_rounds():
 
 
 def test_shrinking_is_the_same_inside_a_program():
-    """A jitted conversion to whole numbers was seen to round where it should cut off."""
+    """Regression: jitted casts to integers rounded instead of truncating."""
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     jitted = jax.jit(lambda array: shrink(array, 2))(image)
     np.testing.assert_array_equal(jitted, shrink(image, 2))

@@ -1,4 +1,4 @@
-"""A product is a module: the loop trains one that it has never heard of."""
+"""The training loop trains a product that it does not know."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_a_fourth_product_trains_and_continues(config, tmp_path, capsys):
     train(config, tmp_path / "parts")
     config.train.steps = 4
     train(config, tmp_path / "parts")
-    # Bit for bit.
+    # Bit for bit the same.
     np.testing.assert_array_equal(losses(tmp_path / "parts"), whole)
 
 
@@ -51,7 +51,7 @@ def test_its_own_settings_are_checked(config, tmp_path):
         train(config, tmp_path / "run")
 
 
-def test_a_task_that_is_none_is_named(config):
+def test_a_module_that_is_no_task_is_named(config):
     config.task = "vae.tasks.nothing"
     with pytest.raises(UsageError, match=r"task='vae\.tasks\.nothing' is no module with a TASK"):
         task_of(config)

@@ -1,4 +1,4 @@
-"""The tone stage's curves: the identity, and the inverse of what cameras do to light."""
+"""The curves of the tone stage: the identity, and inverses of changes of tone."""
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +23,12 @@ PLACE = np.array([[31.5, 31.5, 40.0]], np.float32)
 
 @pytest.fixture(scope="module")
 def image():
-    """float32 [1, 64, 64, 3] in [-1, 1], nowhere near black or white."""
+    """Image float32 [1, 64, 64, 3] in [-1, 1], far from black and white."""
     return np.random.default_rng(0).uniform(-0.6, 0.6, (1, 64, 64, 3)).astype(np.float32)
 
 
 def even(*numbers):
-    """The same coefficients everywhere."""
+    """Returns coefficients that are the same at all positions."""
     values = np.zeros(COEFFICIENTS, np.float32)
     values[: len(numbers)] = numbers
     return jnp.asarray(np.broadcast_to(values, (1, GRID, GRID, COEFFICIENTS)))
@@ -41,7 +41,7 @@ def degraded(image, **severities):
     return np.asarray(2 * made - 1)[None]
 
 
-def test_light_and_back():
+def test_conversion_to_light_round_trip():
     values = jnp.linspace(-0.2, 1.3, 1001)
     np.testing.assert_allclose(from_light(to_light(values)), values, atol=1e-5)
     above = values[values > 0.05]
@@ -70,7 +70,7 @@ def test_undoes_low_contrast(image):
     np.testing.assert_allclose(made, image, atol=1e-3)
 
 
-def test_undoes_an_even_veil(image):
+def test_undoes_a_uniform_veil(image):
     light, veil, transmission = ((image + 1) / 2) ** GAMMA, np.float32([0.3, 0.2, 0.1]), 0.6
     seen = 2 * (transmission * light + (1 - transmission) * veil) ** (1 / GAMMA) - 1
     gain = np.full(3, -np.log(transmission))
@@ -78,17 +78,17 @@ def test_undoes_an_even_veil(image):
     np.testing.assert_allclose(apply_tone(seen, even(0, 0, *gain, *lost), PLACE), image, atol=1e-3)
 
 
-def test_small_changes_are_not_made():
+def test_small_changes_are_not_applied():
     thumbnail = jnp.zeros((1, THUMBNAIL, THUMBNAIL, 3))
     shares = [
         float(evidence(change_size(thumbnail, even(0, 0, gain, gain, gain)), 10.0, 15.0)[0])
         for gain in (0.0, 0.15, 0.21, 0.5)
     ]
-    # Half of white in light to the power of 1 / 2.2: a gain of 0.15 is 9 grey levels, of 0.21 13.
+    # At half of white, with gamma 2.2, a gain of 0.15 changes 9 grey levels, and 0.21 changes 13.
     assert shares[:2] == [0, 0] and 0 < shares[2] < 1 and shares[3] == 1
 
 
-def test_what_is_not_made_is_off_by_itself():
+def test_error_of_a_change_that_is_not_applied_is_its_size():
     def expected(size):
         size = jnp.float32(size)
         return float(expected_error(size, evidence(size, 10.0, 15.0), 13.0))

@@ -1,4 +1,4 @@
-"""Whole runs: restarted, killed, terminated, out of disk, diverged; and what they leave."""
+"""Whole runs: files, restarts, kills, SIGTERM, full disks, divergence."""
 
 import copy
 import json
@@ -37,7 +37,7 @@ def state_from_variables(workdir, config, step=8):
 
 
 def flags(config, workdir):
-    """The command line of the config that differs from the smoke preset as tiny_config does."""
+    """Returns command-line flags with the differences of tiny_config from the smoke preset."""
     return [
         "--config=configs/fundus256.py:smoke",
         f"--workdir={workdir}",
@@ -70,7 +70,7 @@ def interrupted(config, workdir, action, at, more=(), devices=1):
     )
 
 
-def test_what_a_run_leaves(finished):
+def test_files_of_a_run(finished):
     config, workdir = finished
     assert {p.name for p in workdir.iterdir()} >= {
         "config.json", "checkpoints", "metrics.jsonl", "figures", "results.json", "tiles.csv",
@@ -91,14 +91,14 @@ def test_what_a_run_leaves(finished):
 
 
 def test_kill_and_sigterm_change_nothing(finished, tmp_path):
-    """N + kill -9 + SIGTERM + the rest == 2N, bit for bit: state, losses and tiles seen."""
+    """With kill -9 and SIGTERM, state, losses and tiles equal an undisturbed run's, bit for bit."""
     config, undisturbed = finished
     killed = interrupted(config, tmp_path, "kill", at=7)
     assert killed.returncode == -9, killed.stderr[-2000:]
     assert not (tmp_path / "results.json").exists()
     terminated = interrupted(config, tmp_path, "term", at=3)
     assert terminated.returncode == 143, terminated.stderr[-2000:]
-    # It stood at checkpoint 4; batches 4, 5, 6 were taken, then it left.
+    # It continued from checkpoint 4, took batches 4, 5 and 6, and stopped.
     assert "continuing from checkpoint 4" in terminated.stdout
     assert "SIGTERM: saved checkpoint 7" in terminated.stdout
     rest = interrupted(config, tmp_path, "none", at=0)
@@ -127,14 +127,14 @@ def test_full_disk_keeps_the_last_checkpoint(finished, tmp_path):
 
 
 def test_evaluation_mode(finished, tmp_path):
-    """The table of --mode=evaluate is the run's own."""
+    """--mode=evaluate gives the table of the run."""
     config, workdir = finished[0], tmp_path / "run"
     shutil.copytree(finished[1], workdir)
     before = json.loads((workdir / "results.json").read_text())
     (workdir / "results.json").unlink()
     evaluate_workdir(config, workdir)
     after = json.loads((workdir / "results.json").read_text())
-    # The same numbers up to float32 sums in another layout of the variables.
+    # Equal up to float32 sums in another layout of the variables.
     for a, b in zip(before["rows"], after["rows"], strict=True):
         assert a["name"] == b["name"] and a["ssim"] == pytest.approx(b["ssim"], abs=1e-5)
 
@@ -171,7 +171,7 @@ def test_changed_data_or_model_is_refused(finished, tiny_tiles, tmp_path):
         train(other, workdir)
 
 
-def test_time_budget_ends_a_run_in_good_order(tiny_config, tmp_path, capsys):
+def test_time_limit_ends_a_run_regularly(tiny_config, tmp_path, capsys):
     tiny_config.train.update(max_minutes=1e-9, steps=10_000)
     tiny_config.eval.every = 0
     train(tiny_config, tmp_path)
@@ -186,7 +186,7 @@ def test_init_from_another_run(finished, tiny_config, tmp_path):
     tiny_config.optimizer.learning_rate = 1e-12
     train(tiny_config, tmp_path)
     a, b = load_saved(workdir).variables, load_saved(tmp_path).variables
-    # The average, d x + (1 - d) x, is rounded once or twice.
+    # The average d x + (1 - d) x is rounded once or twice.
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, rtol=np.finfo(np.float32).eps, atol=1e-9)
 
@@ -236,17 +236,17 @@ def test_another_mesh_continues_with_the_same_batches(finished, tmp_path):
     train(config, tmp_path / "run")
     for a, b in zip(lines(tmp_path / "run"), lines(undisturbed), strict=True):
         assert a["step"] == b["step"] and a.get("tiles_crc32") == b.get("tiles_crc32")
-        # float32 sums in another order: 1e-6 of terms of order one a step.
+        # Float32 sums in another order change terms of order one by 1e-6 per step.
         assert a.get("loss") == pytest.approx(b.get("loss"), abs=8e-6)
 
 
 @pytest.mark.usefixtures("eight_devices")
 @pytest.mark.soak
 def test_twenty_kills_at_random_moments_change_nothing(finished, tmp_path):
-    """SIGKILL while stepping, logging or saving: each restart finds a complete checkpoint.
+    """After SIGKILL during steps, logging or saving, each restart finds a complete checkpoint.
 
-    A checkpoint every other step keeps a run saving most of the time; the kills come up to 0.4 s
-    after a random batch that follows the compilation, so that each start gets somewhere.
+    With a checkpoint every other step, a run saves most of the time. Kills come up to 0.4 s after
+    a random batch after the compilation, so that each start makes progress.
     """
     steps = 300
     config = copy.deepcopy(finished[0])

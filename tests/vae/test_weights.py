@@ -1,4 +1,4 @@
-"""The weights that ship, on a photograph that none of them was trained on."""
+"""The bundled weights, on a photograph that was not used in their training."""
 
 import json
 
@@ -21,7 +21,7 @@ SIDE, COUNT = 128, 12
 
 @pytest.fixture(scope="module")
 def tiles():
-    """Squares of scikit-image's retina, at origins of any phase, uint8 [N, S, S, 3]."""
+    """Returns tiles of scikit-image's retina at random origins, uint8 [N, S, S, 3]."""
     photograph, rng = bundled.retina(), np.random.default_rng(0)
     corners = rng.integers(350, 1411 - 350 - SIDE, (COUNT, 2))
     return np.stack([photograph[y : y + SIDE, x : x + SIDE] for y, x in corners])
@@ -40,11 +40,11 @@ def test_above_pca_on_the_bundled_photograph(name, tiles):
     pca = jax.tree.map(np.asarray, model.saved.variables["pca"]["fit"])
     linear = to_uint8(pca.decode(pca.encode(to_float(tiles)).mean))
     floor, ours = figures(tiles, linear), figures(tiles, model.reconstruct(tiles))
-    # Every preset is more than 0.5 dB above; less means weights of other code or other data.
+    # All presets exceed PCA by more than 0.5 dB; less indicates weights of other code or data.
     assert ours[0] > floor[0] and ours[1] > floor[1] + 0.5, (ours, floor)
 
 
-def test_a_model_is_at_hand_where_none_is_named(tmp_path, capsys):
+def test_the_default_model_is_bundled(tmp_path, capsys):
     assert vae.load_model().hash == vae.load_model(weights.DEFAULT.stem).hash
     assert main(["info", "--json"]) == 0
     about = json.loads(capsys.readouterr().out)
@@ -52,7 +52,7 @@ def test_a_model_is_at_hand_where_none_is_named(tmp_path, capsys):
     assert about["metrics"]["ssim"] > about["metrics"]["pca"]["ssim"]
 
 
-def test_a_folder_of_the_same_name_is_never_taken_for_the_weights(tmp_path, monkeypatch, capsys):
+def test_a_folder_of_the_same_name_is_not_taken_for_the_weights(tmp_path, monkeypatch, capsys):
     (tmp_path / "f8c32").mkdir()
     monkeypatch.chdir(tmp_path)
     assert main(["info", "f8c32"]) == 1
@@ -62,7 +62,7 @@ def test_a_folder_of_the_same_name_is_never_taken_for_the_weights(tmp_path, monk
     assert main(["info"]) == 0
 
 
-def test_figures_beside_the_weights_are_theirs():
+def test_stored_metrics_belong_to_the_weights():
     for name in weights.NAMES:
         content = json.loads((weights.FOLDER / f"{name}.json").read_text())
         assert content["model"] == vae.load_model(name).hash
@@ -73,8 +73,8 @@ def test_figures_beside_the_weights_are_theirs():
     assert (content["prior"], content["autoencoder"]) == (sampler.hash, sampler.model.hash)
 
 
-def test_the_enhancer_that_ships_makes_a_bad_photograph_better():
-    """Dark, hazy and noisy; and it leaves the clean one alone."""
+def test_the_bundled_enhancer_improves_a_degraded_photograph():
+    """A dark, hazy and noisy photograph is improved, and a clean one hardly changed."""
     assert weights.ENHANCE.stat().st_size <= 10_000_000
     photograph = cv2.resize(bundled.retina(), (706, 706), interpolation=cv2.INTER_AREA)
     fov = find_fov(photograph)
@@ -90,7 +90,7 @@ def test_the_enhancer_that_ships_makes_a_bad_photograph_better():
     def decibels(image):
         return float(masked_psnr(clean[None], image[None], inside[None])[0])
 
-    # 7.0 dB were reached; much less means weights of other code.
+    # The measured gain is 7.0 dB; much less indicates weights of other code.
     assert decibels(model.enhance(bad, fov)) > decibels(bad) + 5
     kept = model.enhance(clean, fov)
     pictures = (picture[None] / np.float32(255) for picture in (clean, kept))

@@ -1,4 +1,4 @@
-"""Windows over a photograph must equal the network applied to it whole."""
+"""The result from windows equals the network applied to the whole photograph."""
 
 import functools
 
@@ -21,7 +21,7 @@ FACTOR = 4
 # Two 3 x 3 convolutions at latent resolution in each half.
 DECODER_HALO = 2
 ENCODER_HALO = DECODER_HALO * FACTOR
-# Float32 sums may be taken in another order for another shape; a seam would be a thousand times it.
+# The order of float32 sums may depend on the shape; a seam would be a thousand times larger.
 TOLERANCE = 1e-5
 
 
@@ -32,7 +32,7 @@ def _conv(x, kernel, padding=1):
 
 
 def _network(seed):
-    """Random halves whose zero padding and biases make the photograph's border matter."""
+    """Random encoder and decoder; zero padding and biases make results depend on the border."""
     keys = jax.random.split(jax.random.key(seed), 6)
     patch = FACTOR * FACTOR * 3
 
@@ -90,8 +90,8 @@ def _error(a, b):
     ("height", "width", "batch"),
     [
         (96, 96, 1),  # a whole number of kept regions
-        (97, 131, 3),  # no side divisible by the factor, last chunk not full
-        (100, 36, 2),  # less than a window wide
+        (97, 131, 3),  # sides not divisible by the factor; the last chunk is incomplete
+        (100, 36, 2),  # narrower than a window
         (48, 48, 1),  # one window exactly
         (52, 49, 4),  # one latent step more than a window
         (17, 9, 1),  # smaller than a window on both sides
@@ -164,13 +164,13 @@ def test_window_without_inside_is_refused():
 
 @pytest.mark.parametrize("length", [1, 20, 63, 64, 100, 129, 292, 438, 1000])
 @pytest.mark.parametrize("halo", [0, 5, 7, 40])
-def test_sides_of_windows_come_in_steps(length, halo):
+def test_sides_of_windows_are_rounded_to_steps(length, halo):
     side = window_side(length, halo, largest=128, step=8)
     assert side <= length and (side % 8 == 0 or side == length)
     assert side <= max(128, 4 * halo + 8)
-    origins = window_origins(length, side, halo)  # refuses a window that keeps nothing
+    origins = window_origins(length, side, halo)  # fails for a window without inside
     computed = len(origins) * side
-    # At most the halo, and what rounding the side up to a step leaves.
+    # At most the halo plus the rounding of the side.
     assert computed <= length + (len(origins) - 1) * 2 * halo + 8 * len(origins)
 
 
@@ -188,7 +188,7 @@ def test_a_photographs_windows_compile_once(model_and_variables):
 
 
 def _random_variables(module, seed=0):
-    """Every variable random, of the scale that training gives it; none is zero."""
+    """Returns random nonzero variables with the scale of trained ones."""
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     rng = np.random.default_rng(seed)
 
@@ -210,7 +210,7 @@ def _random_variables(module, seed=0):
 
 @pytest.fixture(scope="module")
 def model_and_variables():
-    """The reach of the presets at a fraction of their width."""
+    """Models with the receptive fields of the presets and a fraction of their width."""
     config = get_config("f8c4")
     config.model.update(width=16, deep_width=16)
     module = make_model(config)
@@ -235,7 +235,7 @@ def test_windows_equal_whole_for_every_preset(preset):
 
 
 def _reached(function, shape):
-    """First and last row and column of the input that a random sum of the output depends on."""
+    """Returns first and last row and column of the input that affect a random sum of the output."""
     x = jnp.asarray(np.random.default_rng(5).uniform(-1, 1, shape), jnp.float32)
     gradient = np.asarray(jax.jit(jax.grad(lambda x: function(x)))(x))[0]
     rows, columns = np.nonzero(np.abs(gradient).max(axis=-1))
@@ -252,7 +252,7 @@ def test_an_encoded_position_reaches_its_halo_and_no_further(model_and_variables
 
     halo = module.encoder_halo
     expected = (6 * 8 - halo, 7 * 8 - 1 + halo, 7 * 8 - halo, 8 * 8 - 1 + halo)
-    assert min(expected) > 0 and expected[3] < 8 * 15 - 1  # not cut off by the border
+    assert min(expected) > 0 and expected[3] < 8 * 15 - 1  # away from the border
     assert _reached(position, (1, 8 * 15, 8 * 15, 3)) == expected
 
 

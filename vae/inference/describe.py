@@ -99,15 +99,14 @@ def _described(saved: SavedModel) -> dict[str, Any]:
 
 def _trained(saved: SavedModel) -> dict[str, Any]:
     config, made = saved.config, saved.provenance
+    loss = config.get("loss", {})  # a prior's objective has no settings
     return {
         "fingerprint": made.get("fingerprint"),
         "command": made.get("command"),
         "data": config.data.dir or config.data.source or None,
         "crop": config.data.crop,
         "batch_size": config.batch_size,
-        "likelihood": config.loss.likelihood,
-        "beta": config.loss.beta,
-        "ssim_weight": config.loss.ssim_weight,
+        **{name: loss[name] for name in ("likelihood", "beta", "ssim_weight") if name in loss},
         "learning_rate": config.optimizer.learning_rate,
         "ema_decay": config.train.ema_decay,
     }

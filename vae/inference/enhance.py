@@ -302,7 +302,9 @@ def _compiled(module: nn.Module) -> _Stages:
 def _noise_plane(
     rng: np.random.Generator, shape: tuple[int, ...], f: int, channels: int
 ) -> np.ndarray:
-    """Draws standard normal noise for all latents as image channels: windows cut both alike.
+    """Draws standard normal noise for all latents.
+
+    It is stored as image channels, so that windows cut image and noise at the same places.
 
     Returns:
       float32 [H, W, n]: `space_to_depth` gives n * f * f >= `channels` values per latent.

@@ -22,8 +22,6 @@ from vae.models import LatentFlow
 # Name of the prior N(0, I): the published model's prior, and a baseline for the others.
 NORMAL = "normal"
 METHODS = ("euler", "heun")
-# Time shift: steps are smaller at the start, with half the error of even ones (docs/sampling.md).
-SHIFT = 3.0
 # Tiles that are always computed together, padded if there are fewer: the last digit of a float sum
 # depends on the number of rows of the matrix, and a tile must not depend on the other tiles.
 CHUNK = 8
@@ -152,7 +150,7 @@ class Sampler:
             known = ", ".join(self.labels) or "none: it was trained without labels"
             raise UsageError(f"label {label!r}: this prior knows {known}")
         number = 0 if label is None else 1 + self.labels.index(label)
-        times = _times(steps)
+        times = _times(steps, self.prior.config.prior.time_shift)
         labels = np.full(CHUNK, number, np.int32)
 
         def follow(chunk):
@@ -278,14 +276,14 @@ def _flow(module: LatentFlow):
     return solve
 
 
-def _times(steps: int) -> np.ndarray:
-    """Returns solver times, float32 [steps + 1] from 0 to 1, with shorter steps at the start.
+def _times(steps: int, shift: float) -> np.ndarray:
+    """Returns solver times, float32 [steps + 1] from 0 to 1; a shift of 1 gives even steps.
 
-    Long waves are decided there. The shift is from Esser et al. (2024), "Scaling rectified flow
-    transformers".
+    At larger shifts the first steps, which decide the low frequencies, are shorter. The shift is
+    from Esser et al. (2024), "Scaling rectified flow transformers".
     """
     even = np.linspace(0, 1, steps + 1)
-    return (even / (even + SHIFT * (1 - even))).astype(np.float32)
+    return (even / (even + shift * (1 - even))).astype(np.float32)
 
 
 def _slerp(a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:

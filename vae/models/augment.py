@@ -120,8 +120,8 @@ def augment_placed(
         turns = jnp.zeros(3, bool)
         if turn:
             turns = jax.random.bernoulli(symmetry, shape=(3,))
-        cut = CropAndTurn(*origin, scale, *turns)
-        return (cut.turn(image) if turn else image), cut
+        placed = CropAndTurn(*origin, scale, *turns)
+        return (placed.turn(image) if turn else image), placed
 
     return jax.vmap(one)(images, rows)
 

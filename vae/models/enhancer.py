@@ -32,7 +32,7 @@ TONE, SHARPENING = "tone", "sharpening"
 LOG_SCALE = -3.0
 
 
-class Enhancer(AutoencoderKL):
+class Enhancer(AutoencoderKL, kw_only=True):
     """p(clean image | degraded image, thumbnail) for images [B, H, W, 3] in [-1, 1].
 
     The variables are those of `AutoencoderKL`, and parameters of the tone stage, of the sharpening
@@ -43,15 +43,17 @@ class Enhancer(AutoencoderKL):
       tone_evidence: Sizes of a tone change in grey levels: up to the first the change is not
         applied, from the second on it is applied in full (`vae.models.tone.evidence`).
       tone_rms_error: Root mean square error of toned photographs, grey levels.
+      typical_spectrum: Level, fall and spread of typical photographs (`periodogram.signature`), dB.
     """
 
-    tone_width: int = 48
-    tone_evidence: tuple[float, float] = (10.0, 15.0)
-    tone_rms_error: float = 13.0
+    tone_width: int
+    tone_evidence: tuple[float, float]
+    tone_rms_error: float
+    typical_spectrum: tuple[float, float, float]
 
     def setup(self):
         super().setup()
-        self.sharpening_kernels = Sharpening(name=SHARPENING)
+        self.sharpening_kernels = Sharpening(self.typical_spectrum, name=SHARPENING)
         self.tone_field = ToneField(self.tone_width, self.dtype, name=TONE)
 
     def tone(self, x: jax.Array, thumbnail: jax.Array, circle: jax.Array) -> jax.Array:

@@ -20,14 +20,14 @@ class Pairs:
 
     Attributes:
       clean: float32 [B, S, S, 3], the target.
-      seen: float32 [B, S, S, 3], the degraded input.
+      degraded: float32 [B, S, S, 3], the degraded input.
       thumbnail: float32 [B, THUMBNAIL, THUMBNAIL, 3], the thumbnail with the same degradations.
       circle: float32 [B, 3], FOV circle in pixels of the example: row and column of its centre,
         radius.
     """
 
     clean: jax.Array
-    seen: jax.Array
+    degraded: jax.Array
     thumbnail: jax.Array
     circle: jax.Array
 
@@ -76,9 +76,9 @@ def degrade_tile(
     y, x, radius = circle
     there = FovGeometry(origin[0], origin[1], y + origin[0], x + origin[1], radius)
     v, u = there.grid(tile.shape[:2])
-    seen = degrade(tile / jnp.float32(255), v**2 + u**2 <= 1, there, severities, key)
+    degraded = degrade(tile / jnp.float32(255), v**2 + u**2 <= 1, there, severities, key)
     thumbnail = _degrade_thumbnail(thumbnail, radius, severities, key)
-    return jnp.round(seen * 255) / 255, thumbnail
+    return jnp.round(degraded * 255) / 255, thumbnail
 
 
 def _degrade_thumbnail(thumbnail, radius, severities, key):
@@ -114,9 +114,9 @@ def make_thumbnail_pairs(
         if config.data.augment:
             thumbnail = _turn(_drawn(CropAndTurn(*jnp.zeros(6, jnp.int32)), turn_key), thumbnail)
         severities = draw_severities(draw_key, config.degrade)
-        seen = 2 * _degrade_thumbnail(thumbnail, circle[2], severities, photograph_key) - 1
-        clean = jnp.where(WITHIN, to_float(thumbnail), seen)
-        return Pairs(clean, seen, seen, jnp.array(THUMBNAIL_CIRCLE, jnp.float32))
+        degraded = 2 * _degrade_thumbnail(thumbnail, circle[2], severities, photograph_key) - 1
+        clean = jnp.where(WITHIN, to_float(thumbnail), degraded)
+        return Pairs(clean, degraded, degraded, jnp.array(THUMBNAIL_CIRCLE, jnp.float32))
 
     def several(thumbnail, circle, row):
         keys = jax.random.split(jax.random.fold_in(key, row), draws)
@@ -146,54 +146,54 @@ def make_pairs(
         `train.stage` are used. With "sharpening" the targets keep the input's grain and blocks.
     """
     data = config.data
-    cut_key, degrade_key = jax.random.split(key)
+    crop_key, degrade_key = jax.random.split(key)
     # If the tile is large enough, blurs get real pixels from beyond the border of the crop.
     wide = (data.crop + 2 * REACH) * max(data.scales) <= data.size
     border = REACH if wide else 0
     side = data.crop + 2 * border
     inside = slice(border, side - border)
-    images, cuts = augment_placed(images, cut_key, rows, side, False, data.scales)
+    images, crops = augment_placed(images, crop_key, rows, side, False, data.scales)
 
-    def one(image, cut, thumbnail, circle, row):
+    def one(image, crop, thumbnail, circle, row):
         draw_key, origin_key, photograph_key, turn_key = jax.random.split(
             jax.random.fold_in(degrade_key, row), 4
         )
         origin = jax.random.randint(origin_key, (2,), 0, 2**12)  # any phase of the block grids
         severities = draw_severities(draw_key, config.degrade)
         if data.augment:
-            cut = _drawn(cut, turn_key)
-        circle = cut.circle(circle, side)
-        image, thumbnail = _turn(cut, image), _turn(cut, thumbnail)
+            crop = _drawn(crop, turn_key)
+        circle = crop.circle(circle, side)
+        image, thumbnail = _turn(crop, image), _turn(crop, thumbnail)
         bad = functools.partial(degrade_tile, image, thumbnail, circle)
-        seen, thumbnail = bad(severities, photograph_key, origin)
+        degraded, thumbnail = bad(severities, photograph_key, origin)
         clean = to_float(image)
         if config.train.stage == "sharpening":
             # The target keeps every degradation other than blur.
             blurs = {name: severities[name] for name in BLURS if name in severities}
-            clean += 2 * (seen - bad(blurs, photograph_key, origin)[0])
+            clean += 2 * (degraded - bad(blurs, photograph_key, origin)[0])
         clean = clean[inside, inside]
         circle -= border * jnp.array([1.0, 1.0, 0.0])
-        return Pairs(clean, 2 * seen[inside, inside] - 1, 2 * thumbnail - 1, circle)
+        return Pairs(clean, 2 * degraded[inside, inside] - 1, 2 * thumbnail - 1, circle)
 
-    return jax.vmap(one)(images, cuts, thumbnails, circles, rows)
+    return jax.vmap(one)(images, crops, thumbnails, circles, rows)
 
 
-def _drawn(cut: CropAndTurn, key: jax.Array) -> CropAndTurn:
+def _drawn(crop: CropAndTurn, key: jax.Array) -> CropAndTurn:
     """Replaces the symmetry by a random one of the eight symmetries of the square."""
     transpose, flip_y, flip_x = jax.random.bernoulli(key, shape=(3,))
-    return cut.replace(transpose=transpose, flip_y=flip_y, flip_x=flip_x)
+    return crop.replace(transpose=transpose, flip_y=flip_y, flip_x=flip_x)
 
 
-def _turn(cut: CropAndTurn, image: jax.Array) -> jax.Array:
+def _turn(crop: CropAndTurn, image: jax.Array) -> jax.Array:
     """Computes `CropAndTurn.turn` of [S, S, 3] by matrix products: float32 with the same values.
 
     XLA on CPUs fuses selections between turned images into their consumers. Fused into the powers
     of `degrade`, the eight selections per pixel took ten times as long as the powers.
     """
-    image = jnp.where(cut.transpose, image.swapaxes(0, 1), image).astype(jnp.float32)
+    image = jnp.where(crop.transpose, image.swapaxes(0, 1), image).astype(jnp.float32)
     rows, columns = (
         jnp.where(flip, jnp.eye(len(image))[::-1], jnp.eye(len(image)))
-        for flip in (cut.flip_y, cut.flip_x)
+        for flip in (crop.flip_y, crop.flip_x)
     )
     image = jnp.einsum("yv,vuc->yuc", rows, image, precision=HIGHEST)
     return jnp.einsum("xu,yuc->yxc", columns, image, precision=HIGHEST)

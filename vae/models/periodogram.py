@@ -17,9 +17,6 @@ SIDE, HOP = 64, 32
 FINE = 16
 # Added to the power at every frequency, grey levels squared; 8-bit rounding has power 1/12.
 FLOOR = 0.1
-# Typical retinas: log10 of the power at one cycle per window, its slope over the log of frequency,
-# and the standard deviation from this line. Rounded values of the training photographs.
-USUAL, FALL, SPREAD = 3.5, 2.6, 0.6
 
 
 def window_powers(x: jax.Array, inside: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -46,7 +43,9 @@ def window_powers(x: jax.Array, inside: jax.Array) -> tuple[jax.Array, jax.Array
     return powers, whole.sum(axis=(1, 2)).astype(jnp.float32)
 
 
-def signature(powers: jax.Array, count: jax.Array) -> jax.Array:
+def signature(
+    powers: jax.Array, count: jax.Array, typical: tuple[float, float, float]
+) -> jax.Array:
     """Returns the deviation of the mean periodogram from a typical one, in standard deviations.
 
     The first part is smoothed over neighbouring frequencies, for each channel, as windows of half
@@ -56,16 +55,20 @@ def signature(powers: jax.Array, count: jax.Array) -> jax.Array:
     Args:
       powers: float32 [B, C, SIDE, SIDE / 2 + 1], of `window_powers`.
       count: float32 [B], of `window_powers`.
+      typical: Power of typical photographs at one cycle per window, its fall per decade of the
+        frequency, and the standard deviation from this line; dB, where 0 dB is one squared grey
+        level.
 
     Returns:
       float32 [B, C * SIDE / 2 * (SIDE / 4 + 1) + (2 FINE + 1) * (FINE + 1)]; zeros if `count` is 0.
     """
     v, u = np.meshgrid(np.fft.fftfreq(SIDE, 1 / SIDE), np.arange(SIDE // 2 + 1), indexing="ij")
-    usual = (USUAL - FALL * np.log10(np.maximum(np.hypot(v, u), 1))).astype(np.float32)
+    level, fall, spread = (decibels / 10 for decibels in typical)
+    usual = (level - fall * np.log10(np.maximum(np.hypot(v, u), 1))).astype(np.float32)
     mean = powers / jnp.maximum(count, 1)[:, None, None, None]
 
     def found(power, usual):
-        return (jnp.log10(power + FLOOR) - usual) / SPREAD
+        return (jnp.log10(power + FLOOR) - usual) / spread
 
     smooth = found(_smoothed(mean)[..., ::2, ::2], usual[::2, ::2])
     near = np.r_[0 : FINE + 1, SIDE - FINE : SIDE]

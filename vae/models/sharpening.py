@@ -25,7 +25,13 @@ UNIT = 0.1
 
 
 class Sharpening(nn.Module):
-    """Network from periodograms to kernels; zero at initialization and without any window."""
+    """Network from periodograms to kernels; zero at initialization and without any window.
+
+    Attributes:
+      typical_spectrum: See `vae.models.periodogram.signature`.
+    """
+
+    typical_spectrum: tuple[float, float, float]
 
     @nn.compact
     def __call__(self, powers: jax.Array, count: jax.Array) -> jax.Array:
@@ -45,7 +51,7 @@ class Sharpening(nn.Module):
         head = nn.Dense(channels * side**2, kernel_init=zeros, name="head")
         kernels = []
         for flip, transpose in itertools.product((False, True), repeat=2):
-            seen = signature(turned(powers, flip, transpose), count)
+            seen = signature(turned(powers, flip, transpose), count, self.typical_spectrum)
             kernel = head(nn.silu(far(nn.silu(near(seen))))).reshape(-1, channels, side, side)
             # Undo the symmetry, in the reverse order.
             kernel = kernel.swapaxes(-1, -2) if transpose else kernel

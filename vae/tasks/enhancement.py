@@ -84,12 +84,12 @@ class Enhancement(ElboTask):
     def example(self, batch, rows, step):
         """Returns (degraded tiles, thumbnails, FOV circles) as input, and clean tiles as target."""
         key = step_key(self.config.seed, "augment", step)
-        around = batch["thumbnail"], batch["fov_circle"], key, rows, self.config
+        common = batch["thumbnail"], batch["fov_circle"], key, rows, self.config
         if self.config.train.stage == TONE:
-            pairs = make_thumbnail_pairs(*around)
+            pairs = make_thumbnail_pairs(*common)
         else:
-            pairs = make_pairs(batch["image"], *around)
-        return (pairs.seen, pairs.thumbnail, pairs.circle), pairs.clean
+            pairs = make_pairs(batch["image"], *common)
+        return (pairs.degraded, pairs.thumbnail, pairs.circle), pairs.clean
 
     def forward(self, variables, seen, draw):
         """Applies the stages that `train.stage` selects."""

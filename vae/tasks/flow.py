@@ -18,9 +18,6 @@ from vae.models.spectrum import Spectrum, bands, fit_spectrum, octaves
 from vae.sharding import batch_sharding, replicated
 from vae.tasks.randomness import step_key
 
-# Training times are sigmoids of a normal distribution (Esser et al., 2024). Most of them decide
-# medium frequencies; some decide the lowest and the highest.
-T_MEAN, T_SPREAD = -0.3, 1.4
 # Smallest mean square of a level's normalised coefficients of x_t in the weights; the mean is 1.
 LEAST_POWER = 0.1
 
@@ -51,19 +48,21 @@ def flow_loss(
     levels = bands(model.latent_side, len(model.widths))
     sizes = levels.sum(axis=(1, 2))
     octave = octaves(model.latent_side)[..., None]
-    middle = jax.nn.sigmoid(
-        T_MEAN + T_SPREAD * jax.scipy.special.ndtri((np.arange(256) + 0.5) / 256)
-    )
-    always = label_numbers(np.array(settings.named_only), model.labels)
-    usual = (octave * _undecided(middle, model.latent_side)).mean()
+    always = label_numbers(np.array(settings.always_labelled), model.labels)
+
+    def time(normal: jax.Array) -> jax.Array:
+        return jax.nn.sigmoid(settings.time_mean + settings.time_spread * normal)
+
+    middle = time(jax.scipy.special.ndtri((np.arange(256) + 0.5) / 256))
+    usual = (octave * _frequency_weight(middle, model.latent_side)).mean()
 
     def draw(key: jax.Array, row: jax.Array) -> dict[str, jax.Array]:
         keys = jax.random.split(jax.random.fold_in(key, row), 4)
         return {
             "spread": jax.random.normal(keys[0], shape),
             "noise": jax.random.normal(keys[1], shape),
-            "t": jax.nn.sigmoid(T_MEAN + T_SPREAD * jax.random.normal(keys[2])),
-            "nameless": jax.random.bernoulli(keys[3], settings.label_dropout),
+            "t": time(jax.random.normal(keys[2])),
+            "label_hidden": jax.random.bernoulli(keys[3], settings.label_dropout),
         }
 
     def loss_fn(params, fixed, batch_stats, example, rows, key):
@@ -71,20 +70,20 @@ def flow_loss(
         example, rows = jax.tree.map(lambda a: jnp.repeat(a, settings.draws, 0), (example, rows))
         copies = jnp.arange(len(rows)) % settings.draws
         drawn = jax.vmap(draw, (None, 0))(key, rows * settings.draws + copies)
-        nameless = drawn["nameless"] & ~jnp.isin(example["label"], always)
+        hidden = drawn["label_hidden"] & ~jnp.isin(example["label"], always)
         errors, seen = model.apply(
             join_variables(params, fixed, batch_stats),
             example["mean"] + jnp.exp(0.5 * example["log_var"]) * drawn["spread"],
             drawn["noise"],
             drawn["t"],
-            jnp.where(nameless, 0, example["label"]),
+            jnp.where(hidden, 0, example["label"]),
             method="errors",
         )
         power = jnp.einsum("luv,buvc->bl", levels, jnp.square(seen)) / (sizes * shape[-1])
         # The mean has only a few coefficients, whose power would be a noisy weight.
         power = jnp.maximum(power, LEAST_POWER).at[:, -1].set(1.0)
         power = jnp.einsum("luv,bl->buv", levels, power)[..., None]
-        weights = _undecided(drawn["t"], model.latent_side) / power
+        weights = _frequency_weight(drawn["t"], model.latent_side) / power
         square = weights * jnp.square(errors)
         by_level = jnp.einsum("luv,buvc->l", levels, square)
         metrics = {"loss_octave": by_level / jnp.einsum("luv,buvc->l", levels, weights) / shape[-1]}
@@ -93,7 +92,7 @@ def flow_loss(
     return loss_fn
 
 
-def _undecided(t: jax.Array, side: int) -> jax.Array:
+def _frequency_weight(t: jax.Array, side: int) -> jax.Array:
     """Returns 4 R / (1 + R)^2 of `flow_loss` at times t [B]: [B, side, side, 1] in [0, 1]."""
     t = t[:, None, None, None]
     signal, noise = jnp.square(t * deviations(side)), jnp.square(1 - t)

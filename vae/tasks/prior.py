@@ -30,7 +30,9 @@ class Prior(Task):
         config, model = self.config, self.config.model
         check_crops(config, problems)
         problems.share(config, "prior.label_dropout")
-        problems.positive(config, "prior.draws", "prior.sample_steps")
+        problems.positive(
+            config, "prior.draws", "prior.sample_steps", "prior.time_spread", "prior.time_shift"
+        )
         problems.require(
             bool(config.prior.autoencoder), "prior.autoencoder is empty, expected an autoencoder"
         )

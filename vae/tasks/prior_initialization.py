@@ -79,9 +79,9 @@ def for_latents(config: ConfigDict, autoencoder: SavedModel, dataset: Dataset) -
         raise UsageError(
             f"model.labels={tuple(model.labels)} contradicts prior.conditional=False; drop one"
         )
-    if unknown := set(config.prior.named_only) - set(model.labels):
+    if unknown := set(config.prior.always_labelled) - set(model.labels):
         raise UsageError(
-            f"prior.named_only has {sorted(unknown)}, expected labels of {tuple(model.labels)}"
+            f"prior.always_labelled has {sorted(unknown)}, expected labels of {tuple(model.labels)}"
         )
     return config
 
