@@ -17,6 +17,7 @@ from vae.data.errors import DataError
 from vae.data.pipeline import open_dataset
 from vae.data.thumbnails import THUMBNAILS
 from vae.evaluation.enhancement import CASES, Case, degrade_case, evaluate_enhancer, pick_tiles
+from vae.evaluation.enhancement.calibration import calibration, format_calibration
 from vae.evaluation.enhancement.classical import METHODS
 from vae.evaluation.enhancement.run import RESULTS, TABLE
 from vae.evaluation.enhancement.structure import compare_structure, find_structure, vesselness
@@ -138,6 +139,20 @@ def test_the_table(dataset, tmp_path, capsys):
         assert words in page
     assert "http://" not in page and "https://" not in page
     assert content["rows"] == rows and (out / TABLE).read_text().count("\n") == len(rows) + 1
+
+
+def test_calibration_of_tiles():
+    clean = np.zeros((3, 8, 8, 3), np.uint8)
+    made, deviations = clean + np.arange(3, dtype=np.uint8)[:, None, None, None], np.ones((3, 8, 8))
+    deviations *= np.arange(1, 4)[:, None, None]
+    fov = np.ones((3, 8, 8), bool)
+    found = calibration(clean, made, deviations, fov)
+    assert found["correlation"] == pytest.approx(1)
+    assert "rank correlation of tiles 1.00" in format_calibration(found)
+    # One tile has no rank correlation.
+    found = calibration(clean[:1], made[1:2], deviations[:1], fov[:1])
+    assert math.isnan(found["correlation"]) and found["ratio"] == pytest.approx(1)
+    assert "correlation" not in format_calibration(found)
 
 
 def test_a_dataset_without_views_is_refused(dataset, tmp_path):

@@ -44,7 +44,8 @@ class Enhanced(NamedTuple):
       uncertainty: float32 [H, W], standard deviation of the result at strength 1 in grey levels,
         root mean square over R, G, B; 0 outside a known field of view. It combines the deviation
         of each pixel over posterior samples with the usual error of the tone of the whole
-        photograph (`vae.models.tone.usual_error`, of the bundled weights). None without samples.
+        photograph (`vae.models.tone.expected_error`, with the model's `tone_rms_error`). None
+        without samples.
       note: Reason why nothing was changed: a photograph of one colour (`vae.inference.one_colour`),
         for which the model is not trained; its uncertainty is 0. "" if it was enhanced.
     """

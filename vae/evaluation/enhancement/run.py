@@ -1,7 +1,6 @@
 """Evaluation of an enhancer on a dataset, for every case and method."""
 
 import concurrent.futures
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -42,6 +41,7 @@ from vae.evaluation.enhancement.table import (
     rows_of,
     write_csv,
 )
+from vae.evaluation.table import write_results
 from vae.inference.enhance import EnhancementModel
 from vae.metrics import masked_psnr, masked_ssim
 
@@ -154,18 +154,17 @@ def evaluate_enhancer(
         **dated_provenance(),
     }
     examples = examples_of(model, tiles, SEED)
-    text = (json.dumps(content, indent=1) + "\n").encode()
     written = []
     if out is not None:
         out = Path(out)
-        write_beside(out / RESULTS, text)
+        write_results(out / RESULTS, content)
         write_csv(out / TABLE, rows)
         write_beside(out / FIGURE, encode_image(draw_examples(examples), ".png"))
         written += [out / RESULTS, out / TABLE, out / FIGURE]
     if report is not None:
         from vae.evaluation.enhancement.report import write_report
 
-        write_beside(Path(report) / RESULTS, text)
+        write_results(Path(report) / RESULTS, content)
         written.append(write_report(report, content, examples))
     print(f"written: {', '.join(map(str, written))}")
     return rows

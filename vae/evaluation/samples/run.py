@@ -1,7 +1,6 @@
 """Evaluation of a prior: real and sampled sets of tiles, from a dataset to a table."""
 
 import functools
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -13,12 +12,12 @@ import numpy as np
 from vae.checkpoints.provenance import dated_provenance
 from vae.checkpoints.safetensors_io import SavedModel
 from vae.data.errors import DataError, UsageError
-from vae.data.files import write_beside
 from vae.data.pipeline import Dataset, eval_batches, open_dataset
 from vae.evaluation.samples.measures import NEIGHBOURS
 from vae.evaluation.samples.simple_priors import baselines
 from vae.evaluation.samples.summary import SMALL, Summary, batched, shrunk, summarise
 from vae.evaluation.samples.table import Real, compare, floor, format_table
+from vae.evaluation.table import write_results
 from vae.inference.model import Model
 from vae.inference.reconstruct import write_picture
 from vae.inference.sample import Sampler
@@ -196,4 +195,4 @@ def _write(
         "dataset": dataset.fingerprint,
         **dated_provenance(),
     }
-    write_beside(out / RESULTS, (json.dumps(content, indent=1) + "\n").encode())
+    write_results(out / RESULTS, content)
