@@ -50,7 +50,7 @@ def main():
     for name in ("tiles", "discs", "out"):
         parser.add_argument(f"--{name}", required=True)
     arguments = parser.parse_args()
-    rows = read_manifest(os.path.join(arguments.tiles, MANIFEST))
+    rows = list(read_manifest(os.path.join(arguments.tiles, MANIFEST)))
     photographs = {
         row.photograph: row for row in read_photographs(os.path.join(arguments.tiles, PHOTOGRAPHS))
     }

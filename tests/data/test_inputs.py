@@ -68,7 +68,7 @@ def test_many_images_are_not_held_at_once(folder, monkeypatch):
 
 
 def test_tiles_with_a_manifest_carry_what_it_says(tiny_tiles):
-    rows = read_manifest(tiny_tiles / "manifest.csv")
+    rows = list(read_manifest(tiny_tiles / "manifest.csv"))
     inputs = open_inputs([tiny_tiles])
     assert inputs.names() == [row.tile_id for row in rows]
     item = next(inputs.read())

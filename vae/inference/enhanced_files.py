@@ -13,12 +13,8 @@ from vae.inference import pictures
 from vae.inference.enhance import EnhancementModel
 from vae.inference.reconstruct import file_name, without_repeats, write_in_order, write_picture
 
-ENHANCED, COMPARISONS, CHANGES, UNCERTAINTY = FOLDERS = (
-    "enhanced",
-    "comparisons",
-    "changes",
-    "uncertainty",
-)
+ENHANCED, COMPARISONS, CHANGES = "enhanced", "comparisons", "changes"
+UNCERTAINTY = "uncertainty"
 TABLE = "enhanced.csv"
 # The table counts pixels that changed by more than this number of grey levels.
 CHANGED = 5
