@@ -50,5 +50,5 @@ def test_some_rows_are_of_the_same_batch(dataset):
 
 
 def test_tiles_of_another_size_are_refused(dataset):
-    with pytest.raises(DataError, match="64x64, and tiles .* have to be 32x32; set --config"):
+    with pytest.raises(DataError, match="64x64; tiles .* must be 32x32; set --config"):
         whole_split(dataset, size=32)

@@ -22,7 +22,7 @@ from vae.inference.batches import filled
 from vae.models.pca import PCA
 from vae.sharding import put, replicated
 
-TILES = 128
+TILE_COUNT = 128
 JPEG_QUALITIES = (30, 50, 70, 80, 88, 93, 96, 98)
 BICUBIC_FACTORS = (2, 4, 8)
 # Numbers of PCA components, as shares of those of the fit.
@@ -58,7 +58,6 @@ def rate_curves(
     pca: PCA | None,
     beside: Sequence[tuple[str, nn.Module, Any]] = (),
     seed: int = 0,
-    tiles: int = TILES,
 ) -> Curves:
     """Measures the baselines at several sizes, and other models, on a single process.
 
@@ -70,14 +69,13 @@ def rate_curves(
       pca: Fit with the largest number of components to show; None for no PCA curve.
       beside: Other models for tiles of this size: name, module, variables on the mesh.
       seed: Seed of the sample of tiles and of posterior samples.
-      tiles: Size of the sample.
 
     Returns:
       The models' points, then the curves, each from small to large.
     """
     counted = np.flatnonzero(evaluation.tiles["windows"] > 0)
     rng = np.random.default_rng(seed)
-    chosen = np.sort(rng.choice(counted, min(tiles, len(counted)), replace=False))
+    chosen = np.sort(rng.choice(counted, min(TILE_COUNT, len(counted)), replace=False))
     batches = list(_chosen_batches(split, chosen))
     values = math.prod(evaluation.size)
     models = [_model_point(evaluation, chosen, latents)]

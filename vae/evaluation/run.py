@@ -17,7 +17,7 @@ from vae.checkpoints.modules import make_model
 from vae.checkpoints.provenance import dated_provenance
 from vae.checkpoints.safetensors_io import SavedModel
 from vae.data.errors import DataError, UsageError
-from vae.data.files import require_writable
+from vae.data.files import make_folder, require_writable
 from vae.data.pipeline import Dataset, eval_batches, open_dataset
 from vae.evaluation import table, tile_pictures
 from vae.evaluation.curves import rate_curves
@@ -165,7 +165,8 @@ def evaluate_model(
 
     Raises:
       UsageError: There is no such split, or a model of `beside` takes tiles of another size.
-      DataError: The split is empty, its tiles are too small, or a folder cannot be written.
+      DataError: The split is empty, its tiles are too small, or a folder cannot be made.
+      OSError: A folder cannot be written.
     """
     dataset = open_dataset(data_dir)
     module = make_model(saved.config)
@@ -180,7 +181,12 @@ def evaluate_model(
                 f"{other.path} takes tiles of {side} pixels and cannot be compared with a model "
                 f"evaluated at {config.data.size}"
             )
-    out, report = (None if path is None else _writable(path) for path in (out, report))
+    out, report = (None if path is None else epath.Path(path).absolute() for path in (out, report))
+    # Checked before an evaluation of minutes.
+    for option, folder in (("--out", out), ("--report", report)):
+        if folder is not None:
+            make_folder(folder, option)
+            require_writable(folder / RESULTS)
     mesh = make_mesh()
     # The batch of a run on other devices may not divide over the devices here.
     config.eval.batch_size = math.ceil(config.eval.batch_size / mesh.size) * mesh.size
@@ -298,17 +304,3 @@ def _check_tiles(dataset: Dataset, config: ConfigDict) -> None:
             f"{smallest['tile']} is {smallest['height']} x {smallest['width']}; cut the "
             f"photographs again with `fundus-vae make-tiles --tile {side}`"
         )
-
-
-def _writable(path: epath.PathLike) -> epath.Path:
-    """Makes the folder and checks that it is writable, before an evaluation of minutes."""
-    path = epath.Path(path).absolute()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        require_writable(path / RESULTS)
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be written: {error.strerror or error}; give a folder that exists or "
-            "can be made"
-        ) from error
-    return path

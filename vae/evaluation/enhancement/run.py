@@ -11,8 +11,8 @@ import numpy as np
 from vae.checkpoints.provenance import dated_provenance
 from vae.checkpoints.safetensors_io import SavedModel
 from vae.data.cores import available_cores
-from vae.data.errors import DataError, UsageError
-from vae.data.files import write_beside
+from vae.data.errors import UsageError
+from vae.data.files import make_folder, write_beside
 from vae.data.images import encode_image
 from vae.data.pipeline import Dataset, open_dataset
 from vae.evaluation.enhancement import classical
@@ -46,7 +46,7 @@ from vae.inference.enhance import EnhancementModel
 from vae.metrics import masked_psnr, masked_ssim
 
 RESULTS, TABLE, FIGURE = "enhancement.json", "enhancement.csv", "enhancement.png"
-TILES = 22
+TILE_COUNT = 22
 EXAMPLES = 6
 # Seed of the tiles and their degradations: fixed, so that all models are measured on the same.
 SEED = 0
@@ -59,7 +59,6 @@ def evaluate_enhancement(
     cases: Sequence[Case] = CASES,
     methods: dict[str, classical.Method] | None = None,
     structure: bool = True,
-    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Measures each tile, case and method.
 
@@ -69,7 +68,6 @@ def evaluate_enhancement(
       cases: Ways of degrading.
       methods: Classical methods by name; None for all of `classical.METHODS`.
       structure: If true, compares vessels and lesions, the slowest part; else those are NaN.
-      seed: Seed of the degradations.
 
     Returns:
       Dicts of degradation, severity, method, tile_id, patient, label, psnr (dB) and ssim inside
@@ -80,7 +78,7 @@ def evaluate_enhancement(
     with concurrent.futures.ThreadPoolExecutor(available_cores()) as pool:
         known = list(pool.map(lambda t: find_structure(t.image, t.fov), tiles)) if structure else []
         for case in cases:
-            pairs = [degrade_case(tile, case, seed) for tile in tiles]
+            pairs = [degrade_case(tile, case, SEED) for tile in tiles]
             seen, thumbnails = (np.stack(pictures) for pictures in zip(*pairs, strict=True))
             circles = np.stack([tile.fov_circle for tile in tiles])
             made = {NOTHING: seen}
@@ -118,20 +116,18 @@ def evaluate_enhancer(
 
     Raises:
       UsageError: There is no such split.
-      DataError: The dataset has no thumbnails, or `out` cannot be written.
+      DataError: The dataset has no thumbnails, or a folder cannot be made.
     """
     dataset = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
     if split not in dataset.shards:
         raise UsageError(f"--split {split}: the dataset has {', '.join(dataset.shards)}")
-    for folder in filter(None, (out, report)):
-        try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"{folder}: cannot be made: {error.strerror or error}") from error
+    for option, folder in (("--out", out), ("--report", report)):
+        if folder is not None:
+            make_folder(folder, option)
     config, model = saved.config, EnhancementModel(saved)
-    tiles = pick_tiles(dataset, split, size=config.data.size, count=limit or TILES, seed=SEED)
-    scores = evaluate_enhancement(model, tiles, cases=cases, seed=SEED)
-    sure = calibrate(model, tiles, SEED)
+    tiles = pick_tiles(dataset, split, size=config.data.size, count=limit or TILE_COUNT, seed=SEED)
+    scores = evaluate_enhancement(model, tiles, cases=cases)
+    sure = calibrate(model, tiles)
     rows = rows_of(scores)
     print(f"{config.name} after {saved.step} steps, split {split}, {len(tiles)} tiles degraded:")
     print(format_table(rows))
@@ -153,7 +149,7 @@ def evaluate_enhancer(
         "dataset": dataset.fingerprint,
         **dated_provenance(),
     }
-    examples = examples_of(model, tiles, SEED)
+    examples = examples_of(model, tiles)
     written = []
     if out is not None:
         out = Path(out)
@@ -192,11 +188,9 @@ def quick_scores(saved: SavedModel, dataset: Dataset, split: str, limit: int) ->
       limit: Approximate number of tiles, equally many per patient; 0 for 22.
     """
     size = saved.config.data.size
-    tiles = pick_tiles(dataset, split, size=size, count=limit or TILES, seed=SEED)
+    tiles = pick_tiles(dataset, split, size=size, count=limit or TILE_COUNT, seed=SEED)
     model = EnhancementModel(saved)
-    found = evaluate_enhancement(
-        model, tiles, cases=CASES[:2], methods={}, structure=False, seed=SEED
-    )
+    found = evaluate_enhancement(model, tiles, cases=CASES[:2], methods={}, structure=False)
     table = averaged(rows_of(found))
     return {
         "psnr": table[MIXED][OURS]["psnr"],
@@ -208,9 +202,9 @@ def quick_scores(saved: SavedModel, dataset: Dataset, split: str, limit: int) ->
     }
 
 
-def calibrate(model: EnhancementModel, tiles: Sequence[Tile], seed: int = 0) -> dict[str, Any]:
+def calibrate(model: EnhancementModel, tiles: Sequence[Tile]) -> dict[str, Any]:
     """Compares uncertainty and error on mixed tiles; see `calibration`."""
-    pairs = [degrade_case(tile, Case(MIXED, math.nan), seed) for tile in tiles]
+    pairs = [degrade_case(tile, Case(MIXED, math.nan), SEED) for tile in tiles]
     seen, thumbnails = (np.stack(pictures) for pictures in zip(*pairs, strict=True))
     clean, fov, circles = (
         np.stack([getattr(tile, name) for tile in tiles]) for name in ("image", "fov", "fov_circle")
@@ -219,11 +213,11 @@ def calibrate(model: EnhancementModel, tiles: Sequence[Tile], seed: int = 0) -> 
     return calibration(clean, made, model.tile_uncertainty(seen, thumbnails, circles), fov)
 
 
-def examples_of(model: EnhancementModel, tiles: Sequence[Tile], seed: int = 0) -> list[Shown]:
+def examples_of(model: EnhancementModel, tiles: Sequence[Tile]) -> list[Shown]:
     """Returns some mixed tiles, before and after enhancement."""
     shown = []
     for tile in tiles[:: max(1, len(tiles) // EXAMPLES)][:EXAMPLES]:
-        seen, thumbnail = degrade_case(tile, Case(MIXED, math.nan), seed)
+        seen, thumbnail = degrade_case(tile, Case(MIXED, math.nan), SEED)
         made = model.enhance_tiles(seen[None], thumbnail[None], tile.fov_circle[None])[0]
         images = [image / np.float32(255) for image in (tile.image, seen, made)]
         clean, before, after = (image[None] for image in images)

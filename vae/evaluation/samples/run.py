@@ -107,7 +107,7 @@ def evaluate_samples(
         rows.append(compare("samples", made, real))
     else:
         known = np.concatenate(latents)
-        draws = baselines(sampler, known, seed)
+        draws = baselines(known, seed)
         if "mixture" not in draws:
             say("the row mixture is left out: it needs scikit-learn, `pip install -e '.[embed]'`")
         draws = {RECONSTRUCTED: lambda number: known[:number], **draws}
@@ -151,9 +151,9 @@ def evaluate_prior(
     )
 
 
-def sheet(saved: SavedModel, autoencoder: SavedModel, count: int = 16) -> np.ndarray:
-    """Draws a contact sheet of some samples, uint8 [h, w, 3]."""
-    return grid(Sampler(Model(autoencoder), saved).sample(range(count)), 4)
+def sheet(saved: SavedModel, autoencoder: SavedModel) -> np.ndarray:
+    """Draws a contact sheet of 16 samples, uint8 [h, w, 3]."""
+    return grid(Sampler(Model(autoencoder), saved).sample(range(16)), 4)
 
 
 def _check(dataset: Dataset, split: str, count: int) -> None:
