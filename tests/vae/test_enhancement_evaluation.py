@@ -53,11 +53,11 @@ def test_classical_methods_do_what_they_are_for(tile):
 
 
 def test_structure_of_a_tile_is_its_own(tile):
-    figures = compare_structure(find_structure(tile, FOV), tile)
-    assert figures["vesselness"] == pytest.approx(1.0)
-    assert figures["false_vessels"] == 0 and figures["missed_vessels"] == 0
-    if figures["lesions"]:
-        assert figures["lesions_kept"] == pytest.approx(1.0)
+    metrics = compare_structure(find_structure(tile, FOV), tile)
+    assert metrics["vesselness"] == pytest.approx(1.0)
+    assert metrics["false_vessels"] == 0 and metrics["missed_vessels"] == 0
+    if metrics["lesions"]:
+        assert metrics["lesions_kept"] == pytest.approx(1.0)
     grain = np.random.default_rng(0).integers(60, 90, tile.shape, np.uint8)
     assert compare_structure(find_structure(tile, FOV), grain)["vesselness"] < 0.3
 
@@ -72,8 +72,8 @@ def test_false_and_missed_vessels_are_counted(tile):
     drawn = cv2.line(tile.copy(), (x - 18, y), (x + 18, y), (60, 20, 10), 5)
     assert compare_structure(structure, drawn)["false_vessels"] > 0.001
     blurred = cv2.GaussianBlur(tile, (0, 0), 12)
-    figures = compare_structure(structure, blurred)
-    assert figures["missed_vessels"] > 0.8 and figures["false_vessels"] < 0.01
+    metrics = compare_structure(structure, blurred)
+    assert metrics["missed_vessels"] > 0.8 and metrics["false_vessels"] < 0.01
 
 
 def test_lesions_are_found_and_their_loss_is_seen():

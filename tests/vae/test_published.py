@@ -241,11 +241,11 @@ def test_one_step_of_training(small):
         leaf, grad = trees[collection], grads
         for part in path:
             leaf = leaf[part]
-        assert_close(leaf, entry.layout.ours(state[entry.source].numpy()), name=entry.source)
+        assert_close(leaf, entry.layout.to_flax(state[entry.source].numpy()), name=entry.source)
         if collection == "params":
             for part in path:
                 grad = grad[part]
-            want = entry.layout.ours(gradients[entry.source].numpy())
+            want = entry.layout.to_flax(gradients[entry.source].numpy())
             error = np.linalg.norm(np.ravel(grad - want)) / np.linalg.norm(np.ravel(want))
             # A ReLU near zero may open on one side and not on the other.
             assert error < 1e-3, f"{entry.source}: {error}"

@@ -71,14 +71,14 @@ def load_saved(path: str | os.PathLike) -> SavedModel:
         this name.
     """
     name, path = os.fspath(path), epath.Path(path).absolute()
-    ships = weights.shipped(name)
-    if ships is not None:
+    bundled = weights.bundled_file(name)
+    if bundled is not None:
         if path.exists():
             raise DataError(
                 f"{name} is the name of bundled weights and of {path}; write ./{name} for the "
-                f"latter, {ships} for the former"
+                f"latter, {bundled} for the former"
             )
-        return read_safetensors(ships)
+        return read_safetensors(bundled)
     if not path.exists():
         raise DataError(f"{path}: no such model; expected {KINDS}")
     if "://" not in os.fspath(path) and not path.is_dir():

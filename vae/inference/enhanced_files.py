@@ -140,8 +140,8 @@ def write_enhancements(
             )
             picture = pictures.difference_map(result.uncertainty, UNCERTAINTY_LEVELS)
             write_picture(out / UNCERTAINTY / name, picture, {**origin, "scale": scale})
-            sure = result.uncertainty[mask] if mask.any() else inside
-            row["mean_uncertainty"] = round(float(sure.mean()), 3)
+            uncertainty = result.uncertainty[mask] if mask.any() else inside
+            row["mean_uncertainty"] = round(float(uncertainty.mean()), 3)
         return row | {"label": item.label, "note": result.note} | origin
 
     once = without_repeats(results)

@@ -27,14 +27,14 @@ from vae.evaluation.enhancement.cases import (
     pick_tiles,
 )
 from vae.evaluation.enhancement.structure import (
-    FIGURES,
+    STRUCTURE_METRICS,
     Structure,
     compare_structure,
     find_structure,
 )
 from vae.evaluation.enhancement.table import (
+    MODEL_ROW,
     NOTHING,
-    OURS,
     averaged,
     format_table,
     lesions_by_label,
@@ -71,7 +71,7 @@ def evaluate_enhancement(
 
     Returns:
       Dicts of degradation, severity, method, tile_id, patient, label, psnr (dB) and ssim inside
-      the field of view, and `structure.FIGURES`.
+      the field of view, and `structure.STRUCTURE_METRICS`.
     """
     methods = classical.METHODS if methods is None else methods
     found = []
@@ -84,7 +84,7 @@ def evaluate_enhancement(
             made = {NOTHING: seen}
             for name, method in methods.items():
                 made[name] = np.stack(list(pool.map(method, seen)))
-            made[OURS] = model.enhance_tiles(seen, thumbnails, circles)
+            made[MODEL_ROW] = model.enhance_tiles(seen, thumbnails, circles)
             for name, images in made.items():
                 found += _scored(tiles, case, name, images, known, pool)
     return found
@@ -127,18 +127,18 @@ def evaluate_enhancer(
     config, model = saved.config, EnhancementModel(saved)
     tiles = pick_tiles(dataset, split, size=config.data.size, count=limit or TILE_COUNT, seed=SEED)
     scores = evaluate_enhancement(model, tiles, cases=cases)
-    sure = calibrate(model, tiles)
+    uncertainty = calibrate(model, tiles)
     rows = rows_of(scores)
     print(f"{config.name} after {saved.step} steps, split {split}, {len(tiles)} tiles degraded:")
     print(format_table(rows))
     print(closing_line(rows))
-    print(format_calibration(sure))
+    print(format_calibration(uncertainty))
     if out is None and report is None:
         return rows
     content = {
         "rows": rows,
         "labels": lesions_by_label(scores),
-        "uncertainty": sure,
+        "uncertainty": uncertainty,
         "tiles": len(tiles),
         "split": split,
         "seed": SEED,
@@ -169,12 +169,12 @@ def evaluate_enhancer(
 def closing_line(rows: Sequence[dict[str, Any]]) -> str:
     """Summarises the mixed and the clean tiles in one line."""
     table = averaged(rows)
-    before, after = table[MIXED][NOTHING], table[MIXED][OURS]
+    before, after = table[MIXED][NOTHING], table[MIXED][MODEL_ROW]
     return (
         f"mixed: {before['psnr']:.2f} -> {after['psnr']:.2f} dB "
         f"({after['psnr'] - before['psnr']:+.2f}), SSIM {before['ssim']:.4f} -> "
         f"{after['ssim']:.4f} ({after['ssim'] - before['ssim']:+.4f}); "
-        f"clean tiles: SSIM {table['clean'][OURS]['ssim']:.4f} to themselves"
+        f"clean tiles: SSIM {table['clean'][MODEL_ROW]['ssim']:.4f} to themselves"
     )
 
 
@@ -193,11 +193,11 @@ def quick_scores(saved: SavedModel, dataset: Dataset, split: str, limit: int) ->
     found = evaluate_enhancement(model, tiles, cases=CASES[:2], methods={}, structure=False)
     table = averaged(rows_of(found))
     return {
-        "psnr": table[MIXED][OURS]["psnr"],
-        "ssim": table[MIXED][OURS]["ssim"],
+        "psnr": table[MIXED][MODEL_ROW]["psnr"],
+        "ssim": table[MIXED][MODEL_ROW]["ssim"],
         "psnr_before": table[MIXED][NOTHING]["psnr"],
         "ssim_before": table[MIXED][NOTHING]["ssim"],
-        "ssim_clean": table["clean"][OURS]["ssim"],
+        "ssim_clean": table["clean"][MODEL_ROW]["ssim"],
         "tiles": len(tiles),
     }
 
@@ -250,7 +250,7 @@ def _scored(
     similarity = masked_ssim(clean / np.float32(255), images / np.float32(255), fov)
     ratio = masked_psnr(clean, images, fov)
     kept = pool.map(compare_structure, known, images) if known else [{}] * len(tiles)
-    blank = dict.fromkeys(FIGURES, math.nan)
+    blank = dict.fromkeys(STRUCTURE_METRICS, math.nan)
     severity = None if math.isnan(case.severity) else case.severity
     for tile, one_ssim, one_psnr, scores in zip(tiles, similarity, ratio, kept, strict=True):
         yield {

@@ -85,7 +85,7 @@ def compare_structure(structure: Structure, image: np.ndarray) -> dict[str, floa
     ridges, inside, threshold = vesselness(image), structure.inside, structure.threshold
     nan = float("nan")
     if not inside.any() or threshold <= 0:
-        return dict.fromkeys(FIGURES, nan)
+        return dict.fromkeys(STRUCTURE_METRICS, nan)
     a, b = structure.vesselness[inside], ridges[inside]
     correlation = float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else 0.0
     was, now = structure.vesselness > threshold, ridges > threshold
@@ -105,7 +105,7 @@ def compare_structure(structure: Structure, image: np.ndarray) -> dict[str, floa
     }
 
 
-FIGURES = ("vesselness", "false_vessels", "missed_vessels", "lesions_kept", "lesions")
+STRUCTURE_METRICS = ("vesselness", "false_vessels", "missed_vessels", "lesions_kept", "lesions")
 
 
 def _top_hat(image: np.ndarray, bright: bool) -> np.ndarray:
