@@ -12,6 +12,8 @@ from vae.checkpoints.safetensors_io import SavedModel
 from vae.inference.codec import latent_shape
 from vae.models.posterior import ACTIVE_VARIANCE
 
+_LOSS = ("likelihood", "beta", "ssim_weight")
+
 
 def describe(saved: SavedModel) -> dict[str, Any]:
     """Describes an autoencoder in values for JSON.
@@ -105,9 +107,7 @@ def _trained(saved: SavedModel) -> dict[str, Any]:
         "data": config.data.dir or config.data.source or None,
         "crop": config.data.crop,
         "batch_size": config.batch_size,
-        "likelihood": config.loss.likelihood,
-        "beta": config.loss.beta,
-        "ssim_weight": config.loss.ssim_weight,
         "learning_rate": config.optimizer.learning_rate,
         "ema_decay": config.train.ema_decay,
+        **{name: config.loss[name] for name in _LOSS if "loss" in config},  # priors have no loss
     }
