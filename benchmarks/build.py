@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 from input_pipeline import write_tiles
 
-from vae.data.finding import list_images
+from vae.data.finding import find_images
 
 _PROGRAM = """
 import json, sys
@@ -46,7 +46,7 @@ def main() -> None:
         tiles = Path(options.tiles or Path(scratch) / "JPEG q95")
         if not options.tiles:
             write_tiles({"JPEG q95": tiles}, options.size, photographs=48)
-        files = list_images(tiles)
+        files = find_images(tiles).paths
         print(f"{'tiles':>9}{'tiles/s':>9}{'seconds':>9}{'MB':>7}{'peak MiB':>10}{'temp MB':>9}")
         for count in options.counts:
             tree = Path(scratch) / f"tree{count}"

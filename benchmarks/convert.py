@@ -56,11 +56,11 @@ def main() -> None:
                 [sys.executable, "-c", DRIVER, *command], stdout=subprocess.PIPE, check=True
             ).stdout.decode()
             whole = time.perf_counter() - start
-            figures = json.loads(output.splitlines()[-1])
-            above = figures["peak"] - figures["before"]
+            metrics = json.loads(output.splitlines()[-1])
+            above = metrics["peak"] - metrics["before"]
             print(
-                f"{name}: {whole:.1f} s with imports, {figures['seconds']:.1f} s without; peak "
-                f"{above / 1e9:.2f} GB above {figures['before'] / 1e9:.2f} GB, "
+                f"{name}: {whole:.1f} s with imports, {metrics['seconds']:.1f} s without; peak "
+                f"{above / 1e9:.2f} GB above {metrics['before'] / 1e9:.2f} GB, "
                 f"{above / size:.2f} times the file"
             )
             print("\n".join(output.splitlines()[:-1]))

@@ -34,7 +34,7 @@ RADIUS = 56
 STRIDE, REACH = 18, 76
 
 
-def around(rng, disc):
+def tile_origins_near_disc(rng, disc):
     """Yields the first row and column of tiles that contain the disc."""
     steps = REACH // STRIDE + 1
     for i in range(-steps, steps + 1):
@@ -50,7 +50,7 @@ def main():
     for name in ("tiles", "discs", "out"):
         parser.add_argument(f"--{name}", required=True)
     arguments = parser.parse_args()
-    rows = read_manifest(os.path.join(arguments.tiles, MANIFEST))
+    rows = list(read_manifest(os.path.join(arguments.tiles, MANIFEST)))
     photographs = {
         row.photograph: row for row in read_photographs(os.path.join(arguments.tiles, PHOTOGRAPHS))
     }
@@ -75,7 +75,7 @@ def main():
         image = read_image(photographs[row.photograph].path)
         image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
         centre = factor * np.array([float(disc["y"]), float(disc["x"])])
-        for y, x in around(rng, centre):
+        for y, x in tile_origins_near_disc(rng, centre):
             tile = image[max(y, 0) : y + TILE, max(x, 0) : x + TILE]
             if tile.shape[:2] != (TILE, TILE) or (tile.max(axis=-1) < DARK).mean() > 0.05:
                 continue

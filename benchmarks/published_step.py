@@ -22,10 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from common import crops, seconds, training_step
+from published_loss import published_loss
 
 from vae.checkpoints.modules import initial_variables
 from vae.configs.published import get_config
-from vae.convert_torch_checkpoint.torch_module import PublishedVAE, published_loss
+from vae.convert_torch_checkpoint.torch_module import PublishedVAE
 from vae.models import FundusVAE
 
 

@@ -53,7 +53,7 @@ def score(reconstruct, variables, tiles: dict[str, list[dict]]) -> dict[str, dic
 
     # Variables are an argument, because XLA 0.10.2 miscompiles a constant kernel of zeros.
     @jax.jit
-    def figures(variables, image, fov):
+    def metrics(variables, image, fov):
         x = to_float(image)
         y, kl = reconstruct(variables, x)
         rounded = to_uint8(y)
@@ -70,7 +70,7 @@ def score(reconstruct, variables, tiles: dict[str, list[dict]]) -> dict[str, dic
         for i in range(0, len(found), 8):
             part = found[i : i + 8]
             stacked = (np.stack([t[key] for t in part]) for key in ("image", "fov"))
-            rows.append(figures(variables, *stacked))
+            rows.append(metrics(variables, *stacked))
         means[label] = {
             key: float(np.mean(np.concatenate([row[key] for row in rows]))) for key in rows[0]
         }
@@ -163,12 +163,12 @@ def append(options: argparse.Namespace) -> None:
         "cpu_seconds_a_step": round(cpu_seconds, 3),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "labels": {
-            label: {key: round(value, 5) for key, value in figures.items()}
+            label: {key: round(value, 5) for key, value in metrics.items()}
             | {
-                "gain_db": round(figures["psnr"] - floor[label]["psnr"], 3),
-                "gain_ssim": round(figures["ssim"] - floor[label]["ssim"], 5),
+                "gain_db": round(metrics["psnr"] - floor[label]["psnr"], 3),
+                "gain_ssim": round(metrics["ssim"] - floor[label]["ssim"], 5),
             }
-            for label, figures in found.items()
+            for label, metrics in found.items()
         },
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ import numpy as np
 
 from vae.data.pipeline import eval_batches, open_dataset
 from vae.evaluation.samples.summary import batched, shrunk, summarise
-from vae.evaluation.samples.table import Real, compare, floor
+from vae.evaluation.samples.table import Reference, compare, floor
 from vae.inference.sample import CHUNK, METHODS, load_sampler
 
 STEPS = (1, 2, 4, 8, 16, 32)
@@ -48,7 +48,7 @@ def main() -> None:
         for split, count in (("train", 5 * arguments.n // 2), (arguments.split, arguments.n))
     )
     training = np.concatenate([shrunk(part) for part, _ in tiles("train", 4096)])
-    real = Real.of(pool, training, held_out, arguments.n)
+    real = Reference.from_summary(pool, training, held_out, arguments.n)
     lowest = floor(real)["swd"]
     print(f"floor {lowest:.3f}, held out {compare('', held_out, real)['swd']:.3f}")
     results = []

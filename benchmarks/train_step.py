@@ -42,7 +42,7 @@ def our_step(arguments):
     return training_step(config, tiles, fit_linear(config, lambda: [tiles]))
 
 
-def torch_step(latent_channels: int, size: int = 256):
+def torch_step(latent_channels: int):
     """Returns a step of the PyTorch autoencoder at batch 1: AdamW on MSE + KL."""
     import torch
     from diffusers import AutoencoderKL
@@ -58,7 +58,7 @@ def torch_step(latent_channels: int, size: int = 256):
     parameters = sum(p.numel() for p in model.parameters())
     print(f"PyTorch {torch.__version__}: {parameters:,} parameters")
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
-    images = torch.rand(1, 3, size, size) * 2 - 1
+    images = torch.rand(1, 3, 256, 256) * 2 - 1
 
     def step():
         posterior = model.encode(images).latent_dist

@@ -14,9 +14,7 @@ from vae.data.tiling import make_tiles
 _LEFT_SHARE = 0.6
 
 
-def retina_tiles(
-    out_dir: str | os.PathLike, *, tile: int = 256, stride: int = 56, progress: bool = True
-) -> Path:
+def retina_tiles(out_dir: str | os.PathLike, *, tile: int = 256, progress: bool = True) -> Path:
     """Cuts tiles of the retina photograph (CC0, 1411 x 1411 pixels) bundled with scikit-image.
 
     The left 60% become the training photograph, the rest the test photograph; they share no pixel.
@@ -26,7 +24,6 @@ def retina_tiles(
       out_dir: Directory for `photographs/retina/{left,right}.png` and the tiles; finished tiles
         there are reused.
       tile: Side of a tile in pixels.
-      stride: Pixels between neighbouring tiles.
       progress: Prints the progress.
 
     Returns:
@@ -51,7 +48,7 @@ def retina_tiles(
         folder.parent,
         tiles,
         tile=tile,
-        stride=stride,
+        stride=56,
         patients=_write_patients(out_dir / "patients.csv", rows),
         val=0,
         workers=1,

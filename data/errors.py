@@ -24,6 +24,11 @@ def escape_output() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def one_line(error: Exception | str) -> str:
+    """Returns the text of an error with all white space as single blanks."""
+    return " ".join(str(error).split())
+
+
 def show(error: FundusError | OSError) -> int:
     """Prints an error as one line, "error: ...", to stderr.
 
@@ -33,7 +38,7 @@ def show(error: FundusError | OSError) -> int:
     text = str(error)
     if isinstance(error, OSError) and error.filename and error.strerror:
         text = f"{error.filename}: {error.strerror}"
-    print(f"error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    print(f"error: {one_line(text)}", file=sys.stderr, flush=True)
     return getattr(error, "exit_code", 1)
 
 

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
-from vae.data.errors import FundusError
+from vae.data.errors import FundusError, one_line
 from vae.data.files import write_csv
 
 # The file in a command's output folder that lists its failures.
@@ -53,16 +53,16 @@ def failure_of(item_id: str, path: str | os.PathLike, error: Exception) -> Failu
     if isinstance(error, OSError) and error.errno in _ENDS_THE_RUN:
         raise error
     if isinstance(error, FundusError):
-        return Failure(item_id, path, _one_line(str(error)))
+        return Failure(item_id, path, one_line(error))
     if isinstance(error, MemoryError) or getattr(error, "code", None) == _OPENCV_NO_MEMORY:
         return Failure(item_id, path, f"{path}: not enough memory; reduce the picture")
     if isinstance(error, OSError) and error.strerror:
-        return Failure(item_id, path, _one_line(f"{error.filename or path}: {error.strerror}"))
+        return Failure(item_id, path, one_line(f"{error.filename or path}: {error.strerror}"))
     reason = (
         f"{path}: unexpected {type(error).__name__}: {error}; this is a fault of fundus-vae,"
         f" please report it with its traceback in {REJECTED}"
     )
-    return Failure(item_id, path, _one_line(reason), traceback.format_exc())
+    return Failure(item_id, path, one_line(reason), traceback.format_exc())
 
 
 def write_rejected(path: str | os.PathLike, failures: Iterable[Failure]) -> None:
@@ -76,7 +76,3 @@ def write_rejected(path: str | os.PathLike, failures: Iterable[Failure]) -> None
         return
     header = ("item", "path", "reason", "traceback")
     write_csv(path, header, map(dataclasses.astuple, failures))
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

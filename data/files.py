@@ -44,6 +44,21 @@ def write_beside(path: str | os.PathLike, content: bytes) -> None:
         unfinished.write_bytes(content)
 
 
+def make_folder(path: str | os.PathLike, option: str) -> None:
+    """Creates a folder, on a disk or in a bucket, and its parents; it may exist.
+
+    Raises:
+      DataError: It cannot be created; the error names `option`.
+    """
+    try:
+        epath.Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{option}={path} cannot be made: {error.strerror or error}; give a folder that "
+            "exists or can be created"
+        ) from error
+
+
 def write_csv(path: str | os.PathLike, header: Iterable[str], rows: Iterable[Iterable]) -> None:
     """Writes a table as CSV with `write_beside`, so no partial file can appear."""
     text = io.StringIO(newline="")

@@ -93,11 +93,6 @@ def count_left_out(name: str, left_out: collections.Counter[str]) -> None:
         left_out[suffix_of(name)] += 1
 
 
-def list_images(root: str | os.PathLike) -> list[Path]:
-    """Returns the paths of `find_images`; raises the same errors."""
-    return find_images(root).paths
-
-
 def _begins_as_image(path: str) -> bool:
     try:
         require_regular(path, "an image")

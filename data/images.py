@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from vae.data import dicom, jpeg, jpeg2000, limits, pixels, png, tiff
-from vae.data.errors import DataError, FundusError, UsageError
+from vae.data.errors import DataError, FundusError, UsageError, one_line
 from vae.data.files import write_beside
 from vae.data.pixels import Picture
 
@@ -113,7 +113,7 @@ def decode_image(encoded: bytes, name: str) -> np.ndarray:
     except (FundusError, MemoryError):
         raise
     except Exception as error:  # the decoders raise many types
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise DataError(f"{name}: cannot be decoded: {reason}") from error
 
 

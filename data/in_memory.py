@@ -1,4 +1,4 @@
-"""A split decoded into memory, and training batches given as indices into it."""
+"""The training split decoded into memory, and training batches given as indices into it."""
 
 import concurrent.futures
 import itertools
@@ -14,14 +14,13 @@ from vae.data.order import Order, checked_rows
 
 
 def whole_split(
-    dataset: Dataset, *, size: int, split: str = "train", threads: int | None = None
+    dataset: Dataset, *, size: int, threads: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes all tiles of a split into memory, in the order of the files.
+    """Decodes all tiles of the training split into memory, in the order of the files.
 
     Args:
       dataset: From `open_dataset`.
       size: Height and width of every tile in pixels.
-      split: Name of the split.
       threads: Number of decoding threads; None for one per core.
 
     Returns:
@@ -30,7 +29,7 @@ def whole_split(
     Raises:
       DataError: A record is damaged, or its tile has another size.
     """
-    source = dataset.source(split)
+    source = dataset.source("train")
     images = np.empty((len(source), size, size, 3), np.uint8)
 
     def decode(chunk: int) -> list[str]:

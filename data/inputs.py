@@ -23,7 +23,7 @@ from vae.data.finding import find_images
 from vae.data.fov import UNKNOWN, FieldOfView, NoSurroundError, fov_mask
 from vae.data.fundus_tiles import NAME
 from vae.data.images import IMAGE_SUFFIXES, read_image, require_utf8
-from vae.data.manifest import MANIFEST, TileRow, iterate_manifest
+from vae.data.manifest import MANIFEST, TileRow, read_manifest
 from vae.data.names import without_suffix
 from vae.data.region import AUTO, FovChoice, find_region
 from vae.data.splits import SPLITS
@@ -207,7 +207,7 @@ def _open(path: str, split: str | None, choice: FovChoice) -> list["_Files | _Re
     if (folder / "dataset_info.json").is_file() or (folder / NAME).is_dir():
         return _open_dataset(path, split)
     if (folder / MANIFEST).is_file():
-        rows = [row for row in iterate_manifest(folder / MANIFEST) if split in (None, row.split)]
+        rows = [row for row in read_manifest(folder / MANIFEST) if split in (None, row.split)]
         if not rows:
             raise DataError(f"{folder / MANIFEST}: no tiles of split {split}")
         return [_Files(path, [row.tile for row in rows], choice, rows)]

@@ -137,12 +137,7 @@ def write_photographs(path: str | os.PathLike, rows: Iterable[PhotographRow]) ->
     _write(path, PhotographRow, rows)
 
 
-def read_manifest(path: str | os.PathLike) -> list[TileRow]:
-    """Reads and checks a whole `manifest.csv`; raises the errors of `iterate_manifest`."""
-    return list(iterate_manifest(path))
-
-
-def iterate_manifest(path: str | os.PathLike) -> Iterator[TileRow]:
+def read_manifest(path: str | os.PathLike) -> Iterator[TileRow]:
     """Reads and checks `manifest.csv` row by row, so that the rows need not fit in memory.
 
     Raises:

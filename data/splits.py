@@ -140,11 +140,6 @@ def assign_splits(
     }
 
 
-def hash_split(patient: str, val: float, test: float) -> str:
-    """Returns the split of a patient, a function of the name and the shares only."""
-    return _cut(_draw(patient), val, test)
-
-
 def _from_regex(
     expression: str, ids: Sequence[str], searched: Sequence[str], report: Callable[[str], None]
 ) -> list[_Known]:

@@ -14,7 +14,7 @@ import tifffile
 from tifffile import COMPRESSION, PHOTOMETRIC, TiffPage
 
 from vae.data import jpeg, limits, pixels
-from vae.data.errors import DataError
+from vae.data.errors import DataError, one_line
 from vae.data.pixels import Picture
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -78,7 +78,7 @@ def decode_tiff(encoded: bytes, name: str) -> Picture:
     except (DataError, MemoryError):
         raise
     except Exception as error:  # The decoders raise many types.
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise DataError(f"{name}: cannot be decoded: {reason}") from error
 
 

@@ -151,11 +151,11 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(placed, tree)
 
 
-def whole(mesh: Mesh, tree: Any) -> Any:
+def replicate(mesh: Mesh, tree: Any) -> Any:
     """Replicates arrays of any sharding on every device. All processes must call it together."""
-    return _whole(mesh)(tree)
+    return _replicate(mesh)(tree)
 
 
 @functools.lru_cache(maxsize=16)
-def _whole(mesh: Mesh) -> Callable[[Any], Any]:
+def _replicate(mesh: Mesh) -> Callable[[Any], Any]:
     return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))

@@ -187,7 +187,7 @@ def _from_manifest(root: AnyPath, table: AnyPath | None, report: Callable[[str],
     tiles = TileList(root, photographs=table)
     patients: set[str] = set()
     photographs: set[str] = set()
-    for row in manifest.iterate_manifest(root / manifest.MANIFEST):
+    for row in manifest.read_manifest(root / manifest.MANIFEST):
         origin = Origin(**{name: getattr(row, name) for name in _ORIGIN_COLUMNS})
         tiles.add(row.tile, origin, row.y, row.x)
         patients.add(row.patient)

@@ -14,7 +14,7 @@ def test_retina_regions_share_no_pixel(tmp_path):
         read_image(tmp_path / f"photographs/retina/{name}.png") for name in ("left", "right")
     )
     np.testing.assert_array_equal(np.concatenate([left, right], axis=1), bundled.retina())
-    rows = read_manifest(tiles / "manifest.csv")
+    rows = list(read_manifest(tiles / "manifest.csv"))
     counts = collections.Counter((row.photograph, row.split) for row in rows)
     assert set(counts) == {("retina/left", "train"), ("retina/right", "test")}
     assert counts["retina/left", "train"] >= 150
@@ -30,7 +30,7 @@ def test_retina_regions_share_no_pixel(tmp_path):
 
 def test_synthetic_tiles_have_every_split(tmp_path):
     tiles = synthetic_tiles(tmp_path, tile=32)
-    rows = read_manifest(tiles / "manifest.csv")
+    rows = list(read_manifest(tiles / "manifest.csv"))
     counts = collections.Counter(row.split for row in rows)
     assert counts["train"] >= 100
     assert min(counts["val"], counts["test"]) >= 20

@@ -9,7 +9,7 @@ from PIL import Image, ImageCms
 
 from tests.data.test_images import encode
 from vae.data.errors import DataError
-from vae.data.finding import list_images
+from vae.data.finding import find_images
 from vae.data.images import decode_image
 
 pydicom = pytest.importorskip("pydicom", minversion="3")
@@ -124,7 +124,7 @@ def test_file_without_an_image_is_refused():
 
 def test_folders_list_dicom_files(tmp_path):
     (tmp_path / "eye.DCM").write_bytes(dicom(PICTURE))
-    assert [path.name for path in list_images(tmp_path)] == ["eye.DCM"]
+    assert [path.name for path in find_images(tmp_path).paths] == ["eye.DCM"]
 
 
 def stored_by(dataset, syntax: str | None = None) -> bytes:

@@ -68,7 +68,7 @@ def test_few_images_are_held_in_memory(folder, monkeypatch):
 
 
 def test_tiles_have_the_metadata_of_their_manifest(tiny_tiles):
-    rows = read_manifest(tiny_tiles / "manifest.csv")
+    rows = list(read_manifest(tiny_tiles / "manifest.csv"))
     inputs = open_inputs([tiny_tiles])
     assert inputs.names() == [row.tile_id for row in rows]
     item = next(inputs.read())

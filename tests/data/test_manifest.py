@@ -8,7 +8,6 @@ from vae.data.fov import FieldOfView
 from vae.data.manifest import (
     PhotographRow,
     TileRow,
-    iterate_manifest,
     read_manifest,
     read_photographs,
     write_manifest,
@@ -36,7 +35,7 @@ def test_tables_round_trip(tmp_path):
     rows = [tile(), tile("é/a b/a b_y8_x1.jpg", y=8)]
     write_manifest(tmp_path / "manifest.csv", rows)
     assert (tmp_path / "manifest.csv").read_text(encoding="utf-8").splitlines()[0] == HEADER
-    assert read_manifest(tmp_path / "manifest.csv") == rows
+    assert list(read_manifest(tmp_path / "manifest.csv")) == rows
     write_photographs(tmp_path / "photographs.csv", [photograph()])
     assert read_photographs(tmp_path / "photographs.csv") == [photograph()]
 
@@ -54,7 +53,7 @@ def test_byte_order_mark_and_additional_columns_are_accepted(tmp_path):
     write_manifest(tmp_path / "m.csv", [tile()])
     header, row = (tmp_path / "m.csv").read_text(encoding="utf-8").splitlines()
     (tmp_path / "m.csv").write_text(f"\ufeff{header},note\r\n{row},good\r\n", encoding="utf-8")
-    assert read_manifest(tmp_path / "m.csv") == [tile()]
+    assert list(read_manifest(tmp_path / "m.csv")) == [tile()]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +73,7 @@ def test_byte_order_mark_and_additional_columns_are_accepted(tmp_path):
 def test_faulty_rows_are_refused(tmp_path, rows, message):
     write_manifest(tmp_path / "manifest.csv", rows)
     with pytest.raises(DataError, match=message):
-        read_manifest(tmp_path / "manifest.csv")
+        list(read_manifest(tmp_path / "manifest.csv"))
 
 
 def test_composed_and_decomposed_accents_are_the_same_name(tmp_path):
@@ -87,15 +86,15 @@ def test_composed_and_decomposed_accents_are_the_same_name(tmp_path):
     )  # fmt: skip
     write_manifest(tmp_path / "m.csv", [other])
     # Names are composed; the path of a file is not changed.
-    assert read_manifest(tmp_path / "m.csv") == [dataclasses.replace(row, tile=other.tile)]
+    assert list(read_manifest(tmp_path / "m.csv")) == [dataclasses.replace(row, tile=other.tile)]
     write_manifest(tmp_path / "m.csv", [row, other])
     with pytest.raises(DataError, match="line 3: a second row for tile"):
-        read_manifest(tmp_path / "m.csv")
+        list(read_manifest(tmp_path / "m.csv"))
     jörg = unicodedata.normalize("NFC", "Jörg"), unicodedata.normalize("NFD", "Jörg")
     rows = [tile(patient=jörg[0]), tile("b.png", patient=jörg[1], split="test")]
     write_manifest(tmp_path / "m.csv", rows)
     with pytest.raises(DataError, match="patient 'Jörg' is in train and in test"):
-        read_manifest(tmp_path / "m.csv")
+        list(read_manifest(tmp_path / "m.csv"))
     name = unicodedata.normalize("NFD", "é/a b")
     write_photographs(tmp_path / "p.csv", [photograph(), photograph(name)])
     with pytest.raises(DataError, match="line 3: a second row"):
@@ -105,16 +104,16 @@ def test_composed_and_decomposed_accents_are_the_same_name(tmp_path):
 def test_faulty_files_are_refused(tmp_path):
     path = tmp_path / "manifest.csv"
     with pytest.raises(DataError, match="cannot be read"):
-        read_manifest(path)
+        list(read_manifest(path))
     path.write_text("tile,photograph,patient\n")
     with pytest.raises(DataError, match=r"lacks the column\(s\) label, split"):
-        read_manifest(path)
+        list(read_manifest(path))
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="not a UTF-8 CSV"):
-        read_manifest(path)
+        list(read_manifest(path))
     path.write_text(HEADER + "\na.png,cut,off\n")
     with pytest.raises(DataError, match="line 2: no label"):
-        read_manifest(path)
+        list(read_manifest(path))
     write_photographs(path, [photograph(), photograph()])
     with pytest.raises(DataError, match="line 3: a second row"):
         read_photographs(path)
@@ -130,14 +129,14 @@ def test_a_failed_write_keeps_the_old_table(tmp_path):
 
     with pytest.raises(RuntimeError, match="stopped"):
         write_manifest(path, rows())
-    assert read_manifest(path) == [tile()]
+    assert list(read_manifest(path)) == [tile()]
     assert [p.name for p in tmp_path.iterdir()] == ["manifest.csv"]
 
 
 def test_reading_is_lazy(tmp_path):
     path = tmp_path / "manifest.csv"
     write_manifest(path, [tile(), tile(split="nonsense")])
-    rows = iterate_manifest(path)
+    rows = read_manifest(path)
     assert next(rows) == tile()
     with pytest.raises(DataError):
         next(rows)

@@ -35,7 +35,7 @@ def test_whole_images_are_tiled_to_their_borders(crop, tmp_path):
     with pytest.raises(DataError, match=r"no field of view found.*--fov none takes the whole"):
         make_tiles(tmp_path / "eyes", tmp_path / "auto", **HOW)
     make_tiles(tmp_path / "eyes", tmp_path / "tiles", fov="none", **HOW)
-    rows = read_manifest(tmp_path / "tiles/manifest.csv")
+    rows = list(read_manifest(tmp_path / "tiles/manifest.csv"))
     # Six tiles of 64 pixels fit into 400 pixels.
     assert len(rows) == 36
     assert {row.fov for row in rows} == {UNKNOWN} and {row.fov_share for row in rows} == {1.0}
@@ -71,7 +71,7 @@ def test_tiles_are_black_outside_the_mask(crop, tmp_path):
     make_tiles(
         tmp_path / "eyes", tmp_path / "tiles", fov_mask=tmp_path / "masks", min_fov=0.7, **HOW
     )
-    rows = read_manifest(tmp_path / "tiles/manifest.csv")
+    rows = list(read_manifest(tmp_path / "tiles/manifest.csv"))
     assert len(rows) == 10  # two columns of five
     masked = np.where(mask[..., None], crop, 0)
     for row in rows:

@@ -12,7 +12,7 @@ from vae.data import cutting, cutting_run
 from vae.data.cutting import tile_origins
 from vae.data.errors import DataError, UsageError
 from vae.data.failures import Failure
-from vae.data.finding import list_images
+from vae.data.finding import find_images
 from vae.data.fov import FieldOfView, find_fov
 from vae.data.fundus_tiles.collect import collect
 from vae.data.images import read_image, write_image
@@ -45,8 +45,8 @@ def copy(tree, tmp_path):
 
 def test_manifest_lists_every_tile(tiles):
     out, summary = tiles
-    rows = read_manifest(out / "manifest.csv")
-    files = {path.relative_to(out).as_posix() for path in list_images(out)}
+    rows = list(read_manifest(out / "manifest.csv"))
+    files = {path.relative_to(out).as_posix() for path in find_images(out).paths}
     assert {row.tile for row in rows} == files
     assert sum(summary.tiles.values()) == len(rows)
     assert collections.Counter((r.label, r.split) for r in rows) == summary.tiles
@@ -115,11 +115,11 @@ def test_workers_give_the_same_tiles(tree, tiles, tmp_path):
 def test_added_photographs_do_not_change_other_tiles(tree, tmp_path):
     root = copy(tree, tmp_path)
     make_tiles(root, tmp_path / "tiles", **SPLIT, **FAST)
-    before = read_manifest(tmp_path / "tiles/manifest.csv")
+    before = list(read_manifest(tmp_path / "tiles/manifest.csv"))
     for name in ("a0_R.png", "p99_L.png"):
         write_image(root / "krank" / name, fundus_photograph(99, SIZE))
     summary = make_tiles(root, tmp_path / "tiles", **SPLIT, **FAST)
-    after = read_manifest(tmp_path / "tiles/manifest.csv")
+    after = list(read_manifest(tmp_path / "tiles/manifest.csv"))
     assert summary.reused == 16
     assert set(before) < set(after)
 
@@ -155,9 +155,9 @@ def test_interrupted_runs_are_continued(tree, tiles, tmp_path, monkeypatch, caps
 def test_changed_photographs_and_missing_tiles_are_cut_again(tree, tmp_path):
     root = copy(tree, tmp_path)
     make_tiles(root, tmp_path / "tiles", **SPLIT, **FAST)
-    changed = list_images(root)[0]
+    changed = find_images(root).paths[0]
     write_image(changed, fundus_photograph(77, SIZE))
-    lost = tmp_path / "tiles" / read_manifest(tmp_path / "tiles/manifest.csv")[-1].tile
+    lost = tmp_path / "tiles" / list(read_manifest(tmp_path / "tiles/manifest.csv"))[-1].tile
     lost.unlink()
     summary = make_tiles(root, tmp_path / "tiles", **SPLIT, **FAST)
     assert summary.reused == 14
@@ -202,7 +202,7 @@ def test_fov_width_scales_every_field_of_view(tree, tmp_path):
 
 def test_jpg_is_for_train_only(tree, tmp_path):
     make_tiles(tree, tmp_path / "tiles", file_format="jpg", **SPLIT, **FAST)
-    rows = read_manifest(tmp_path / "tiles/manifest.csv")
+    rows = list(read_manifest(tmp_path / "tiles/manifest.csv"))
     suffixes = {(row.split, row.tile.rsplit(".", 1)[1]) for row in rows}
     assert suffixes == {("train", "jpg"), ("val", "png"), ("test", "png")}
 
@@ -263,13 +263,13 @@ def test_bad_photographs_are_listed_and_the_others_finish(tree, tmp_path):
 def test_a_split_whose_photographs_are_all_bad_is_refused(tree, tmp_path):
     root = copy(tree, tmp_path)
     (root / "krank" / "q.png").write_bytes(b"")
-    rows = [f"{p.parent.name}/{p.stem},{p.stem},train" for p in list_images(root)[:-1]]
+    rows = [f"{p.parent.name}/{p.stem},{p.stem},train" for p in find_images(root).paths[:-1]]
     table = tmp_path / "patients.csv"
     table.write_text("\n".join(["photograph,patient,split", *rows, "q,q,test"]), "utf-8")
     with pytest.raises(DataError, match=r"no tiles in test: all photographs there were rejected"):
         make_tiles(root, tmp_path / "tiles", patients=table, val=0, **FAST)
     # The tiles of the other splits exist and are listed.
-    listed = read_manifest(tmp_path / "tiles/manifest.csv")
+    listed = list(read_manifest(tmp_path / "tiles/manifest.csv"))
     assert {row.split for row in listed} == {"train"} and len(rows) == len(
         {row.photograph for row in listed}
     )
@@ -277,7 +277,7 @@ def test_a_split_whose_photographs_are_all_bad_is_refused(tree, tmp_path):
 
 def test_patients_file_gives_labels_and_splits(tree, tmp_path):
     splits = ["train", "val", "test"]
-    paths = list_images(tree)
+    paths = find_images(tree).paths
     rows = [
         f"{path.parent.name}/{path.name},{path.stem[:3]},neu {path.stem[-1]},"
         f"{splits[int(path.stem[1:3]) % 3]}"
@@ -301,7 +301,7 @@ def test_each_photograph_as_its_own_patient_is_reported(tree, tmp_path, capsys):
     assert "each of the 16 photographs counts as its own patient" in output
     assert "--patient_regex '" in output
     assert "16 photographs\nTo cut: about" in output
-    rows = read_manifest(tmp_path / "tiles/manifest.csv")
+    rows = list(read_manifest(tmp_path / "tiles/manifest.csv"))
     assert all(row.patient == row.photograph for row in rows)
     make_tiles(tree, tmp_path / "tiles", patients_unknown=True, **options)
     assert "own patient" not in capsys.readouterr().out
@@ -370,10 +370,12 @@ def test_cutting_a_photograph_again_keeps_tiles_in_its_subfolders(tmp_path):
     old.touch()
     assert make_tiles(root, out, **options, **FAST).reused == 4
     assert sorted((out / "siteA/P1/OD").iterdir()) == inner and not old.exists()
-    rows = read_manifest(out / "manifest.csv")
+    rows = list(read_manifest(out / "manifest.csv"))
     assert all((out / row.tile).stat().st_size for row in rows)
-    assert {path.relative_to(out / "overlays").as_posix() for path in list_images(out / "overlays")
-            } == {f"{row.photograph}.jpg" for row in rows}  # fmt: skip
+    drawn = find_images(out / "overlays").paths
+    assert {path.relative_to(out / "overlays").as_posix() for path in drawn} == {
+        f"{row.photograph}.jpg" for row in rows
+    }
 
 
 def test_copies_are_reported_and_share_a_split(tree, tmp_path, capsys):
@@ -426,7 +428,7 @@ def test_limit_takes_from_every_split_and_overlays_are_drawn(tree, tmp_path):
     out = tmp_path / "tiles"
     summary = make_tiles(tree, out, limit=3, overlays=True, **SPLIT, **FAST)
     assert sorted(split for _, split in summary.photographs) == ["test", "train", "val"]
-    drawn = list_images(out / "overlays")
+    drawn = find_images(out / "overlays").paths
     assert len(drawn) == 3
     green = read_image(drawn[0]).astype(int)
     assert ((green[..., 1] > 180) & (green[..., 0] < 90)).sum() > 100

@@ -145,9 +145,9 @@ def test_a_process_that_dies_ends_the_others(finished, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("localhost:1", None, None), "--num_processes, --process_id missing"),
-        (("localhost:1", 2, 2), "--process_id=2 must lie in 0..1"),
-        (("localhost", 2, 1), "is not HOST:PORT"),
+        (("localhost:1", None, None, 100), "--num_processes, --process_id missing"),
+        (("localhost:1", 2, 2, 100), "--process_id=2 must lie in 0..1"),
+        (("localhost", 2, 1, 100), "is not HOST:PORT"),
         (("localhost:1", 2, 1, 0), "--heartbeat_seconds=0 must be"),
     ],
 )
@@ -158,5 +158,5 @@ def test_impossible_arguments(arguments, message):
 
 def test_a_single_process_opens_no_port(monkeypatch):
     monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
-    initialize()
+    initialize(None, None, None, 100)
     assert not jax.distributed.is_initialized()

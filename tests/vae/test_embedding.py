@@ -73,7 +73,7 @@ def test_components_match_those_of_the_features():
     scaled = (features - vectors.mean) / vectors.scale
     np.testing.assert_allclose(vectors.values @ vectors.components, scaled, atol=1e-4)
     few = embedding.principal_components(features, most=4)
-    components = few.of(features)
+    components = few.project(features)
     covariance = components.T @ components / 50
     np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=1e-9)
     assert components.shape == (50, 4) and (np.diff(np.diag(covariance)) < 0).all()

@@ -17,6 +17,7 @@ from vae.data.errors import DataError
 from vae.data.pipeline import open_dataset
 from vae.data.thumbnails import THUMBNAILS
 from vae.evaluation.enhancement import CASES, Case, degrade_case, evaluate_enhancer, pick_tiles
+from vae.evaluation.enhancement.calibration import calibration, format_calibration
 from vae.evaluation.enhancement.classical import METHODS
 from vae.evaluation.enhancement.run import RESULTS, TABLE
 from vae.evaluation.enhancement.structure import compare_structure, find_structure, vesselness
@@ -52,11 +53,11 @@ def test_classical_methods_improve_their_degradation(tile):
 
 
 def test_a_tile_keeps_its_own_structure(tile):
-    figures = compare_structure(find_structure(tile, FOV), tile)
-    assert figures["vesselness"] == pytest.approx(1.0)
-    assert figures["false_vessels"] == 0 and figures["missed_vessels"] == 0
-    if figures["lesions"]:
-        assert figures["lesions_kept"] == pytest.approx(1.0)
+    metrics = compare_structure(find_structure(tile, FOV), tile)
+    assert metrics["vesselness"] == pytest.approx(1.0)
+    assert metrics["false_vessels"] == 0 and metrics["missed_vessels"] == 0
+    if metrics["lesions"]:
+        assert metrics["lesions_kept"] == pytest.approx(1.0)
     grain = np.random.default_rng(0).integers(60, 90, tile.shape, np.uint8)
     assert compare_structure(find_structure(tile, FOV), grain)["vesselness"] < 0.3
 
@@ -71,8 +72,8 @@ def test_false_and_missed_vessels_are_counted(tile):
     drawn = cv2.line(tile.copy(), (x - 18, y), (x + 18, y), (60, 20, 10), 5)
     assert compare_structure(structure, drawn)["false_vessels"] > 0.001
     blurred = cv2.GaussianBlur(tile, (0, 0), 12)
-    figures = compare_structure(structure, blurred)
-    assert figures["missed_vessels"] > 0.8 and figures["false_vessels"] < 0.01
+    metrics = compare_structure(structure, blurred)
+    assert metrics["missed_vessels"] > 0.8 and metrics["false_vessels"] < 0.01
 
 
 def test_lesions_are_found_and_their_loss_is_measured():
@@ -138,6 +139,20 @@ def test_the_table(dataset, tmp_path, capsys):
         assert words in page
     assert "http://" not in page and "https://" not in page
     assert content["rows"] == rows and (out / TABLE).read_text().count("\n") == len(rows) + 1
+
+
+def test_calibration_of_tiles():
+    clean = np.zeros((3, 8, 8, 3), np.uint8)
+    made, deviations = clean + np.arange(3, dtype=np.uint8)[:, None, None, None], np.ones((3, 8, 8))
+    deviations *= np.arange(1, 4)[:, None, None]
+    fov = np.ones((3, 8, 8), bool)
+    found = calibration(clean, made, deviations, fov)
+    assert found["correlation"] == pytest.approx(1)
+    assert "rank correlation of tiles 1.00" in format_calibration(found)
+    # One tile has no rank correlation.
+    found = calibration(clean[:1], made[1:2], deviations[:1], fov[:1])
+    assert math.isnan(found["correlation"]) and found["ratio"] == pytest.approx(1)
+    assert "correlation" not in format_calibration(found)
 
 
 def test_a_dataset_without_thumbnails_is_refused(dataset, tmp_path):

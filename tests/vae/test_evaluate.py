@@ -151,9 +151,9 @@ def test_rows_and_their_sizes(evaluation):
         assert sizes[name] == (latents, SIDE * SIDE * 3 / latents, 2 * latents)
     assert _row(evaluation, "mean_colour")["bytes"] == 3
     for row in evaluation.rows:
-        for figure in ("ssim", "psnr"):
-            low, high = row["interval"][figure]
-            assert low <= row[figure] <= high
+        for metric in ("ssim", "psnr"):
+            low, high = row["interval"][metric]
+            assert low <= row[metric] <= high
 
 
 def test_model_metrics_are_those_of_8_bit_reconstructions(evaluation, split, pca):
@@ -194,9 +194,9 @@ def test_labels_average_to_the_whole(evaluation):
     ]
     tiles = [row["tiles"] for row in evaluation.labels]
     assert sum(tiles) == 19
-    for figure in ("ssim", "psnr"):
-        mean = np.average([row[figure] for row in evaluation.labels], weights=tiles)
-        assert mean == pytest.approx(_row(evaluation, "model")[figure])
+    for metric in ("ssim", "psnr"):
+        mean = np.average([row[metric] for row in evaluation.labels], weights=tiles)
+        assert mean == pytest.approx(_row(evaluation, "model")[metric])
 
 
 def test_metrics_do_not_depend_on_the_batches(evaluation, split, variables, mesh):

@@ -67,9 +67,9 @@ def test_pixels_outside_the_mask_do_not_matter():
     mask = np.zeros(a.shape[:3], bool)
     mask[:, 5:30, 4:28] = True
     other = np.where(mask[..., None], b, 255 - b)
-    for figure, scale in ((metrics.masked_ssim, 255.0), (metrics.masked_psnr, 1.0)):
+    for metric, scale in ((metrics.masked_ssim, 255.0), (metrics.masked_psnr, 1.0)):
         np.testing.assert_array_equal(
-            figure(a / scale, b / scale, mask), figure(a / scale, other / scale, mask)
+            metric(a / scale, b / scale, mask), metric(a / scale, other / scale, mask)
         )
 
 

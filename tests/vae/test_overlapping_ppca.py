@@ -64,7 +64,7 @@ def test_overlap_beats_pca_on_other_photographs(fitted):
         posterior = MODEL.apply(variables, x, method="encode")
         image, sample = (
             MODEL.apply(variables, z, method="decode")
-            for z in (posterior.mean, posterior.sample(jax.random.key(1)))
+            for z in (posterior.mean, posterior.sample_rows(jax.random.key(1), jnp.arange(len(x))))
         )
         log_scale = MODEL.apply(variables, method="log_scale")
         terms = objective_terms(x, sample, log_scale, posterior, "gaussian")

@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch")
 
 from torch_twin import images, nchw, nhwc, trained_like, without_prefix  # noqa: E402
 
+from benchmarks.published_loss import published_loss  # noqa: E402
 from vae.convert_torch_checkpoint import convert, torch_module  # noqa: E402
 from vae.convert_torch_checkpoint.table import table  # noqa: E402
 
@@ -206,7 +207,7 @@ def test_one_step_of_training(small):
     target = nchw(x)
     mean, log_var = twin.encode(target)
     sample = mean + torch.exp(0.5 * log_var) * torch.from_numpy(noise)
-    theirs = torch_module.published_loss(target, twin.decode(sample), mean, log_var).mean()
+    theirs = published_loss(target, twin.decode(sample), mean, log_var).mean()
     optimizer = torch.optim.SGD(twin.parameters(), lr=rate)
     theirs.backward()
     gradients = {name: p.grad.clone() for name, p in twin.autoencoder.named_parameters()}
@@ -240,11 +241,11 @@ def test_one_step_of_training(small):
         leaf, grad = trees[collection], grads
         for part in path:
             leaf = leaf[part]
-        assert_close(leaf, entry.layout.ours(state[entry.source].numpy()), name=entry.source)
+        assert_close(leaf, entry.layout.to_flax(state[entry.source].numpy()), name=entry.source)
         if collection == "params":
             for part in path:
                 grad = grad[part]
-            want = entry.layout.ours(gradients[entry.source].numpy())
+            want = entry.layout.to_flax(gradients[entry.source].numpy())
             error = np.linalg.norm(np.ravel(grad - want)) / np.linalg.norm(np.ravel(want))
             # A ReLU input near zero may be positive in one framework only.
             assert error < 1e-3, f"{entry.source}: {error}"

@@ -68,7 +68,7 @@ def report(finished, tiny_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report") / "new"
     saved = load_saved(finished[1])
     evaluation = evaluate_model(
-        saved, tiny_data, split="train", limit=12, report=folder, beside=[saved]
+        saved, tiny_data, split="train", limit=12, report=folder, other_models=[saved]
     )
     return folder, evaluation
 
@@ -269,9 +269,9 @@ def test_curves_use_the_tiles_of_the_table(report, content):
     (model,) = (point for point in by_codec["model"] if point["setting"] == "this model")
     rows = {row["name"]: row for row in content["rows"]}
     # The sample contains all tiles, so the model's point equals its row.
-    for figure in ("ssim", "psnr"):
-        assert model[figure] == pytest.approx(rows["model"][figure])
-        assert model[f"{figure}_sampled"] == pytest.approx(rows["model_sampled"][figure])
+    for metric in ("ssim", "psnr"):
+        assert model[metric] == pytest.approx(rows["model"][metric])
+        assert model[f"{metric}_sampled"] == pytest.approx(rows["model_sampled"][metric])
     assert (model["latents"], model["bytes"]) == (
         rows["model"]["latents"],
         pytest.approx(rows["model"]["bytes"]),
@@ -282,9 +282,9 @@ def test_curves_use_the_tiles_of_the_table(report, content):
     for codec, size in (("pca", "latents"), ("pca", "bytes"), ("jpeg", "bytes")):
         ordered = by_codec[codec]
         assert len(ordered) > 3
-        for figure in (size, "psnr"):
-            values = [point[figure] for point in ordered]
-            assert values == sorted(values), (codec, figure)
+        for metric in (size, "psnr"):
+            values = [point[metric] for point in ordered]
+            assert values == sorted(values), (codec, metric)
 
 
 def test_the_first_components_equal_a_smaller_fit():

@@ -13,7 +13,7 @@ from vae.evaluation.samples.measures import (
 )
 from vae.evaluation.samples.simple_priors import gaussian, mixture
 from vae.evaluation.samples.summary import PATCHES, SMALL, VESSELS, Summary, batched, summarise
-from vae.evaluation.samples.table import Real, compare, floor, format_table
+from vae.evaluation.samples.table import Reference, compare, floor, format_table
 
 SIDE, COUNT = 64, 24
 
@@ -50,7 +50,7 @@ def real():
     pool, owner = tiles(4 * COUNT, 0)
     held_out, others = tiles(COUNT, 1)
     pool, held_out = summary(pool, owner), summary(held_out, others)
-    return Real.of(pool, pool.small, held_out, COUNT)
+    return Reference.from_summary(pool, pool.small, held_out, COUNT)
 
 
 def test_patches_of_the_pyramid():
@@ -131,7 +131,7 @@ def test_rows_of_known_sets(real):
 
 def test_floor_needs_two_patients(real):
     alone = Summary(**{**vars(real.pool), "patients": np.full(len(real.pool), "one")})
-    row = floor(Real.of(alone, real.training, real.held_out, COUNT))
+    row = floor(Reference.from_summary(alone, real.training, real.held_out, COUNT))
     assert row["swd"] is None
     assert format_table([row])
 

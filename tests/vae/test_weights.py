@@ -36,7 +36,7 @@ def figures(tiles, made):
 @pytest.mark.parametrize("name", weights.NAMES)
 def test_above_pca_on_the_bundled_photograph(name, tiles):
     model = vae.load_model(name)
-    assert weights.shipped(name).stat().st_size <= 6_000_000
+    assert weights.bundled_file(name).stat().st_size <= 6_000_000
     pca = jax.tree.map(np.asarray, model.saved.variables["pca"]["fit"])
     linear = to_uint8(pca.decode(pca.encode(to_float(tiles)).mean))
     floor, ours = figures(tiles, linear), figures(tiles, model.reconstruct(tiles))

@@ -16,7 +16,7 @@ from vae import weights
 from vae.checkpoints.config import from_dict
 from vae.checkpoints.modules import abstract_model, join_variables, split_variables
 from vae.checkpoints.safetensors_io import MODEL_FILE, SavedModel, read_safetensors
-from vae.data.errors import DataError
+from vae.data.errors import DataError, one_line
 from vae.data.files import require_regular, write_beside
 from vae.data.images import IMAGE_SUFFIXES
 
@@ -55,7 +55,7 @@ def read_config(workdir: epath.PathLike) -> ConfigDict:
     try:
         return from_dict(stored)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: of another version ({' '.join(str(error).split())})") from error
+        raise DataError(f"{path}: of another version ({one_line(error)})") from error
 
 
 def load_saved(path: str | os.PathLike) -> SavedModel:
@@ -71,14 +71,14 @@ def load_saved(path: str | os.PathLike) -> SavedModel:
         this name.
     """
     name, path = os.fspath(path), epath.Path(path).absolute()
-    ships = weights.shipped(name)
-    if ships is not None:
+    bundled = weights.bundled_file(name)
+    if bundled is not None:
         if path.exists():
             raise DataError(
                 f"{name} is the name of bundled weights and of {path}; write ./{name} for the "
-                f"latter, {ships} for the former"
+                f"latter, {bundled} for the former"
             )
-        return read_safetensors(ships)
+        return read_safetensors(bundled)
     if not path.exists():
         raise DataError(f"{path}: no such model; expected {KINDS}")
     if "://" not in os.fspath(path) and not path.is_dir():

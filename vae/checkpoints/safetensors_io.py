@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from vae.checkpoints.config import from_dict
 from vae.checkpoints.leaves import by_path, differences
 from vae.checkpoints.modules import abstract_model
-from vae.data.errors import DataError
+from vae.data.errors import DataError, one_line
 from vae.data.files import replacing, require_regular
 from vae.models.autoencoder import LINEAR
 
@@ -125,7 +125,7 @@ def read_safetensors(path: epath.PathLike) -> SavedModel:
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: damaged ({error}); export it again") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: of another version ({' '.join(str(error).split())})") from error
+        raise DataError(f"{path}: of another version ({one_line(error)})") from error
     statistics = {name: leaves.pop(name) for name in STATISTICS}
     return SavedModel(
         path=path,

@@ -90,7 +90,7 @@ def _encode(
     fov_mask: str | None,
     max_lost_share: float,
 ) -> int:
-    _check_options(out, log_var, dtype, quantise)
+    _check_options(log_var, dtype, quantise)
 
     import vae
     from vae.checkpoints.provenance import provenance
@@ -143,7 +143,7 @@ def _encode(
     return 0
 
 
-def _check_options(out: str, log_var: bool, dtype: str | None, quantise: float | None) -> None:
+def _check_options(log_var: bool, dtype: str | None, quantise: float | None) -> None:
     if quantise is not None and dtype is not None:
         raise UsageError(f"--quantise stores integers, which have no --dtype {dtype}; drop one")
     if quantise is not None and log_var:

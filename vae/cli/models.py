@@ -126,7 +126,7 @@ def _evaluate(
         limit=limit,
         out=out,
         report=report,
-        beside=[load_saved(other) for other in beside],
+        other_models=[load_saved(path) for path in beside],
     )
     return 0
 

@@ -119,18 +119,18 @@ def _sample(
     n: int,
     out: str,
     file_format: str,
-    **how: Any,
+    **options: Any,
 ) -> int:
-    _check(n, how)
+    _check(n, options)
     from vae.inference.sample import load_sampler
     from vae.inference.sample_files import origin_of, write_samples
 
     sampler = load_sampler(model, prior)
-    _check_label(sampler, how)
+    _check_label(sampler, options)
     print(_about(sampler))
     start, done = time.monotonic(), 0
     written = write_samples(
-        sampler, Path(out), n, origin=origin_of(sampler), suffix=f".{file_format}", **how
+        sampler, Path(out), n, origin=origin_of(sampler), suffix=f".{file_format}", **options
     )
     from tqdm import tqdm
 
@@ -180,37 +180,37 @@ def _evaluate(
     n: int,
     samples: str | None,
     out: str | None,
-    **how: Any,
+    **options: Any,
 ) -> int:
-    _check(n, how)
+    _check(n, options)
     from vae.evaluation.samples import evaluate_samples
     from vae.inference.sample import load_sampler
 
     sampler = load_sampler(model, prior)
-    _check_label(sampler, how)
+    _check_label(sampler, options)
     print(_about(sampler))
     tiles = None if samples is None else _read_tiles(samples, sampler.side)
-    evaluate_samples(sampler, data, count=n, split=split, out=out, tiles=tiles, **how)
+    evaluate_samples(sampler, data, count=n, split=split, out=out, tiles=tiles, **options)
     return 0
 
 
-def _check(n: int, how: dict[str, Any]) -> None:
+def _check(n: int, options: dict[str, Any]) -> None:
     if not 1 <= n <= MOST:
         raise UsageError(f"--n {n}: expected a number of tiles from 1 to {MOST:,}")
-    steps = how.get("steps")
+    steps = options.get("steps")
     if steps is not None and steps < 1:
         raise UsageError(f"--steps {steps}: expected at least 1")
-    if not 0 <= how.get("seed", 0) < 2**32:
-        raise UsageError(f"--seed {how['seed']}: expected a number from 0 to {2**32 - 1}")
+    if not 0 <= options.get("seed", 0) < 2**32:
+        raise UsageError(f"--seed {options['seed']}: expected a number from 0 to {2**32 - 1}")
 
 
-def _check_label(sampler, how: dict[str, Any]) -> None:
-    label = how["label"]
+def _check_label(sampler, options: dict[str, Any]) -> None:
+    label = options["label"]
     if label is not None and composed(label) not in sampler.labels:
         known = ", ".join(sampler.labels) or "none, it was trained without labels"
         raise UsageError(f"--label {label}: this prior knows {known}")
-    if how["guidance"] != 1 and label is None:
-        raise UsageError(f"--guidance {how['guidance']:g} needs a label; give --label")
+    if options["guidance"] != 1 and label is None:
+        raise UsageError(f"--guidance {options['guidance']:g} needs a label; give --label")
 
 
 def _about(sampler) -> str:

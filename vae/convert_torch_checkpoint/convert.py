@@ -97,7 +97,7 @@ def converted(
                 f"{name}: {entry.source} has values that are not finite in float32; the training "
                 "run had failed: take an earlier checkpoint"
             )
-        yield entry, np.asarray(entry.layout.ours(array), order="C")
+        yield entry, np.asarray(entry.layout.to_flax(array), order="C")
 
 
 def nested(arrays: dict[str, np.ndarray]) -> dict:
@@ -107,10 +107,10 @@ def nested(arrays: dict[str, np.ndarray]) -> dict:
 
 def to_torch(variables: dict, model: FundusVAE) -> dict[str, torch.Tensor]:
     """Converts Flax variables to the published state dict, with its prefix."""
-    ours = flax.traverse_util.flatten_dict(variables, sep="/")
+    arrays = flax.traverse_util.flatten_dict(variables, sep="/")
     state = {}
     for entry in table(model):
-        array = np.asarray(entry.layout.theirs(np.asarray(ours[entry.path])), order="C")
+        array = np.asarray(entry.layout.to_torch(np.asarray(arrays[entry.path])), order="C")
         dtype = torch.int64 if array.dtype == np.int32 else torch.float32
         state[PREFIX + entry.source] = _tensor(array).to(dtype)
     return state

@@ -1,8 +1,5 @@
 """The steps of the command: read, check, convert, verify, write."""
 
-import contextlib
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +23,7 @@ from vae.convert_torch_checkpoint.source import read_state, verify_checksums
 from vae.convert_torch_checkpoint.table import leaves, table
 from vae.convert_torch_checkpoint.verify import IMAGE_TOLERANCE, POSTERIOR_TOLERANCE, compare
 from vae.data.errors import DataError, UsageError
-from vae.data.files import replacing, unfinished_name
+from vae.data.files import replacing
 from vae.data.outputs import claim_folder, claim_new
 from vae.models import FundusVAE
 
@@ -79,11 +76,11 @@ def _from_torch(source: Path, out: Path, verify: bool) -> int:
         "latent_statistics": "of the prior N(0, I): the source has none",
     }
     saved = _saved(model, convert.nested(arrays), made)
-    with _folder(out) as unfinished:
+    with replacing(out / MODEL_FILE) as unfinished:
         print(f"writing {out / MODEL_FILE}", flush=True)
-        write_safetensors(unfinished / MODEL_FILE, saved)
+        write_safetensors(unfinished, saved)
         if verify:
-            _verify(state, unfinished / MODEL_FILE, model)
+            _verify(state, unfinished, model)
     print(f"{_summary(model)}: {out}")
     return 0
 
@@ -159,22 +156,6 @@ def _refuse_folder(out: Path, overwrite: bool) -> None:
             raise UsageError(f"{out} holds a model already; --overwrite replaces it")
     elif any(out.iterdir()):
         raise UsageError(f"--out {out} is a folder of something else; name a new one")
-
-
-@contextlib.contextmanager
-def _folder(out: Path) -> Iterator[Path]:
-    """Yields a temporary folder next to `out`, which becomes `out`; it is removed on errors."""
-    out = out.resolve()  # "." has no name
-    unfinished = out.with_name(unfinished_name(out))
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        if out.exists():
-            (unfinished / MODEL_FILE).replace(out / MODEL_FILE)
-        else:
-            unfinished.rename(out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _bar(what: str, size: int) -> tqdm.tqdm:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from vae.data.errors import DataError
+from vae.data.errors import DataError, one_line
 from vae.data.files import require_regular
 
 # Keys under which training scripts save the state dict together with other data.
@@ -108,7 +108,7 @@ def _torch(path: Path) -> Any:
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", mmap=is_zip, weights_only=True)
     except Exception as error:  # a damaged file raises errors of undocumented types
-        message = " ".join(str(error).split())
+        message = one_line(error)
         if "weights_only" in message and (code := re.search(r"GLOBAL ([\w.]+)", message)):
             raise DataError(
                 f"{path} needs the code {code[1]} to be loaded, which is never executed here; load "

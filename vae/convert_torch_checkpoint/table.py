@@ -26,11 +26,11 @@ class Layout:
     name: str
     axes: tuple[int, ...] = ()
 
-    def ours(self, array: np.ndarray) -> np.ndarray:
+    def to_flax(self, array: np.ndarray) -> np.ndarray:
         """Returns a view of PyTorch's array with the axes of Flax."""
         return array.transpose(self.axes) if self.axes else array
 
-    def theirs(self, array: np.ndarray) -> np.ndarray:
+    def to_torch(self, array: np.ndarray) -> np.ndarray:
         """Returns a view of the Flax array with the axes of PyTorch."""
         return array.transpose(np.argsort(self.axes)) if self.axes else array
 

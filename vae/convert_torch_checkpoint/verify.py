@@ -11,7 +11,7 @@ from vae.convert_torch_checkpoint.torch_module import PublishedVAE
 from vae.data.synthetic import fundus_photograph
 from vae.models import FundusVAE
 
-TILES = 4
+TILE_COUNT = 4
 # Tolerances for float32 sums in another order: for mean and log-variance relative to their largest
 # value, for the reconstruction in values of [0, 1].
 POSTERIOR_TOLERANCE = 1e-3
@@ -53,7 +53,7 @@ def compare(
       seed: Seed of the photographs.
     """
     side = model.image_size
-    photographs = np.stack([fundus_photograph((seed, i), side) for i in range(TILES)])
+    photographs = np.stack([fundus_photograph((seed, i), side) for i in range(TILE_COUNT)])
     tiles = np.ascontiguousarray(np.moveaxis(photographs, -1, 1), np.float32) / 255
     with torch.device("meta"):
         twin = PublishedVAE(model)

@@ -7,7 +7,7 @@ CONFIDENCE = 0.95
 
 
 def patient_intervals(
-    values: np.ndarray, patients: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES
+    values: np.ndarray, patients: np.ndarray, *, seed: int = 0
 ) -> np.ndarray | None:
     """Computes bootstrap intervals of means over tiles, resampling patients.
 
@@ -17,7 +17,6 @@ def patient_intervals(
       values: float [N, M], M metrics of N tiles.
       patients: str [N], the patient of each tile.
       seed: Seed of the draws, which are the same for all M metrics.
-      resamples: Number of draws.
 
     Returns:
       float [2, M], the 2.5th and 97.5th percentile of each mean; None with a single patient.
@@ -29,8 +28,8 @@ def patient_intervals(
     tiles = np.bincount(patient, minlength=count).astype(np.float64)
     totals = np.stack([np.bincount(patient, column, count) for column in values.T], axis=1)
     rng = np.random.default_rng(seed)
-    means = np.empty((resamples, values.shape[1]))
-    for i in range(resamples):
+    means = np.empty((RESAMPLES, values.shape[1]))
+    for i in range(RESAMPLES):
         drawn = np.bincount(rng.integers(count, size=count), minlength=count)
         means[i] = drawn @ totals / (drawn @ tiles)
     tail = 50 * (1 - CONFIDENCE)

@@ -79,7 +79,7 @@ def compare_with_jpeg(model: Model, store: LatentStore, inputs: Inputs) -> Compa
     """
     sample = [(group, number) for group in store.groups for number in _spread(group, len(store))]
     steps = 4 * len(store.progress["steps"])
-    originals, masks, ours, means, sizes = [], [], [], [], []
+    originals, masks, reconstructions, means, sizes = [], [], [], [], []
     for group, number in sample:
         (row,), (packed,) = group.rows(number, number + 1), group.packed(number, number + 1)
         item = next(inputs.read(row.number))
@@ -88,10 +88,10 @@ def compare_with_jpeg(model: Model, store: LatentStore, inputs: Inputs) -> Compa
         image = item.image if store.about["keep_border"] else item.inside()
         originals.append(image)
         masks.append(item.mask())
-        ours.append(decode_range(model, group, number, number + 1)[0])
+        reconstructions.append(decode_range(model, group, number, number + 1)[0])
         means.append(model.reconstruct(image))
         sizes.append(len(packed) + 8 + steps / len(store))
-    own = _rate("quantised latents", sizes, originals, ours, masks)
+    quantised_rate = _rate("quantised latents", sizes, originals, reconstructions, masks)
 
     @functools.cache
     def jpeg(quality: int) -> Rate:
@@ -100,17 +100,19 @@ def compare_with_jpeg(model: Model, store: LatentStore, inputs: Inputs) -> Compa
         sizes = [len(file) for file in files]
         return _rate(f"JPEG q{quality}", sizes, originals, pictures, masks)
 
-    same_bytes = jpeg(nearest_quality(lambda quality: jpeg(quality).bytes, own.bytes))
-    same_ssim = jpeg(nearest_quality(lambda quality: jpeg(quality).ssim, own.ssim))
+    same_bytes = jpeg(nearest_quality(lambda quality: jpeg(quality).bytes, quantised_rate.bytes))
+    same_ssim = jpeg(nearest_quality(lambda quality: jpeg(quality).ssim, quantised_rate.ssim))
     mean = _rate("unquantised latents", [np.nan], originals, means, masks)
     rows = (
-        own,
+        quantised_rate,
         dataclasses.replace(same_bytes, name=f"{same_bytes.name}, as many bytes"),
         dataclasses.replace(same_ssim, name=f"{same_ssim.name}, as good in SSIM"),
         mean,
     )
     total = sum(size for size in store.progress["bytes"].values()) + 8 * len(store) + steps
-    return Comparison(len(originals), total, len(store), rows, same_ssim.ssim < own.ssim - 1e-3)
+    return Comparison(
+        len(originals), total, len(store), rows, same_ssim.ssim < quantised_rate.ssim - 1e-3
+    )
 
 
 def _spread(group: LatentGroup, items: int) -> list[int]:

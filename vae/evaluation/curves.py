@@ -16,13 +16,13 @@ from jax.sharding import Mesh
 
 from vae.evaluation.evaluate import Evaluation
 from vae.evaluation.jpeg import jpeg_scores
-from vae.evaluation.scoring import Figures, bicubic_step, latent_size, model_step, pca_step
+from vae.evaluation.scoring import TileMetrics, bicubic_step, latent_size, model_step, pca_step
 from vae.evaluation.split import NAMES, Batch, Split, map_over_split
 from vae.inference.batches import filled
 from vae.models.pca import PCA
 from vae.sharding import put, replicated
 
-TILES = 128
+TILE_COUNT = 128
 JPEG_QUALITIES = (30, 50, 70, 80, 88, 93, 96, 98)
 BICUBIC_FACTORS = (2, 4, 8)
 # Numbers of PCA components, as shares of those of the fit.
@@ -56,9 +56,8 @@ def rate_curves(
     mesh: Mesh,
     latents: int,
     pca: PCA | None,
-    beside: Sequence[tuple[str, nn.Module, Any]] = (),
+    other_models: Sequence[tuple[str, nn.Module, Any]] = (),
     seed: int = 0,
-    tiles: int = TILES,
 ) -> Curves:
     """Measures the baselines at several sizes, and other models, on a single process.
 
@@ -68,28 +67,27 @@ def rate_curves(
       mesh: Mesh with the axes data and fsdp.
       latents: The model's number of latent values per tile.
       pca: Fit with the largest number of components to show; None for no PCA curve.
-      beside: Other models for tiles of this size: name, module, variables on the mesh.
+      other_models: Other models for tiles of this size: name, module, variables on the mesh.
       seed: Seed of the sample of tiles and of posterior samples.
-      tiles: Size of the sample.
 
     Returns:
       The models' points, then the curves, each from small to large.
     """
     counted = np.flatnonzero(evaluation.tiles["windows"] > 0)
     rng = np.random.default_rng(seed)
-    chosen = np.sort(rng.choice(counted, min(tiles, len(counted)), replace=False))
+    chosen = np.sort(rng.choice(counted, min(TILE_COUNT, len(counted)), replace=False))
     batches = list(_chosen_batches(split, chosen))
     values = math.prod(evaluation.size)
     models = [_model_point(evaluation, chosen, latents)]
-    for name, module, variables in beside:
+    for name, module, variables in other_models:
         count = latent_size(module, variables, (*evaluation.size, 3))
-        scores = _coded_figures(model_step(module, mesh), variables, batches, mesh, seed)
+        scores = _codec_metrics(model_step(module, mesh), variables, batches, mesh, seed)
         models.append(_coded_point("model", name, scores, count))
     points = sorted(models, key=lambda point: point["latents"])
     if pca is not None:
         for count in sorted({max(round(pca.sd.size * share), 1) for share in PCA_SHARES}):
             fewer = put(truncate(pca, count), replicated(mesh))
-            scores = _coded_figures(pca_step(mesh), fewer, batches, mesh, seed)
+            scores = _codec_metrics(pca_step(mesh), fewer, batches, mesh, seed)
             setting = f"{count} component{'s' if count > 1 else ''}"
             size = count * (values // pca.downsample**2)
             points.append(_coded_point("pca", setting, scores, size))
@@ -142,8 +140,8 @@ def _model_point(evaluation: Evaluation, chosen: np.ndarray, latents: int) -> di
     }
 
 
-def _coded_figures(
-    step: Callable[..., Figures], codec: Any, batches: list[Batch], mesh: Mesh, seed: int
+def _codec_metrics(
+    step: Callable[..., TileMetrics], codec: Any, batches: list[Batch], mesh: Mesh, seed: int
 ) -> dict[str, np.ndarray]:
     """Measures a codec on the mesh with `pca_step` or `model_step`."""
     seed_on_mesh = put(np.uint32(seed), replicated(mesh))

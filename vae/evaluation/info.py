@@ -111,8 +111,8 @@ def _metric_words(scores: dict[str, Any]) -> str:
 def _metrics(saved: SavedModel, model_hash: str) -> dict[str, Any] | None:
     path = Path(saved.path)
     folder = path.parent.parent if path.parent.name == CHECKPOINTS else path.parent
-    beside = path.with_suffix(".json")  # for several models in one folder
-    path = beside if beside.exists() else folder / RESULTS
+    json_file = path.with_suffix(".json")  # for several models in one folder
+    path = json_file if json_file.exists() else folder / RESULTS
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["model"] != model_hash:

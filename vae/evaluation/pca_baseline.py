@@ -15,7 +15,7 @@ from vae.models.pca import PCA, fit_pca
 PATCHES = 8
 
 
-def pca_beside(
+def pca_of_equal_size(
     module: nn.Module, config: ConfigDict, variables: Any, dataset: Dataset
 ) -> PCA | None:
     """Returns the PCA of about the model's latent size, for the row `pca`.

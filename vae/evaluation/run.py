@@ -17,17 +17,17 @@ from vae.checkpoints.modules import make_model
 from vae.checkpoints.provenance import dated_provenance
 from vae.checkpoints.safetensors_io import SavedModel
 from vae.data.errors import DataError, UsageError
-from vae.data.files import require_writable
+from vae.data.files import make_folder, require_writable
 from vae.data.pipeline import Dataset, eval_batches, open_dataset
 from vae.evaluation import table, tile_pictures
 from vae.evaluation.curves import rate_curves
 from vae.evaluation.evaluate import Evaluation, evaluate
-from vae.evaluation.pca_baseline import pca_beside, wider_pca
+from vae.evaluation.pca_baseline import pca_of_equal_size, wider_pca
 from vae.evaluation.photographs import PhotographEvaluation, whole_photographs
 from vae.evaluation.scoring import latent_size
 from vae.evaluation.split import Split
 from vae.inference.reconstruct import write_picture
-from vae.sharding import local_rows, make_mesh, replicated, whole
+from vae.sharding import local_rows, make_mesh, replicate, replicated
 
 RESULTS = "results.json"
 TILES = "tiles.csv"
@@ -64,7 +64,7 @@ def evaluate_and_draw(
         variables,
         split,
         mesh=mesh,
-        pca=pca_beside(module, config, variables, dataset) if baselines else None,
+        pca=pca_of_equal_size(module, config, variables, dataset) if baselines else None,
         seed=config.seed,
         baselines=baselines,
         jpeg=baselines,
@@ -89,12 +89,12 @@ def evaluate_and_write(
     step: int,
     limit: int = 0,
     report: epath.Path | None = None,
-    beside: Sequence[SavedModel] = (),
+    other_models: Sequence[SavedModel] = (),
 ) -> Evaluation:
     """Evaluates every tile of the split and every photograph that can be found.
 
     Prints the table. Writes `results.json`, `tiles.csv` and the figure into `out`, and the report
-    page and `results.json` into `report`; the curves of the page include the models `beside`.
+    page and `results.json` into `report`; the curves of the page include the models `other_models`.
     Reports need a single process.
     """
     evaluation, figure = evaluate_and_draw(
@@ -102,7 +102,7 @@ def evaluate_and_write(
     )
     photographs = _photographs(config, variables, dataset, mesh, evaluation, report is not None)
     # All processes call this: a leaf may be sharded over several.
-    gathered = whole(mesh, variables)
+    gathered = replicate(mesh, variables)
     if jax.process_index() != 0:
         return evaluation
     made = {"model": variables_hash(gathered), **dated_provenance()}
@@ -134,7 +134,7 @@ def evaluate_and_write(
             evaluation,
             photographs,
             limit,
-            beside,
+            other_models,
         )
     print(f"\n{config.name} after {step} steps, split {config.eval.split}:")
     print(table.format_table(evaluation, photographs))
@@ -150,7 +150,7 @@ def evaluate_model(
     limit: int = 0,
     out: epath.PathLike | None = None,
     report: epath.PathLike | None = None,
-    beside: Sequence[SavedModel] = (),
+    other_models: Sequence[SavedModel] = (),
 ) -> Evaluation:
     """Evaluates a saved autoencoder on a dataset, as a run does at its end.
 
@@ -161,11 +161,12 @@ def evaluate_model(
       limit: Size of a seeded sample of tiles; 0 for every tile once.
       out: Folder for `results.json`, `tiles.csv` and the figure; None for none.
       report: Folder for the report page; None for none.
-      beside: Further models whose quality and size the page's curves show.
+      other_models: Further models whose quality and size the page's curves show.
 
     Raises:
-      UsageError: There is no such split, or a model of `beside` takes tiles of another size.
-      DataError: The split is empty, its tiles are too small, or a folder cannot be written.
+      UsageError: There is no such split, or a model of `other_models` takes tiles of another size.
+      DataError: The split is empty, its tiles are too small, or a folder cannot be made.
+      OSError: A folder cannot be written.
     """
     dataset = open_dataset(data_dir)
     module = make_model(saved.config)
@@ -173,14 +174,19 @@ def evaluate_model(
     config.eval.split = split
     config.data.size = module.tile_size or config.data.size
     _check_tiles(dataset, config)
-    for other in beside:
+    for other in other_models:
         side = make_model(other.config).tile_size
         if side not in (None, config.data.size):
             raise UsageError(
                 f"{other.path} takes tiles of {side} pixels and cannot be compared with a model "
                 f"evaluated at {config.data.size}"
             )
-    out, report = (None if path is None else _writable(path) for path in (out, report))
+    out, report = (None if path is None else epath.Path(path).absolute() for path in (out, report))
+    # Checked before an evaluation of minutes.
+    for option, folder in (("--out", out), ("--report", report)):
+        if folder is not None:
+            make_folder(folder, option)
+            require_writable(folder / RESULTS)
     mesh = make_mesh()
     # The batch of a run on other devices may not divide over the devices here.
     config.eval.batch_size = math.ceil(config.eval.batch_size / mesh.size) * mesh.size
@@ -194,7 +200,7 @@ def evaluate_model(
         step=saved.step,
         limit=limit,
         report=report,
-        beside=beside,
+        other_models=other_models,
     )
 
 
@@ -208,7 +214,7 @@ def _write_report(
     evaluation: Evaluation,
     photographs: PhotographEvaluation | None,
     limit: int,
-    beside: Sequence[SavedModel],
+    other_models: Sequence[SavedModel],
 ) -> list[os.PathLike]:
     from vae.evaluation.report import pick, write_report
 
@@ -219,14 +225,14 @@ def _write_report(
         split,
         mesh=mesh,
         latents=latent_size(module, variables, (*evaluation.size, 3)),
-        pca=wider_pca(pca_beside(module, config, variables, dataset), config, dataset),
-        beside=[
+        pca=wider_pca(pca_of_equal_size(module, config, variables, dataset), config, dataset),
+        other_models=[
             (
                 other.config.name,
                 make_model(other.config),
                 jax.device_put(other.variables, replicated(mesh)),
             )
-            for other in beside
+            for other in other_models
         ],
         seed=config.seed,
     )
@@ -298,17 +304,3 @@ def _check_tiles(dataset: Dataset, config: ConfigDict) -> None:
             f"{smallest['tile']} is {smallest['height']} x {smallest['width']}; cut the "
             f"photographs again with `fundus-vae make-tiles --tile {side}`"
         )
-
-
-def _writable(path: epath.PathLike) -> epath.Path:
-    """Makes the folder and checks that it is writable, before an evaluation of minutes."""
-    path = epath.Path(path).absolute()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        require_writable(path / RESULTS)
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be written: {error.strerror or error}; give a folder that exists or "
-            "can be made"
-        ) from error
-    return path

@@ -22,14 +22,14 @@ from vae.models.pca import PCA
 from vae.models.posterior import Posterior
 from vae.sharding import replicated
 
-Figures = dict[str, jax.Array]
+TileMetrics = dict[str, jax.Array]
 
 # A process evaluates only a few combinations of module and mesh.
 _cached = functools.lru_cache(maxsize=16)
 
 
 @_cached
-def model_step(module: nn.Module, mesh: Mesh) -> Callable[..., Figures]:
+def model_step(module: nn.Module, mesh: Mesh) -> Callable[..., TileMetrics]:
     """Returns the step (variables, images, fov, first_row, seed) -> metrics of a model.
 
     `images` uint8 [B, H, W, 3], `fov` bool [B, H, W], `first_row` int [] (position of the batch in
@@ -52,7 +52,7 @@ def model_step(module: nn.Module, mesh: Mesh) -> Callable[..., Figures]:
 
 
 @_cached
-def baseline_step(mesh: Mesh) -> Callable[..., Figures]:
+def baseline_step(mesh: Mesh) -> Callable[..., TileMetrics]:
     """Returns the step (pca or None, images, fov, first_row, seed) -> `NAME.ssim`, `NAME.psnr`.
 
     The names are `mean_colour` and `bicubic_x4`; a PCA adds `pca` and `pca_sampled`, with
@@ -70,7 +70,7 @@ def baseline_step(mesh: Mesh) -> Callable[..., Figures]:
 
 
 @_cached
-def pca_step(mesh: Mesh) -> Callable[..., Figures]:
+def pca_step(mesh: Mesh) -> Callable[..., TileMetrics]:
     """Returns the step (pca, images, fov, first_row, seed) -> `pca.` and `pca_sampled.` metrics."""
 
     def step(pca: PCA, images, fov, first_row, seed):
@@ -80,7 +80,7 @@ def pca_step(mesh: Mesh) -> Callable[..., Figures]:
 
 
 @_cached
-def bicubic_step(mesh: Mesh, factor: int) -> Callable[..., Figures]:
+def bicubic_step(mesh: Mesh, factor: int) -> Callable[..., TileMetrics]:
     """Returns the step (images, fov) -> `bicubic.ssim`, `bicubic.psnr` at a reduction factor."""
 
     def step(images, fov):
@@ -90,7 +90,7 @@ def bicubic_step(mesh: Mesh, factor: int) -> Callable[..., Figures]:
 
 
 @_cached
-def jpeg_step(mesh: Mesh) -> Callable[..., Figures]:
+def jpeg_step(mesh: Mesh) -> Callable[..., TileMetrics]:
     """Returns the step (images, decoded, fov, sizes) -> `jpeg.ssim`, `jpeg.psnr`, `jpeg.bytes`."""
 
     def step(images, decoded, fov, sizes):
@@ -127,7 +127,7 @@ def _codec(
     fov: jax.Array,
     first_row: jax.Array,
     seed: jax.Array,
-) -> Figures:
+) -> TileMetrics:
     posterior = encode(metrics.to_float(images))
     rows = first_row + jnp.arange(images.shape[0])
     output = decode(posterior.mean)
@@ -140,7 +140,7 @@ def _codec(
     return scores
 
 
-def _score(name: str, images: jax.Array, outputs: jax.Array, fov: jax.Array) -> Figures:
+def _score(name: str, images: jax.Array, outputs: jax.Array, fov: jax.Array) -> TileMetrics:
     """Returns SSIM and PSNR (dB) of 8-bit outputs."""
     scaled = (x.astype(jnp.float32) / 255.0 for x in (images, outputs))
     return {

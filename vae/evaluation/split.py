@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vae.multihost import gather_names
-from vae.sharding import local_rows, put_batch, whole
+from vae.sharding import local_rows, put_batch, replicate
 
 # A batch of `vae.data.pipeline.eval_batches`.
 Batch = Mapping[str, np.ndarray]
@@ -40,7 +40,7 @@ def map_over_split(
     first_row = 0
     for batch in batches:
         placed = put_batch(mesh, {key: batch[key] for key in ("image", "fov", "valid")})
-        current = {**step(batch, placed, first_row), "valid": whole(mesh, placed["valid"])}
+        current = {**step(batch, placed, first_row), "valid": replicate(mesh, placed["valid"])}
         # Results are read one batch late: the next batch is decoded and sent meanwhile.
         if pending:
             scores.append(jax.device_get(pending))

@@ -12,6 +12,8 @@ from vae.checkpoints.safetensors_io import SavedModel
 from vae.inference.codec import latent_shape
 from vae.models.posterior import ACTIVE_VARIANCE
 
+_LOSS = ("likelihood", "beta", "ssim_weight")
+
 
 def describe(saved: SavedModel) -> dict[str, Any]:
     """Describes an autoencoder in values for JSON.
@@ -99,14 +101,13 @@ def _described(saved: SavedModel) -> dict[str, Any]:
 
 def _trained(saved: SavedModel) -> dict[str, Any]:
     config, made = saved.config, saved.provenance
-    loss = config.get("loss", {})  # a prior's objective has no settings
     return {
         "fingerprint": made.get("fingerprint"),
         "command": made.get("command"),
         "data": config.data.dir or config.data.source or None,
         "crop": config.data.crop,
         "batch_size": config.batch_size,
-        **{name: loss[name] for name in ("likelihood", "beta", "ssim_weight") if name in loss},
         "learning_rate": config.optimizer.learning_rate,
         "ema_decay": config.train.ema_decay,
+        **{name: config.loss[name] for name in _LOSS if "loss" in config},  # priors have no loss
     }

@@ -39,7 +39,7 @@ class Vectors:
     components: np.ndarray
     explained: np.ndarray
 
-    def of(self, features: np.ndarray) -> np.ndarray:
+    def project(self, features: np.ndarray) -> np.ndarray:
         """Projects other features [M, D] onto the components: float64 [M, K]."""
         return (features - self.mean) / self.scale @ self.components.T
 

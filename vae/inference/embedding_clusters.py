@@ -8,7 +8,6 @@ from vae.data.errors import DataError, UsageError
 from vae.inference.latent_store import Row
 
 METHODS = ("gmm", "kmeans")
-MAPS = ("tsne", "umap", "pca")
 
 MOST_CLUSTERS = 12  # largest number tried if none is given
 _SILHOUETTE_SAMPLE = 5000

@@ -26,7 +26,7 @@ from vae.data.thumbnails import circle_of, make_thumbnail
 from vae.inference.batches import batch_size, in_batches
 from vae.inference.one_colour import NOTE, is_one_colour
 from vae.inference.windows import filter_windows
-from vae.metrics import to_float
+from vae.metrics import to_float, to_uint8
 from vae.models.layers import depth_to_space, space_to_depth
 from vae.models.periodogram import HOP, SIDE, window_powers
 
@@ -44,7 +44,8 @@ class Enhanced(NamedTuple):
       uncertainty: float32 [H, W], standard deviation of the result at strength 1 in grey levels,
         root mean square over R, G, B; 0 outside a known field of view. It combines the deviation
         of each pixel over posterior samples with the usual error of the tone of the whole
-        photograph (`vae.models.tone.usual_error`, of the bundled weights). None without samples.
+        photograph (`vae.models.tone.expected_error`, with the model's `tone_rms_error`). None
+        without samples.
       note: Reason why nothing was changed: a photograph of one colour (`vae.inference.one_colour`),
         for which the model is not trained; its uncertainty is 0. "" if it was enhanced.
     """
@@ -102,19 +103,24 @@ class EnhancementModel:
         Raises:
           ValueError: Wrong shape or dtype, a strength outside [0, 1], or one sample.
         """
-        _check_strength(strength)
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength {strength}: expected a number from 0 to 1")
         if samples < 0 or samples == 1:
             raise ValueError(f"samples {samples}: expected at least 2, or 0")
         _check(photograph)
         if is_one_colour(photograph, fov):
             blank = np.zeros(photograph.shape[:2], np.float32) if samples else None
             return Enhanced(photograph.copy(), blank, NOTE)
-        sharp, inside = self._sharp(photograph, fov), _inside(photograph, fov)
+        height, width = photograph.shape[:2]
+        inside = fov.mask(height, width) if fov.known else np.ones((height, width), bool)
+        masked = np.where(inside[..., None], photograph, np.uint8(0))
+        thumbnail = make_thumbnail(photograph, fov)[None]
+        sharp = self._sharpened(self._toned(masked, thumbnail, fov), inside)
         image = _mixed(photograph, self._windows(sharp), inside, strength)
         if not samples:
             return Enhanced(image, None, "")
         deviation = self._deviation(sharp, samples, seed)
-        tone = np.asarray(self._stages.tone_error(make_thumbnail(photograph, fov)[None]))[0]
+        tone = np.asarray(self._stages.tone_error(thumbnail))[0]
         return Enhanced(image, np.where(inside, np.hypot(deviation, tone), np.float32(0)), "")
 
     def enhance_tiles(
@@ -122,7 +128,6 @@ class EnhancementModel:
         images: np.ndarray,
         thumbnails: np.ndarray,
         circles: np.ndarray,
-        strength: float = 1.0,
     ) -> np.ndarray:
         """Enhances tiles separately, which is less exact than enhancing their photographs.
 
@@ -133,15 +138,13 @@ class EnhancementModel:
           thumbnails: uint8 [N, THUMBNAIL, THUMBNAIL, 3], thumbnails of their photographs
             (`vae.data.thumbnails.make_thumbnail`).
           circles: float32 [N, 3], FOV circle of each tile (`vae.data.thumbnails.circle_of`).
-          strength: Between 0 and 1.
 
         Returns:
           uint8 [N, S, S, 3].
         """
-        _check_strength(strength)
         size = min(batch_size(images.shape[1] * images.shape[2]), len(images))
         made = in_batches(self._stages.all, images, thumbnails, circles, size=size, fixed=True)
-        return _mixed(images, made, np.ones(images.shape[:-1], bool), strength)
+        return np.array(to_uint8(made))
 
     def tile_uncertainty(
         self,
@@ -150,7 +153,6 @@ class EnhancementModel:
         circles: np.ndarray,
         *,
         samples: int = 8,
-        seed: int = 0,
     ) -> np.ndarray:
         """Estimates `Enhanced.uncertainty` of separate tiles; arguments as for `enhance_tiles`.
 
@@ -158,7 +160,7 @@ class EnhancementModel:
           float32 [N, S, S], grey levels.
         """
         f, channels = self._module.downsample, self._module.latent_channels
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(0)
         found = []
         for image, thumbnail, circle in zip(images, thumbnails, circles, strict=True):
             toned = self._stages.tone(image[None], thumbnail[None], circle[None])
@@ -173,14 +175,12 @@ class EnhancementModel:
         tones = [np.asarray(self._stages.tone_error(thumbnail[None])) for thumbnail in thumbnails]
         return np.hypot(np.stack(found), np.stack(tones)[:, :, None])
 
-    def _toned(self, photograph: np.ndarray, fov: FieldOfView) -> np.ndarray:
-        """Applies the tone stage: float32 [H, W, 3] in about [-1, 1]; black outside."""
+    def _toned(self, photograph: np.ndarray, thumbnail: np.ndarray, fov: FieldOfView) -> np.ndarray:
+        """Applies the tone stage to a photograph that is black outside: float32 [H, W, 3]."""
         height, width = photograph.shape[:2]
-        inside = np.where(_inside(photograph, fov)[..., None], photograph, np.uint8(0))
-        thumbnail = make_thumbnail(photograph, fov)[None]
         toned = np.empty(photograph.shape, np.float32)
         for top in range(0, height, STRIP):
-            strip = inside[top : top + STRIP]
+            strip = photograph[top : top + STRIP]
             # All strips have one shape, so that the stage compiles once.
             strip = np.pad(strip, ((0, STRIP - len(strip)), (0, 0), (0, 0)))
             circle = circle_of(fov, height, width, y=top)[None]
@@ -188,10 +188,8 @@ class EnhancementModel:
             toned[top : top + STRIP] = made[: height - top]
         return toned
 
-    def _sharp(self, photograph: np.ndarray, fov: FieldOfView) -> np.ndarray:
-        """Applies the tone stage and sharpening: float32 [H, W, 3]."""
-        toned = self._toned(photograph, fov)
-        inside = _inside(photograph, fov)
+    def _sharpened(self, toned: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        """Sharpens the result of the tone stage in place and returns it."""
         total, count = np.zeros(()), np.zeros(())
         for top in range(0, len(toned), STRIP):
             rows = slice(top, top + STRIP + SIDE - HOP)
@@ -317,11 +315,6 @@ def _noise_plane(
     return plane[: shape[0], : shape[1]]
 
 
-def _inside(photograph: np.ndarray, fov: FieldOfView) -> np.ndarray:
-    height, width = photograph.shape[:2]
-    return fov.mask(height, width) if fov.known else np.ones((height, width), bool)
-
-
 def _mixed(image: np.ndarray, made: np.ndarray, inside: np.ndarray, strength: float) -> np.ndarray:
     """Returns image + strength * (made - image) inside, rounded: uint8."""
     levels = (made + 1) * np.float32(127.5)
@@ -337,8 +330,3 @@ def _check(photograph: np.ndarray) -> None:
         raise ValueError(
             f"photograph: expected uint8 [H, W, 3] with values 0..255, got {dtype} {list(shape)}"
         )
-
-
-def _check_strength(strength: float) -> None:
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength {strength}: expected a number from 0 to 1")

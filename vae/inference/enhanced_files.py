@@ -13,12 +13,8 @@ from vae.inference import pictures
 from vae.inference.enhance import EnhancementModel
 from vae.inference.reconstruct import file_name, without_repeats, write_in_order, write_picture
 
-ENHANCED, COMPARISONS, CHANGES, UNCERTAINTY = FOLDERS = (
-    "enhanced",
-    "comparisons",
-    "changes",
-    "uncertainty",
-)
+ENHANCED, COMPARISONS, CHANGES = "enhanced", "comparisons", "changes"
+UNCERTAINTY = "uncertainty"
 TABLE = "enhanced.csv"
 # The table counts pixels that changed by more than this number of grey levels.
 CHANGED = 5
@@ -144,8 +140,8 @@ def write_enhancements(
             )
             picture = pictures.difference_map(result.uncertainty, UNCERTAINTY_LEVELS)
             write_picture(out / UNCERTAINTY / name, picture, {**origin, "scale": scale})
-            sure = result.uncertainty[mask] if mask.any() else inside
-            row["mean_uncertainty"] = round(float(sure.mean()), 3)
+            uncertainty = result.uncertainty[mask] if mask.any() else inside
+            row["mean_uncertainty"] = round(float(uncertainty.mean()), 3)
         return row | {"label": item.label, "note": result.note} | origin
 
     once = without_repeats(results)

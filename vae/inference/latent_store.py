@@ -67,7 +67,7 @@ class Row:
     region: np.ndarray | None = None
 
     @classmethod
-    def of(cls, item: Item, number: int) -> "Row":
+    def from_item(cls, item: Item, number: int) -> "Row":
         """Returns the metadata that the store keeps of an item."""
         texts = {name: getattr(item, name) for name in TEXTS}
         return cls(

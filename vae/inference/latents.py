@@ -73,7 +73,7 @@ def _encode(
     if isinstance(batch[0], Failure):
         return batch
     try:
-        rows = [Row.of(item, number + i) for i, item in enumerate(batch)]
+        rows = [Row.from_item(item, number + i) for i, item in enumerate(batch)]
         images = [item.image if keep_border else item.inside() for item in batch]
         posterior = _posterior(model, images)
         writer.add(rows, rows[0].size, posterior.mean, posterior.log_var)

@@ -64,9 +64,9 @@ class Sampler:
         f, channels = self.model.downsample, self.model.latent_channels
         return (channels,) if f is None else (self.side // f, self.side // f, channels)
 
-    def sample(self, numbers: Sequence[int], **how) -> np.ndarray:
+    def sample(self, numbers: Sequence[int], **options) -> np.ndarray:
         """Draws tiles, uint8 [N, S, S, 3]; arguments as for `latents`."""
-        return self.decode(self.latents(numbers, **how))
+        return self.decode(self.latents(numbers, **options))
 
     def latents(
         self,
@@ -198,8 +198,8 @@ def load_sampler(
         return Sampler(Model(saved), None)
     if prior is not None and os.fspath(prior) == NORMAL:
         return Sampler(Model(saved or load_saved(weights.DEFAULT)), None)
-    ships = prior is None
-    if ships and not weights.SAMPLE.exists():
+    is_bundled = prior is None
+    if is_bundled and not weights.SAMPLE.exists():
         raise DataError(
             "no prior comes with this installation; train one with "
             "--config=configs/prior256.py, or use N(0, I), the prior named normal"
@@ -210,7 +210,7 @@ def load_sampler(
             f"{prior} is not a prior: its architecture is {flow.config.model.architecture}; train "
             "one with --config=configs/prior256.py, or use N(0, I), the prior named normal"
         )
-    return Sampler(Model(saved or _named_autoencoder(flow)), _checked(flow, saved, ships))
+    return Sampler(Model(saved or _named_autoencoder(flow)), _checked(flow, saved, is_bundled))
 
 
 def _named_autoencoder(flow: SavedModel) -> SavedModel:
@@ -227,13 +227,13 @@ def _named_autoencoder(flow: SavedModel) -> SavedModel:
     return found
 
 
-def _checked(flow: SavedModel, autoencoder: SavedModel | None, ships: bool) -> SavedModel:
+def _checked(flow: SavedModel, autoencoder: SavedModel | None, is_bundled: bool) -> SavedModel:
     """Returns the prior; refuses it if it is for the latents of another autoencoder."""
     wanted = flow.provenance.get("autoencoder")
     if autoencoder is None or wanted == (found := variables_hash(autoencoder.variables)):
         return flow
     its = f"{flow.config.prior.autoencoder} ({wanted})"
-    if ships:
+    if is_bundled:
         raise DataError(
             f"{autoencoder.path} ({found}) has no prior: the bundled one is for {its}; train "
             f"one with --config=configs/prior256.py --config.prior.autoencoder={autoencoder.path} "

@@ -46,7 +46,7 @@ def write_samples(
     seed: int,
     origin: Mapping[str, str],
     suffix: str = ".png",
-    **how,
+    **options,
 ):
     """Draws and writes tiles 0 to count - 1 of a seed, a sheet of the first ones and a table.
 
@@ -57,7 +57,7 @@ def write_samples(
       seed: See `Sampler.latents`.
       origin: Text fields of every picture.
       suffix: ".png" or ".jpg".
-      how: Further arguments of `Sampler.latents`.
+      options: Further arguments of `Sampler.latents`.
 
     Yields:
       The number of tiles written so far.
@@ -66,12 +66,13 @@ def write_samples(
     rows, shown = [], []
     for start in range(0, count, CHUNK):
         numbers = range(start, min(start + CHUNK, count))
-        tiles = sampler.sample(numbers, seed=seed, **how)
+        tiles = sampler.sample(numbers, seed=seed, **options)
         for number, tile in zip(numbers, tiles, strict=True):
             name = f"seed{seed}_{number:05d}{suffix}"
             fields = {**origin, "generated": f"seed {seed}, number {number}; of no person's eye"}
             write_picture(out / name, tile, fields)
-            rows.append({"file": name, "seed": seed, "number": number, "label": how.get("label")})
+            row = {"file": name, "seed": seed, "number": number}
+            rows.append(row | {"label": options.get("label")})
         shown.extend(tiles[: SHOWN - len(shown)] if len(shown) < SHOWN else ())
         yield numbers[-1] + 1
     write_picture(out / SHEET, grid(np.stack(shown)), dict(origin))

@@ -82,7 +82,7 @@ def write_stablehlo(out: str | os.PathLike, saved: SavedModel) -> dict[str, int]
     about["programs"] = shapes
     files = {ENCODE: programs[0].serialize(), DECODE: programs[1].serialize()}
     files[ABOUT] = (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode()
-    files[README] = _readme(saved, about).encode()
+    files[README] = _readme(about).encode()
     with _new_folder(out) as unfinished:
         for name, content in files.items():
             (unfinished / name).write_bytes(content)
@@ -126,7 +126,7 @@ def _words(dtype: str, shape: tuple) -> str:
     return f"{dtype} [{', '.join(map(str, shape))}]"
 
 
-def _readme(saved: SavedModel, about: dict[str, Any]) -> str:
+def _readme(about: dict[str, Any]) -> str:
     model, shapes = about["model"], about["programs"]["encode"]
     sizes = "Images of another size are refused.\n"
     if not model["tile_only"]:

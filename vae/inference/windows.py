@@ -148,34 +148,25 @@ def filter_windows(
     *,
     factor: int,
     halo: int,
-    window: int | None = None,
-    batch: int = 1,
 ) -> np.ndarray:
     """Filters an image in windows; the result equals filtering it whole.
 
     Args:
-      function: [batch, h, w, C] -> [batch, h, w, D], for any h and w divisible by `factor`; its
+      function: [1, h, w, C] -> [1, h, w, D], for any h and w divisible by `factor`; its
         output at a pixel depends on that pixel's own patch of `factor` x `factor` and on at most
         `halo` pixels around it.
       image: [H, W, C]; sides not divisible by `factor` are edge-padded.
       factor: Windows begin at multiples of it.
       halo: Halo in pixels.
-      window: Side of a window in pixels, divisible by `factor`; None to choose it for the image.
-      batch: Windows per call.
 
     Returns:
       Numpy [H, W, D].
-
-    Raises:
-      ValueError: `window` is not divisible by `factor`, or nothing of it would be kept.
     """
     height, width = image.shape[:2]
     image = pad_to_factor(image, factor)
     halo = -(-halo // factor)
-    shape = _window_shape(image.shape[0] // factor, image.shape[1] // factor, halo, factor, window)
-    made = _apply(
-        function, image, unit_in=factor, unit_out=factor, halo=halo, shape=shape, batch=batch
-    )
+    shape = _window_shape(image.shape[0] // factor, image.shape[1] // factor, halo, factor, None)
+    made = _apply(function, image, unit_in=factor, unit_out=factor, halo=halo, shape=shape, batch=1)
     return made[:height, :width]
 
 

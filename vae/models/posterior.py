@@ -20,11 +20,6 @@ class Posterior:
     mean: jax.Array
     log_var: jax.Array
 
-    def sample(self, key: jax.Array) -> jax.Array:
-        """Draws a reparametrised sample of the whole batch, shape of `mean`."""
-        noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
-        return self.mean + jnp.exp(0.5 * self.log_var) * noise
-
     def sample_rows(self, key: jax.Array, rows: jax.Array) -> jax.Array:
         """Draws a sample whose noise depends on (key, row) and not on the rest of the batch.
 

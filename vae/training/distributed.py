@@ -5,21 +5,19 @@ import os
 
 import jax
 
-from vae.data.errors import UsageError
-
-# JAX ends the other processes of a run if one of them sends no heartbeat for this long.
-HEARTBEAT_SECONDS = 100
+from vae.data.errors import UsageError, one_line
 
 
 def initialize(
-    coordinator_address: str | None = None,
-    num_processes: int | None = None,
-    process_id: int | None = None,
-    heartbeat_seconds: int = HEARTBEAT_SECONDS,
+    coordinator_address: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    heartbeat_seconds: int,
 ) -> None:
     """Connects to the other processes of the run; does nothing for a single process.
 
-    On TPU pods, under Slurm and under Open MPI the first three arguments are found automatically.
+    On TPU pods, under Slurm and under Open MPI the first three arguments may be None; JAX finds
+    them.
 
     Args:
       coordinator_address: HOST:PORT of the first process, reachable from all processes.
@@ -49,9 +47,9 @@ def initialize(
     try:
         jax.distributed.initialize(*given, heartbeat_timeout_seconds=heartbeat_seconds)
     except (RuntimeError, ValueError) as error:
-        text = " ".join(str(error).split())[:300]
         raise UsageError(
-            f"the processes of this run cannot connect: {text}; give {', '.join(names)}"
+            f"the processes of this run cannot connect: {one_line(error)[:300]}; give "
+            f"{', '.join(names)}"
         ) from error
 
 

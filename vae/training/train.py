@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from vae.checkpoints.loading import CHECKPOINTS, write_config
 from vae.checkpoints.provenance import provenance
 from vae.data.errors import DataError, FundusError
+from vae.data.files import make_folder
 from vae.multihost import agreed, say
 from vae.sharding import largest_leaves, make_mesh, tree_sharding
 from vae.tasks import task_of
@@ -52,13 +53,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
     """
     validate(config, jax.device_count())
     workdir = epath.Path(workdir).absolute()
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"--workdir={workdir} cannot be made: {error.strerror or error}; give a folder that "
-            "exists or can be created"
-        ) from error
+    make_folder(workdir, "--workdir")
 
     # ---- Data -----------------------------------------------------------------------------------
     dataset = open_data(config, workdir)

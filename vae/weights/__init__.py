@@ -11,7 +11,7 @@ ENHANCE = FOLDER / "enhance.safetensors"
 SAMPLE = FOLDER / "prior.safetensors"
 
 
-def shipped(name: str) -> Path | None:
+def bundled_file(name: str) -> Path | None:
     """Returns the file of the bundled weights of this name; None for another name."""
     others = (ENHANCE.stem, SAMPLE.stem)
     return FOLDER / f"{name}.safetensors" if name in (*NAMES, *others) else None

@@ -1,5 +1,6 @@
 """Calibration of an enhancer's uncertainty against its errors."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,8 @@ def calibration(
     Returns:
       `deviation` and `error` (root mean squares over all pixels, grey levels), `ratio` (error /
       deviation, the factor that would calibrate the deviations; None if all deviations are 0),
-      `correlation` (Spearman's, of the tiles' root mean squares), and `bins`: dicts of deviation
-      and error for each tenth of the pixels by deviation.
+      `correlation` (Spearman's, of the tiles' root mean squares; NaN if undefined, for example of
+      one tile), and `bins`: dicts of deviation and error for each tenth of the pixels by deviation.
     """
     square = np.square(made.astype(np.float32) - clean).mean(axis=-1)
     found = [(s[m], np.square(d[m])) for s, d, m in zip(square, deviations, fov, strict=True)]
@@ -39,7 +40,7 @@ def calibration(
         "deviation": _root(deviation),
         "error": _root(error),
         "ratio": ratio,
-        "correlation": float(stats.spearmanr(*tiles.T).statistic) if len(tiles) > 1 else None,
+        "correlation": float(stats.spearmanr(*tiles.T).statistic) if len(tiles) > 1 else math.nan,
         "bins": bins,
     }
 
@@ -50,11 +51,14 @@ def format_calibration(found: dict[str, Any]) -> str:
         return "uncertainty: 0 everywhere"
     ends = found["bins"][0], found["bins"][-1]
     low, high = (f"{one['deviation']:.2f}, error {one['error']:.2f}" for one in ends)
-    return (
+    text = (
         f"uncertainty: {found['deviation']:.2f} grey levels, error {found['error']:.2f} "
-        f"({found['ratio']:.2f} times); most certain tenth of the pixels {low}, least certain "
-        f"{high}; rank correlation of tiles {found['correlation']:.2f}"
+        f"({found['ratio']:.2f} times); most certain tenth of the pixels {low}, "
+        f"least certain {high}"
     )
+    if math.isnan(found["correlation"]):
+        return text
+    return f"{text}; rank correlation of tiles {found['correlation']:.2f}"
 
 
 def _root(squares: np.ndarray) -> float:

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from vae.evaluation.enhancement.cases import Shown
-from vae.evaluation.enhancement.table import NOTHING, OURS, averaged
+from vae.evaluation.enhancement.table import MODEL_ROW, NOTHING, averaged
 from vae.evaluation.report import plots
 from vae.evaluation.report.page import write_page
 
 _METHODS = {
     NOTHING: "do nothing",
-    OURS: "this model",
+    MODEL_ROW: "this model",
     "clahe": "CLAHE",
     "unsharp_mask": "unsharp mask",
     "non_local_means": "non-local means",
@@ -26,7 +26,7 @@ _CURVES = {
     "non_local_means": {"color": "#00785a", "marker": "s"},
     "wiener": {"color": "#8d949c", "marker": "v"},
     NOTHING: {"color": "#0063a8", "marker": "o", "ls": "--"},
-    OURS: {"color": "#c4420a", "marker": "D", "markersize": 8},
+    MODEL_ROW: {"color": "#c4420a", "marker": "D", "markersize": 8},
 }
 _UNCERTAINTY = {
     "ideal": {"label": "error = uncertainty", "color": "#0063a8", "ls": "--"},
@@ -76,11 +76,11 @@ def _curves(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     found = {}
     for degradation in dict.fromkeys(row["degradation"] for row in rows):
         words, panels = degradation.replace("_", " "), []
-        for figure, label, top in (("psnr", "PSNR, dB", np.inf), ("ssim", "SSIM", 1.0)):
+        for metric, label, top in (("psnr", "PSNR, dB", np.inf), ("ssim", "SSIM", 1.0)):
             lines: dict[str, list] = {}
             for row in rows:
-                if row["degradation"] == degradation and row[figure] is not None:
-                    point = (row["severity"], row[figure], "")
+                if row["degradation"] == degradation and row[metric] is not None:
+                    point = (row["severity"], row[metric], "")
                     lines.setdefault(row["method"], []).append(point)
             panels.append(plots.Panel(f"severity of {words}", label, lines, top))
         found[words] = plots.curves(panels, styles)

@@ -1,7 +1,6 @@
 """Evaluation of an enhancer on a dataset, for every case and method."""
 
 import concurrent.futures
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,8 +11,8 @@ import numpy as np
 from vae.checkpoints.provenance import dated_provenance
 from vae.checkpoints.safetensors_io import SavedModel
 from vae.data.cores import available_cores
-from vae.data.errors import DataError, UsageError
-from vae.data.files import write_beside
+from vae.data.errors import UsageError
+from vae.data.files import make_folder, write_beside
 from vae.data.images import encode_image
 from vae.data.pipeline import Dataset, open_dataset
 from vae.evaluation.enhancement import classical
@@ -28,25 +27,26 @@ from vae.evaluation.enhancement.cases import (
     pick_tiles,
 )
 from vae.evaluation.enhancement.structure import (
-    FIGURES,
+    STRUCTURE_METRICS,
     Structure,
     compare_structure,
     find_structure,
 )
 from vae.evaluation.enhancement.table import (
+    MODEL_ROW,
     NOTHING,
-    OURS,
     averaged,
     format_table,
     lesions_by_label,
     rows_of,
     write_csv,
 )
+from vae.evaluation.table import write_results
 from vae.inference.enhance import EnhancementModel
 from vae.metrics import masked_psnr, masked_ssim
 
 RESULTS, TABLE, FIGURE = "enhancement.json", "enhancement.csv", "enhancement.png"
-TILES = 22
+TILE_COUNT = 22
 EXAMPLES = 6
 # Seed of the tiles and their degradations: fixed, so that all models are measured on the same.
 SEED = 0
@@ -59,7 +59,6 @@ def evaluate_enhancement(
     cases: Sequence[Case] = CASES,
     methods: dict[str, classical.Method] | None = None,
     structure: bool = True,
-    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Measures each tile, case and method.
 
@@ -69,24 +68,23 @@ def evaluate_enhancement(
       cases: Ways of degrading.
       methods: Classical methods by name; None for all of `classical.METHODS`.
       structure: If true, compares vessels and lesions, the slowest part; else those are NaN.
-      seed: Seed of the degradations.
 
     Returns:
       Dicts of degradation, severity, method, tile_id, patient, label, psnr (dB) and ssim inside
-      the field of view, and `structure.FIGURES`.
+      the field of view, and `structure.STRUCTURE_METRICS`.
     """
     methods = classical.METHODS if methods is None else methods
     found = []
     with concurrent.futures.ThreadPoolExecutor(available_cores()) as pool:
         known = list(pool.map(lambda t: find_structure(t.image, t.fov), tiles)) if structure else []
         for case in cases:
-            pairs = [degrade_case(tile, case, seed) for tile in tiles]
+            pairs = [degrade_case(tile, case, SEED) for tile in tiles]
             seen, thumbnails = (np.stack(pictures) for pictures in zip(*pairs, strict=True))
             circles = np.stack([tile.fov_circle for tile in tiles])
             made = {NOTHING: seen}
             for name, method in methods.items():
                 made[name] = np.stack(list(pool.map(method, seen)))
-            made[OURS] = model.enhance_tiles(seen, thumbnails, circles)
+            made[MODEL_ROW] = model.enhance_tiles(seen, thumbnails, circles)
             for name, images in made.items():
                 found += _scored(tiles, case, name, images, known, pool)
     return found
@@ -118,31 +116,29 @@ def evaluate_enhancer(
 
     Raises:
       UsageError: There is no such split.
-      DataError: The dataset has no thumbnails, or `out` cannot be written.
+      DataError: The dataset has no thumbnails, or a folder cannot be made.
     """
     dataset = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
     if split not in dataset.shards:
         raise UsageError(f"--split {split}: the dataset has {', '.join(dataset.shards)}")
-    for folder in filter(None, (out, report)):
-        try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"{folder}: cannot be made: {error.strerror or error}") from error
+    for option, folder in (("--out", out), ("--report", report)):
+        if folder is not None:
+            make_folder(folder, option)
     config, model = saved.config, EnhancementModel(saved)
-    tiles = pick_tiles(dataset, split, size=config.data.size, count=limit or TILES, seed=SEED)
-    scores = evaluate_enhancement(model, tiles, cases=cases, seed=SEED)
-    sure = calibrate(model, tiles, SEED)
+    tiles = pick_tiles(dataset, split, size=config.data.size, count=limit or TILE_COUNT, seed=SEED)
+    scores = evaluate_enhancement(model, tiles, cases=cases)
+    uncertainty = calibrate(model, tiles)
     rows = rows_of(scores)
     print(f"{config.name} after {saved.step} steps, split {split}, {len(tiles)} tiles degraded:")
     print(format_table(rows))
     print(closing_line(rows))
-    print(format_calibration(sure))
+    print(format_calibration(uncertainty))
     if out is None and report is None:
         return rows
     content = {
         "rows": rows,
         "labels": lesions_by_label(scores),
-        "uncertainty": sure,
+        "uncertainty": uncertainty,
         "tiles": len(tiles),
         "split": split,
         "seed": SEED,
@@ -153,19 +149,18 @@ def evaluate_enhancer(
         "dataset": dataset.fingerprint,
         **dated_provenance(),
     }
-    examples = examples_of(model, tiles, SEED)
-    text = (json.dumps(content, indent=1) + "\n").encode()
+    examples = examples_of(model, tiles)
     written = []
     if out is not None:
         out = Path(out)
-        write_beside(out / RESULTS, text)
+        write_results(out / RESULTS, content)
         write_csv(out / TABLE, rows)
         write_beside(out / FIGURE, encode_image(draw_examples(examples), ".png"))
         written += [out / RESULTS, out / TABLE, out / FIGURE]
     if report is not None:
         from vae.evaluation.enhancement.report import write_report
 
-        write_beside(Path(report) / RESULTS, text)
+        write_results(Path(report) / RESULTS, content)
         written.append(write_report(report, content, examples))
     print(f"written: {', '.join(map(str, written))}")
     return rows
@@ -174,12 +169,12 @@ def evaluate_enhancer(
 def closing_line(rows: Sequence[dict[str, Any]]) -> str:
     """Summarises the mixed and the clean tiles in one line."""
     table = averaged(rows)
-    before, after = table[MIXED][NOTHING], table[MIXED][OURS]
+    before, after = table[MIXED][NOTHING], table[MIXED][MODEL_ROW]
     return (
         f"mixed: {before['psnr']:.2f} -> {after['psnr']:.2f} dB "
         f"({after['psnr'] - before['psnr']:+.2f}), SSIM {before['ssim']:.4f} -> "
         f"{after['ssim']:.4f} ({after['ssim'] - before['ssim']:+.4f}); "
-        f"clean tiles: SSIM {table['clean'][OURS]['ssim']:.4f} to themselves"
+        f"clean tiles: SSIM {table['clean'][MODEL_ROW]['ssim']:.4f} to themselves"
     )
 
 
@@ -193,25 +188,23 @@ def quick_scores(saved: SavedModel, dataset: Dataset, split: str, limit: int) ->
       limit: Approximate number of tiles, equally many per patient; 0 for 22.
     """
     size = saved.config.data.size
-    tiles = pick_tiles(dataset, split, size=size, count=limit or TILES, seed=SEED)
+    tiles = pick_tiles(dataset, split, size=size, count=limit or TILE_COUNT, seed=SEED)
     model = EnhancementModel(saved)
-    found = evaluate_enhancement(
-        model, tiles, cases=CASES[:2], methods={}, structure=False, seed=SEED
-    )
+    found = evaluate_enhancement(model, tiles, cases=CASES[:2], methods={}, structure=False)
     table = averaged(rows_of(found))
     return {
-        "psnr": table[MIXED][OURS]["psnr"],
-        "ssim": table[MIXED][OURS]["ssim"],
+        "psnr": table[MIXED][MODEL_ROW]["psnr"],
+        "ssim": table[MIXED][MODEL_ROW]["ssim"],
         "psnr_before": table[MIXED][NOTHING]["psnr"],
         "ssim_before": table[MIXED][NOTHING]["ssim"],
-        "ssim_clean": table["clean"][OURS]["ssim"],
+        "ssim_clean": table["clean"][MODEL_ROW]["ssim"],
         "tiles": len(tiles),
     }
 
 
-def calibrate(model: EnhancementModel, tiles: Sequence[Tile], seed: int = 0) -> dict[str, Any]:
+def calibrate(model: EnhancementModel, tiles: Sequence[Tile]) -> dict[str, Any]:
     """Compares uncertainty and error on mixed tiles; see `calibration`."""
-    pairs = [degrade_case(tile, Case(MIXED, math.nan), seed) for tile in tiles]
+    pairs = [degrade_case(tile, Case(MIXED, math.nan), SEED) for tile in tiles]
     seen, thumbnails = (np.stack(pictures) for pictures in zip(*pairs, strict=True))
     clean, fov, circles = (
         np.stack([getattr(tile, name) for tile in tiles]) for name in ("image", "fov", "fov_circle")
@@ -220,11 +213,11 @@ def calibrate(model: EnhancementModel, tiles: Sequence[Tile], seed: int = 0) -> 
     return calibration(clean, made, model.tile_uncertainty(seen, thumbnails, circles), fov)
 
 
-def examples_of(model: EnhancementModel, tiles: Sequence[Tile], seed: int = 0) -> list[Shown]:
+def examples_of(model: EnhancementModel, tiles: Sequence[Tile]) -> list[Shown]:
     """Returns some mixed tiles, before and after enhancement."""
     shown = []
     for tile in tiles[:: max(1, len(tiles) // EXAMPLES)][:EXAMPLES]:
-        seen, thumbnail = degrade_case(tile, Case(MIXED, math.nan), seed)
+        seen, thumbnail = degrade_case(tile, Case(MIXED, math.nan), SEED)
         made = model.enhance_tiles(seen[None], thumbnail[None], tile.fov_circle[None])[0]
         images = [image / np.float32(255) for image in (tile.image, seen, made)]
         clean, before, after = (image[None] for image in images)
@@ -257,7 +250,7 @@ def _scored(
     similarity = masked_ssim(clean / np.float32(255), images / np.float32(255), fov)
     ratio = masked_psnr(clean, images, fov)
     kept = pool.map(compare_structure, known, images) if known else [{}] * len(tiles)
-    blank = dict.fromkeys(FIGURES, math.nan)
+    blank = dict.fromkeys(STRUCTURE_METRICS, math.nan)
     severity = None if math.isnan(case.severity) else case.severity
     for tile, one_ssim, one_psnr, scores in zip(tiles, similarity, ratio, kept, strict=True):
         yield {

@@ -10,7 +10,7 @@ from skimage import filters, measure
 SIGMAS = (2, 3, 4)
 # Second derivatives of green, in [0, 1], below this value count as noise. It is fixed, because the
 # default follows the image and would find vessels in pure noise.
-GAMMA = 0.01
+FRANGI_GAMMA = 0.01
 # Share of a clean tile's pixels, the strongest, that count as vessels.
 STRONGEST = 0.06
 # Pixels by which a vessel may move.
@@ -42,7 +42,7 @@ def vesselness(image: np.ndarray) -> np.ndarray:
     uint8 [H, W, 3] -> float64 [H, W].
     """
     green = image[..., 1] / 255
-    return filters.frangi(green, sigmas=SIGMAS, black_ridges=True, gamma=GAMMA)
+    return filters.frangi(green, sigmas=SIGMAS, black_ridges=True, gamma=FRANGI_GAMMA)
 
 
 def find_structure(clean: np.ndarray, fov: np.ndarray) -> Structure:
@@ -85,7 +85,7 @@ def compare_structure(structure: Structure, image: np.ndarray) -> dict[str, floa
     ridges, inside, threshold = vesselness(image), structure.inside, structure.threshold
     nan = float("nan")
     if not inside.any() or threshold <= 0:
-        return dict.fromkeys(FIGURES, nan)
+        return dict.fromkeys(STRUCTURE_METRICS, nan)
     a, b = structure.vesselness[inside], ridges[inside]
     correlation = float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else 0.0
     was, now = structure.vesselness > threshold, ridges > threshold
@@ -105,7 +105,7 @@ def compare_structure(structure: Structure, image: np.ndarray) -> dict[str, floa
     }
 
 
-FIGURES = ("vesselness", "false_vessels", "missed_vessels", "lesions_kept", "lesions")
+STRUCTURE_METRICS = ("vesselness", "false_vessels", "missed_vessels", "lesions_kept", "lesions")
 
 
 def _top_hat(image: np.ndarray, bright: bool) -> np.ndarray:

@@ -8,10 +8,10 @@ import numpy as np
 
 from vae.data import files
 from vae.evaluation.aggregate import patient_intervals
-from vae.evaluation.enhancement.structure import FIGURES
+from vae.evaluation.enhancement.structure import STRUCTURE_METRICS
 
-NOTHING, OURS = "do_nothing", "ours"
-COLUMNS = ("psnr", "ssim", *FIGURES)
+NOTHING, MODEL_ROW = "do_nothing", "ours"
+COLUMNS = ("psnr", "ssim", *STRUCTURE_METRICS)
 
 
 def rows_of(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -94,9 +94,9 @@ def lesions_by_label(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                     == (label, degradation, method)
                     and entry["lesions"] > 0
                 ]
-                for method in (NOTHING, OURS)
+                for method in (NOTHING, MODEL_ROW)
             }
-            if not of[OURS]:
+            if not of[MODEL_ROW]:
                 continue
             kept = {
                 method: float(np.mean([entry["lesions_kept"] for entry in entries]))
@@ -105,9 +105,9 @@ def lesions_by_label(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             rows.append({
                 "label": label,
                 "degradation": degradation,
-                "tiles": len(of[OURS]),
-                "lesions": float(np.mean([entry["lesions"] for entry in of[OURS]])),
-                "lesions_kept": kept[OURS],
+                "tiles": len(of[MODEL_ROW]),
+                "lesions": float(np.mean([entry["lesions"] for entry in of[MODEL_ROW]])),
+                "lesions_kept": kept[MODEL_ROW],
                 "lesions_kept_before": kept[NOTHING],
             })  # fmt: skip
     return rows

@@ -94,11 +94,11 @@ def _curves(points: Iterable[dict[str, Any]]) -> str:
         ("latents", "", "latent values a tile"),
         ("bytes", "_sampled", "rate, bytes a tile"),
     ):
-        for figure, y_label, top in (("ssim", "SSIM", 1.0), ("psnr", "PSNR, dB", np.inf)):
+        for metric, y_label, top in (("ssim", "SSIM", 1.0), ("psnr", "PSNR, dB", np.inf)):
             lines: dict[str, list] = {}
             for point in points:
                 if point[size]:  # 0 and None have no place on a log scale
-                    value = point.get(figure + suffix, point[figure])
+                    value = point.get(metric + suffix, point[metric])
                     name = point["setting"] if point["codec"] == "model" else ""
                     lines.setdefault(point["codec"], []).append((point[size], value, name))
             y_label += " of samples" if suffix else ""

@@ -82,7 +82,7 @@ def count(number: int, noun: str) -> str:
     return f"{number:,d} {noun}{'' if number == 1 else 's'}"
 
 
-def interval(row: dict[str, Any], figure: str, form: str) -> str:
+def interval(row: dict[str, Any], metric: str, form: str) -> str:
     """Formats the interval of a row's metric; "" without an interval."""
-    bounds = (row["interval"] or {}).get(figure)
+    bounds = (row["interval"] or {}).get(metric)
     return f"{bounds[0]:{form}}–{bounds[1]:{form}}" if bounds else ""

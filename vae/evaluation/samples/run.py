@@ -1,7 +1,6 @@
 """Evaluation of a prior: real and sampled sets of tiles, from a dataset to a table."""
 
 import functools
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -13,12 +12,12 @@ import numpy as np
 from vae.checkpoints.provenance import dated_provenance
 from vae.checkpoints.safetensors_io import SavedModel
 from vae.data.errors import DataError, UsageError
-from vae.data.files import write_beside
 from vae.data.pipeline import Dataset, eval_batches, open_dataset
 from vae.evaluation.samples.measures import NEIGHBOURS
 from vae.evaluation.samples.simple_priors import baselines
 from vae.evaluation.samples.summary import SMALL, Summary, batched, shrunk, summarise
-from vae.evaluation.samples.table import Real, compare, floor, format_table
+from vae.evaluation.samples.table import Reference, compare, floor, format_table
+from vae.evaluation.table import write_results
 from vae.inference.model import Model
 from vae.inference.reconstruct import write_picture
 from vae.inference.sample import Sampler
@@ -31,7 +30,7 @@ POOL = 2.5
 # Maximum number of training tiles for the search of copies.
 MOST_TRAINING = 20_000
 SHOWN = 32
-OURS, HELD_OUT, RECONSTRUCTED = "prior", "held out", "reconstructed"
+PRIOR_ROW, HELD_OUT, RECONSTRUCTED = "prior", "held out", "reconstructed"
 
 
 def evaluate_samples(
@@ -43,7 +42,7 @@ def evaluate_samples(
     seed: int = 0,
     out: str | os.PathLike | None = None,
     tiles: Iterator[np.ndarray] | None = None,
-    **how: Any,
+    **sampler_options: Any,
 ) -> list[dict[str, Any]]:
     """Compares samples of a prior and of simple priors with real tiles.
 
@@ -55,7 +54,7 @@ def evaluate_samples(
       seed: Seed of samples and of all draws.
       out: Folder for the metrics and contact sheets; None for none.
       tiles: Batches uint8 [b, S, S, 3] of tiles to evaluate instead of samples of the priors.
-      how: Options of `Sampler.latents`.
+      sampler_options: Options of `Sampler.latents`.
 
     Returns:
       The table's rows; see `vae.evaluation.samples.table`.
@@ -95,7 +94,7 @@ def evaluate_samples(
         return latents[-1]
 
     read = functools.partial(_tiles, dataset, side=side, seed=seed)
-    real = Real.of(
+    real = Reference.from_summary(
         sets("training tiles", read("train", limit=int(POOL * count)), encode_and_keep),
         np.concatenate([shrunk(part) for part, _ in read("train", limit=MOST_TRAINING)]),
         sets(f"{HELD_OUT} ({split})", read(split, limit=count)),
@@ -108,18 +107,20 @@ def evaluate_samples(
         rows.append(compare("samples", made, real))
     else:
         known = np.concatenate(latents)
-        draws = baselines(sampler, known, seed)
+        draws = baselines(known, seed)
         if "mixture" not in draws:
             say("the row mixture is left out: it needs scikit-learn, `pip install -e '.[embed]'`")
         draws = {RECONSTRUCTED: lambda number: known[:number], **draws}
         if sampler.prior is not None:
-            draws[OURS] = lambda number: sampler.latents(range(number), seed=seed, **how)
+            draws[PRIOR_ROW] = lambda number: sampler.latents(
+                range(number), seed=seed, **sampler_options
+            )
         for name, draw in draws.items():
             made = sampler.decode(draw(count))
             rows.append(compare(name, sets(name, batched(made)), real))
     say(format_table(rows))
     if out is not None:
-        _write(out, rows, sampler, dataset, how, count=count, split=split, seed=seed)
+        _write(out, rows, sampler, dataset, sampler_options, count=count, split=split, seed=seed)
         say(f"written: {out / RESULTS}, {out / SHEETS}")
     return rows
 
@@ -153,9 +154,9 @@ def evaluate_prior(
     )
 
 
-def sheet(saved: SavedModel, autoencoder: SavedModel, count: int = 16) -> np.ndarray:
-    """Draws a contact sheet of some samples, uint8 [h, w, 3]."""
-    return grid(Sampler(Model(autoencoder), saved).sample(range(count)), 4)
+def sheet(saved: SavedModel, autoencoder: SavedModel) -> np.ndarray:
+    """Draws a contact sheet of 16 samples, uint8 [h, w, 3]."""
+    return grid(Sampler(Model(autoencoder), saved).sample(range(16)), 4)
 
 
 def _check(dataset: Dataset, split: str, count: int) -> None:
@@ -184,17 +185,20 @@ def _write(
     rows: Sequence[dict[str, Any]],
     sampler: Sampler,
     dataset: Dataset,
-    how: dict[str, Any],
+    sampler_options: dict[str, Any],
     **settings: Any,
 ) -> None:
     content = {
         "rows": rows,
         **settings,
-        "how": how | {"steps": how.get("steps") or sampler.steps},
+        "sampler_options": {
+            **sampler_options,
+            "steps": sampler_options.get("steps") or sampler.steps,
+        },
         "small": SMALL,
         "prior": sampler.hash,
         "autoencoder": sampler.model.hash,
         "dataset": dataset.fingerprint,
         **dated_provenance(),
     }
-    write_beside(out / RESULTS, (json.dumps(content, indent=1) + "\n").encode())
+    write_results(out / RESULTS, content)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import numpy as np
 
 from vae.inference.embedding import pool
-from vae.inference.sample import Sampler
 
 MIXTURE = 16  # components
 # Minimum number of tiles per component: fewer tiles do not determine a covariance.
@@ -15,11 +14,10 @@ FEWEST = 8
 Draw = Callable[[int], np.ndarray]
 
 
-def baselines(sampler: Sampler, latents: np.ndarray, seed: int = 0) -> dict[str, Draw]:
+def baselines(latents: np.ndarray, seed: int) -> dict[str, Draw]:
     """Returns functions count -> latents float32 [count, ...], by the names of their rows.
 
     Args:
-      sampler: The sampler of the latents' autoencoder.
       latents: float32 [N, h, w, C] or [N, L], latents of training tiles.
       seed: Seed of the draws.
 

@@ -96,10 +96,10 @@ def pooled(latents: np.ndarray) -> np.ndarray:
     return np.concatenate([*cells, spread], axis=1)
 
 
-def batched(tiles: np.ndarray, size: int = 64) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def batched(tiles: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields tiles uint8 [N, S, S, 3] in batches for `summarise`, without patients."""
-    for start in range(0, len(tiles), size):
-        part = tiles[start : start + size]
+    for start in range(0, len(tiles), 64):
+        part = tiles[start : start + 64]
         yield part, np.full(len(part), "")
 
 

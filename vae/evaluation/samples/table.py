@@ -22,7 +22,7 @@ FLOOR = "floor"
 
 
 @dataclasses.dataclass(frozen=True)
-class Real:
+class Reference:
     """Real tiles as the reference of all sets.
 
     Attributes:
@@ -44,9 +44,9 @@ class Real:
     usual: np.ndarray
 
     @classmethod
-    def of(
+    def from_summary(
         cls, pool: Summary, training: np.ndarray, held_out: Summary, count: int, seed: int = 0
-    ) -> "Real":
+    ) -> "Reference":
         """Creates the reference, with `components` and `usual` computed from the arguments."""
         components = principal_components(pool.features, COMPONENTS)
         usual = nearest(held_out.small, training)
@@ -54,10 +54,10 @@ class Real:
 
     def features(self, summary: Summary, rows: Any = slice(None)) -> np.ndarray:
         """Returns the principal components of a set's features, float64 [N, K]."""
-        return self.components.of(summary.features[rows])
+        return self.components.project(summary.features[rows])
 
 
-def compare(name: str, made: Summary, real: Real) -> dict[str, Any]:
+def compare(name: str, made: Summary, real: Reference) -> dict[str, Any]:
     """Compares a set of tiles with the training tiles and returns a row of the table.
 
     Returns:
@@ -95,7 +95,7 @@ def compare(name: str, made: Summary, real: Real) -> dict[str, Any]:
     }
 
 
-def floor(real: Real) -> dict[str, Any]:
+def floor(real: Reference) -> dict[str, Any]:
     """Computes the metrics between two halves of the training patients, a lower bound in practice:
     a prior does not know the eyes of the tiles that it is compared with.
 
