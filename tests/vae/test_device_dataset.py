@@ -1,4 +1,4 @@
-"""Tiles on the devices: the same batches as those that are read one by one."""
+"""Datasets on the devices give the same batches as datasets that are read tile by tile."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def dataset(small_data):
     return open_dataset(small_data)
 
 
-def test_batches_are_those_that_are_read(dataset):
+def test_batches_equal_those_read_from_disk(dataset):
     config = fundus256.get_config("smoke")
     config.seed, config.batch_size = 5, 16
     mesh = make_mesh()
@@ -39,7 +39,7 @@ def test_batches_are_those_that_are_read(dataset):
             break
 
 
-def test_some_rows_are_of_the_same_batch(dataset):
+def test_a_subset_of_rows_is_of_the_same_batch(dataset):
     images, tile_ids = whole_split(dataset, size=64)
     config = fundus256.get_config("smoke")
     tiles = DeviceDataset(config, dataset, make_mesh())
