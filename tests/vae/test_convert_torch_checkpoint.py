@@ -72,7 +72,7 @@ def blank() -> dict[str, torch.Tensor]:
     state = {}
     for entry in table(MODEL):
         leaf = wanted[entry.path]
-        theirs = entry.layout.theirs(np.broadcast_to(np.float32(0), leaf.shape)).shape
+        theirs = entry.layout.to_torch(np.broadcast_to(np.float32(0), leaf.shape)).shape
         value = torch.tensor(0) if leaf.dtype == np.int32 else zeros[: leaf.size]
         state["autoencoder." + entry.source] = value.reshape(theirs)
     return state
@@ -189,7 +189,7 @@ def test_dtypes(tiny, dtype):
     convert.check("tiny", state, TINY)
     for entry, array in convert.converted("tiny", state, TINY):
         want = state[entry.source].to(torch.int32 if array.dtype == np.int32 else torch.float32)
-        np.testing.assert_array_equal(entry.layout.theirs(array), want.numpy())
+        np.testing.assert_array_equal(entry.layout.to_torch(array), want.numpy())
 
 
 def test_layouts_in_memory_do_not_matter(tiny):
