@@ -117,7 +117,7 @@ def test_impossible_workdir(tiny_config, tmp_path):
 
 def test_no_data_and_no_split(tiny_config, tmp_path):
     tiny_config.eval.split = "all"
-    with pytest.raises(DataError, match="no tiles for eval.split split 'all', it has {'train'"):
+    with pytest.raises(DataError, match=r"no tiles in split 'all' \(eval.split\), it has {'train'"):
         train(tiny_config, tmp_path / "a")
     tiny_config.data.dir = ""
     with pytest.raises(UsageError, match="data.dir is empty; give --config.data.dir=DIR"):

@@ -242,7 +242,7 @@ def many_eyes(tmp_path_factory):
     from vae.data.synthetic import write_photographs
 
     folder = tmp_path_factory.mktemp("eyes")
-    write_photographs(folder, patients=6, eyes=2, size=700)
+    write_photographs(folder, patients=12, eyes=2, size=700)
     return folder
 
 
@@ -291,4 +291,4 @@ def test_make_tiles_ends_with_its_workers(cutting, number, capsys):
         assert "photographs are finished; the same command continues" in output
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    assert "tiles of 12 photographs" in again.stdout
+    assert "tiles of 24 photographs" in again.stdout

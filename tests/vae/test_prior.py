@@ -265,7 +265,7 @@ def test_every_mesh_gives_the_same_parameters(dataset):
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, state.params)
     assert all(value > 0 for value in jax.tree.leaves(moved["network"]["out0"]))
     assert isinstance(state.fixed["spectrum"]["fit"], Spectrum)
-    assert (state.latent_var > 0).all()
+    assert (state.statistics["latent_var"] > 0).all()
     _, same, others = steps(dataset, make_mesh(2, 4), 3, accumulate=2)
     assert others["loss"] == pytest.approx(metrics["loss"], rel=1e-4)
     # Sums in another order; Adam normalises gradients, so small ones amplify the difference: a
