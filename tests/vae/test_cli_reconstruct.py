@@ -142,7 +142,9 @@ def test_wrong_use_is_one_line(photographs, model, tmp_path, capsys):
     refused([eye + "x", "--model", model, "--out", out], 1, "no such file")
     refused([model, "--model", eye, "--out", out], 2, "is a model's workdir")
     inside = photographs / "left" / "result"
-    refused([str(photographs), "--model", model, "--out", str(inside)], 2, "the next run would read")
+    refused(
+        [str(photographs), "--model", model, "--out", str(inside)], 2, "the next run would read"
+    )
     refused([str(photographs), "--model", model, "--out", str(photographs)], 2, "which is read")
     mine = tmp_path / "reconstructions"
     mine.mkdir()
