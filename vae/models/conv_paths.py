@@ -52,7 +52,7 @@ class ConvDecoder(nn.Module):
     @nn.compact
     def __call__(
         self, z: jax.Array, seen: tuple[jax.Array, jax.Array] | None = None
-    ) -> jax.Array | tuple[jax.Array, jax.Array]:
+    ) -> jax.Array | tuple[jax.Array, jax.Array, jax.Array]:
         def skip_in(h, x, name):
             zeros = nn.initializers.zeros
             return h + nn.Dense(
@@ -81,7 +81,7 @@ class ConvDecoder(nn.Module):
             return correction
         gate = nn.Dense(1, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="gate")
         h = RMSNorm(name="gate_norm")(h)
-        return correction, 2 * nn.sigmoid(gate(h).astype(jnp.float32))
+        return correction, 2 * nn.sigmoid(gate(h).astype(jnp.float32)), h
 
 
 def _zero_head(h: jax.Array, features: int, dtype: jnp.dtype) -> jax.Array:

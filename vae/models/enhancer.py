@@ -2,7 +2,7 @@
 
     toned    = x with light, haze, colour and contrast corrected       from a thumbnail
     sharp    = toned, deblurred                                        from its periodogram
-    enhanced = sharp + gate * (D * (sd z - A * sharp) + gain * conv path(z, sharp))
+    enhanced = sharp + gate * (D * (sd z - A * sharp) + gain * conv path(z, sharp) + filters(sharp))
 
 A tile does not show the light, haze and colour of the whole photograph, so the tone stage
 (`vae.models.tone`) uses a thumbnail. A tile does not show the blur reliably, so the sharpening
@@ -10,7 +10,9 @@ stage (`vae.models.sharpening`) uses the photograph's averaged periodogram. The 
 grain and blocks with a bounded receptive field. It is an `AutoencoderKL` whose decoder also sees
 the image, so the latent need not encode what is already good. D and A are its linear path
 (`vae.models.autoencoder`). They change the image only by a change of the linear code, and a gate
-for each 4 x 4 patch scales the change. All heads start at zero, so step 0 is the identity.
+for each 4 x 4 patch scales the change. Filters that the decoder mixes for each patch
+(`vae.models.filter_bank`) remove most of the grain. All heads start at zero, so step 0 is the
+identity.
 """
 
 from collections.abc import Callable
@@ -19,6 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from vae.models.autoencoder import STEM, AutoencoderKL
+from vae.models.filter_bank import REACH as FILTER_REACH
+from vae.models.filter_bank import FilterBank
 from vae.models.layers import depth_to_space
 from vae.models.periodogram import window_powers
 from vae.models.posterior import Posterior
@@ -53,6 +57,7 @@ class Enhancer(AutoencoderKL, kw_only=True):
 
     def setup(self):
         super().setup()
+        self.filter_bank = FilterBank(self.dtype)
         self.sharpening_kernels = Sharpening(self.typical_spectrum, name=SHARPENING)
         self.tone_field = ToneField(self.tone_width, self.dtype, name=TONE)
 
@@ -140,8 +145,8 @@ class Enhancer(AutoencoderKL, kw_only=True):
         z = draw(posterior)
         change = self.linear.decode_change(z * pca.sd - linear)
         change = depth_to_space(change, self.downsample)
-        correction, gate = self.decoder(z, seen)
-        change += GAIN * pca.scale * correction
+        correction, gate, features = self.decoder(z, seen)
+        change += GAIN * pca.scale * correction + self.filter_bank(toned, features)
         gate = jnp.repeat(jnp.repeat(gate, STEM, axis=1), STEM, axis=2)
         return toned + gate * change, posterior
 
@@ -155,7 +160,7 @@ class Enhancer(AutoencoderKL, kw_only=True):
     @property
     def detail_halo(self) -> int:
         """Returns how many sharpened pixels beyond its own f x f patch a pixel depends on."""
-        return self.encoder_halo + self.downsample * self.decoder_halo
+        return max(self.encoder_halo + self.downsample * self.decoder_halo, FILTER_REACH)
 
 
 def with_wide_likelihood(variables: dict) -> dict:
