@@ -256,6 +256,8 @@ def cutting(many_eyes, tmp_path):
         command,
         cwd=ROOT,
         start_new_session=True,
+        # Tests in the background of a shell ignore SIGINT, and their children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
