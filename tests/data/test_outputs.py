@@ -249,15 +249,16 @@ def many_eyes(tmp_path_factory):
 @pytest.fixture
 def cutting(many_eyes, tmp_path):
     """Starts `make-tiles` with two workers in its own session; yields (process, command)."""
-    command = [sys.executable, "-m", "vae.cli", "make-tiles", "--photographs", str(many_eyes)]
+    # Tests in the background of a shell ignore SIGINT, and their children inherit that.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{listen}; import sys; from vae.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "make-tiles", "--photographs", str(many_eyes)]
     command += ["--out", str(tmp_path / "tiles"), "--workers", "2", "--patients_unknown"]
     command += ["--tile", "64", "--stride", "32"]
     process = subprocess.Popen(
         command,
         cwd=ROOT,
         start_new_session=True,
-        # Tests in the background of a shell ignore SIGINT, and their children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
