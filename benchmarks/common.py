@@ -6,7 +6,6 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from vae.checkpoints.modules import initial_variables
 from vae.data.synthetic import fundus_photograph
 from vae.sharding import batch_sharding, make_mesh, tree_sharding
 from vae.tasks import task_of
@@ -36,8 +35,7 @@ def training_step(config, batch, fit=None) -> tuple[Callable[[], None], float]:
     task = task_of(config)
     sharding = tree_sharding(abstract_state(task), mesh, config.mesh.fsdp_min_size)
     start = jax.jit(
-        lambda fit: initial_state(task_of(config), initial_variables(config, fit)),
-        out_shardings=sharding,
+        lambda fit: initial_state(task, task.fresh_variables(fit)), out_shardings=sharding
     )
     state, batch = start(fit), jax.device_put(batch, batch_sharding(mesh))
     lowered = make_train_step(task, mesh, sharding).lower(state, batch)

@@ -13,6 +13,11 @@ def by_path(tree: Any) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def from_paths(leaves: Mapping[str, Any], like: Any) -> Any:
+    """Inverts `by_path`: returns a tree of the structure of `like`, whose leaves are not used."""
+    return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in by_path(like)])
+
+
 def differences(stored: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
     """Returns a line for each leaf that is missing, unknown or different.
 

@@ -104,9 +104,7 @@ def load_saved(path: str | os.PathLike) -> SavedModel:
 
     checkpoints = OrbaxCheckpoints(workdir / CHECKPOINTS)
     try:
-        step = checkpoints.latest_step() if step is None else step
-        if step is None:
-            raise DataError(f"{workdir} has no complete checkpoint; train it first")
+        step = checkpoints.require_step() if step is None else step
         fields = checkpoints.restore_model(step, _on_one_device(_abstract_item(config)))
         provenance = checkpoints.provenance(step)
     finally:

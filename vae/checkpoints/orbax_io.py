@@ -58,6 +58,13 @@ class OrbaxCheckpoints:
         """Returns the step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
+    def require_step(self) -> int:
+        """Returns the step of the newest complete checkpoint; raises DataError if there is none."""
+        step = self.latest_step()
+        if step is None:
+            raise DataError(f"{self.directory.parent} has no complete checkpoint; train it first")
+        return step
+
     def provenance(self, step: int) -> dict[str, Any]:
         """Returns the provenance of a checkpoint; raises DataError if it cannot be read."""
         try:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vae.checkpoints.config import from_dict
-from vae.checkpoints.leaves import by_path, differences
+from vae.checkpoints.leaves import by_path, differences, from_paths
 from vae.checkpoints.modules import abstract_model
 from vae.data.errors import DataError, one_line
 from vae.data.files import replacing, require_regular
@@ -131,14 +131,10 @@ def read_safetensors(path: epath.PathLike) -> SavedModel:
         path=path,
         config=config,
         step=step,
-        variables=_nested(leaves, variables),
+        variables=from_paths(leaves, variables),
         provenance=provenance,
         **statistics,
     )
-
-
-def _nested(leaves: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
-    return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in by_path(like)])
 
 
 def _may_be_short(name: str, leaf: np.ndarray) -> bool:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vae.checkpoints.config import reference_config
-from vae.checkpoints.leaves import by_path
+from vae.checkpoints.leaves import by_path, from_paths
 from vae.checkpoints.loading import load_saved
 from vae.checkpoints.modules import initial_variables, make_model
 from vae.checkpoints.safetensors_io import SavedModel
@@ -147,7 +147,7 @@ class Task(abc.ABC):
         if new := sorted(wanted.keys() - have.keys()):
             say(f"init_from={self.config.init_from} lacks some variables, which start fresh: {new}")
             have = by_path(jax.jit(self.fresh_variables)()) | have
-        return jax.tree.unflatten(jax.tree.structure(abstract), [have[name] for name in wanted])
+        return from_paths(have, abstract)
 
     def variables(self, dataset: Dataset, where: Any) -> dict:
         """Returns the variables of step 0 on the devices, from `init_from` or freshly initialized.

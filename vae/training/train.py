@@ -186,9 +186,7 @@ def evaluate_workdir(config: ConfigDict, workdir: epath.PathLike) -> None:
     sharding = tree_sharding(abstract, mesh, config.mesh.fsdp_min_size)
     checkpoints = Checkpoints(workdir / CHECKPOINTS)
     try:
-        step = checkpoints.latest_step()
-        if step is None:
-            raise DataError(f"{workdir} has no complete checkpoint; train it first")
+        step = checkpoints.require_step()
         check_same_run(checkpoints.provenance(step), {"model": plain(task.config.model)}, workdir)
         variables = checkpoints.restore_variables(step, _with_sharding(abstract, sharding))
     finally:
