@@ -1,5 +1,6 @@
 """`vae.load_model`: all kinds of paths; uint8 images in and out."""
 
+import dataclasses
 import shutil
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 from etils import epath
 
 import vae
+from vae.checkpoints.leaves import by_path, from_paths
 from vae.checkpoints.safetensors_io import MODEL_FILE, SavedModel, write_safetensors
 from vae.configs.published import get_config
 from vae.data.errors import DataError
@@ -235,3 +237,36 @@ def test_damaged_exported_file_is_named(model, tmp_path):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=rf"{MODEL_FILE}: damaged"):
         vae.load_model(path)
+
+
+def test_one_flipped_bit_of_an_exported_file_is_found(vector_model, tmp_path):
+    whole = vector_model.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    rng = np.random.default_rng(0)
+    for position in rng.integers(header, len(whole), 8):
+        flipped = bytearray(whole)
+        flipped[position] ^= 1 << int(rng.integers(8))
+        path = tmp_path / MODEL_FILE
+        path.write_bytes(flipped)
+        with pytest.raises(DataError, match=rf"{MODEL_FILE}: damaged \(its tensors have another"):
+            vae.load_model(path)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.bool_, np.float64])
+def test_tensors_of_another_dtype_are_refused(vector_model, tmp_path, dtype):
+    saved = vae.load_model(vector_model).saved
+    variables = jax.tree.map(np.asarray, saved.variables)
+    name, kernel = next((n, a) for n, a in by_path(variables).items() if n.endswith("/kernel"))
+    leaves = by_path(variables) | {name: kernel.astype(dtype)}
+    wrong = dataclasses.replace(saved, variables=from_paths(leaves, variables))
+    write_safetensors(tmp_path / MODEL_FILE, wrong)
+    with pytest.raises(DataError, match=f"1 tensors do not match its config: {name}: "):
+        vae.load_model(tmp_path / MODEL_FILE)
+
+
+def test_values_that_are_not_finite_are_refused(vector_model, tmp_path):
+    saved = vae.load_model(vector_model).saved
+    saved = dataclasses.replace(saved, latent_mean=np.full_like(saved.latent_mean, np.nan))
+    write_safetensors(tmp_path / MODEL_FILE, saved)
+    with pytest.raises(DataError, match=r"infinite or NaN values in latent_mean"):
+        vae.load_model(tmp_path / MODEL_FILE)

@@ -1,9 +1,11 @@
-"""Leaves of trees by path, and differences of two trees."""
+"""Leaves of trees by path, differences of two trees, and their hash."""
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from vae.sharding import path_name
 
@@ -29,4 +31,23 @@ def differences(stored: Mapping[str, Any], expected: Mapping[str, Any]) -> list[
         f"{name}: {stored.get(name, 'absent')} stored, {expected.get(name, 'none')} expected"
         for name in sorted(stored.keys() | expected.keys())
         if stored.get(name) != expected.get(name)
+    ]
+
+
+def tensors_hash(tensors: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of arrays, 64 hex digits: names, dtypes, shapes and bytes, by name."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        array = np.asarray(jax.device_get(tensors[name]), order="C")
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+def non_finite(tensors: Mapping[str, Any]) -> list[str]:
+    """Returns the names of floating-point arrays with infinite or NaN values."""
+    return [
+        name
+        for name, array in tensors.items()
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(np.asarray(array)).all()
     ]

@@ -1,7 +1,6 @@
 """Loads trained models from workdirs, checkpoints, exported files and bundled weights."""
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from ml_collections import ConfigDict
 
 from vae import weights
 from vae.checkpoints.config import from_dict
+from vae.checkpoints.leaves import by_path, tensors_hash
 from vae.checkpoints.modules import abstract_model, join_variables, split_variables
 from vae.checkpoints.safetensors_io import MODEL_FILE, SavedModel, read_safetensors
 from vae.data.errors import DataError, one_line
@@ -154,12 +154,8 @@ def averaged(saved: SavedModel, others: Sequence[SavedModel]) -> SavedModel:
 
 
 def variables_hash(variables: dict[str, Any]) -> str:
-    """Returns a hash that identifies a model: 16 hex digits over all variables' paths and bytes."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
+    """Returns a hash that identifies a model: the first 16 hex digits of its variables' SHA-256."""
+    return tensors_hash(by_path(variables))[:16]
 
 
 def _abstract_item(config: ConfigDict) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A model in one `.safetensors` file, with config and provenance in its metadata."""
+"""A model in one `.safetensors` file, with config, provenance and hash in its metadata."""
 
 import dataclasses
 import json
@@ -12,14 +12,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vae.checkpoints.config import from_dict
-from vae.checkpoints.leaves import by_path, differences, from_paths
+from vae.checkpoints.leaves import by_path, differences, from_paths, non_finite, tensors_hash
 from vae.checkpoints.modules import abstract_model
 from vae.data.errors import DataError, one_line
 from vae.data.files import replacing, require_regular
 from vae.models.autoencoder import LINEAR
 
 MODEL_FILE = "model.safetensors"
-FORMAT = "fundus-vae 1"
+FORMAT = "fundus-vae 2"
 # Tensors that are stored in addition to the variables.
 STATISTICS = ("latent_mean", "latent_var")
 
@@ -69,12 +69,13 @@ def write_safetensors(path: epath.PathLike, saved: SavedModel, *, dtype: str = "
             name: leaf.astype(np.float16) if _may_be_short(name, leaf) else leaf
             for name, leaf in tensors.items()
         }
-    tensors |= {name: np.asarray(getattr(saved, name)) for name in STATISTICS}
+    tensors |= {name: np.asarray(getattr(saved, name), np.float32) for name in STATISTICS}
     metadata = {
         "format": FORMAT,
         "config": json.dumps(saved.config.to_dict()),
         "step": str(saved.step),
         "provenance": json.dumps(saved.provenance),
+        "sha256": tensors_hash(tensors),
     }
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +94,8 @@ def read_safetensors(path: epath.PathLike) -> SavedModel:
 
     Raises:
       DataError: The file is damaged, of another format or version, or its tensors do not match its
-        config; all missing and unknown tensors and those of other shapes are named.
+        config or hash or are not finite; all missing and unknown tensors and those of other shapes
+        or dtypes are named.
     """
     path = epath.Path(path)
     require_regular(path, "an exported .safetensors file")
@@ -111,16 +113,23 @@ def read_safetensors(path: epath.PathLike) -> SavedModel:
             step, provenance = int(metadata["step"]), json.loads(metadata["provenance"])
             variables, abstract_statistics = abstract_model(config)
             wanted = by_path(variables) | abstract_statistics
-            have = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-            shapes = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
-            if problems := differences(have, shapes):
+            have = {name: _shape_and_dtype(file.get_slice(name)) for name in names}
+            expected = {
+                name: (list(leaf.shape), _stored_dtype(name, leaf, have))
+                for name, leaf in wanted.items()
+            }
+            if problems := differences(have, expected):
                 raise DataError(
                     f"{path}: {len(problems)} tensors do not match its config: "
                     + "; ".join(problems)
                 )
+            tensors = {name: file.get_tensor(name) for name in names}
+            if tensors_hash(tensors) != metadata["sha256"]:
+                raise DataError(f"{path}: damaged (its tensors have another hash); export it again")
+            if bad := non_finite(tensors):
+                raise DataError(f"{path}: infinite or NaN values in {', '.join(bad[:8])}")
             leaves = {
-                name: file.get_tensor(name).astype(leaf.dtype, copy=False)
-                for name, leaf in wanted.items()
+                name: tensors[name].astype(leaf.dtype, copy=False) for name, leaf in wanted.items()
             }
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: damaged ({error}); export it again") from error
@@ -137,7 +146,19 @@ def read_safetensors(path: epath.PathLike) -> SavedModel:
     )
 
 
-def _may_be_short(name: str, leaf: np.ndarray) -> bool:
+def _shape_and_dtype(tensor: Any) -> tuple[list[int], str]:
+    """Returns the shape and the format's name of the dtype of a slice, without reading it."""
+    return tensor.get_shape(), tensor.get_dtype()
+
+
+def _stored_dtype(name: str, leaf: Any, have: dict[str, tuple[list[int], str]]) -> str:
+    """Returns the dtype that a leaf must have in a file."""
+    if have.get(name, (None, None))[1] == "F16" and _may_be_short(name, leaf):
+        return "F16"
+    return f"{leaf.dtype.kind.upper()}{8 * leaf.dtype.itemsize}"
+
+
+def _may_be_short(name: str, leaf: Any) -> bool:
     return name.endswith(("/kernel", "/weight")) and leaf.ndim > 1 and LINEAR not in name.split("/")
 
 
