@@ -14,8 +14,11 @@ import pytest
 
 import vae
 from vae.checkpoints.loading import load_saved, read_config
+from vae.checkpoints.orbax_io import checksums
+from vae.cli import main
 from vae.data.errors import DataError
 from vae.data.fundus_tiles.build import build
+from vae.sharding import make_mesh, tree_sharding
 from vae.tasks import task_of
 from vae.training.checkpoint import Checkpoints
 from vae.training.train import IN_FLIGHT, NonFiniteLossError, evaluate_workdir, train
@@ -213,6 +216,49 @@ def test_checkpoint_with_a_lost_file(finished, tmp_path):
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "8" / "model")
     with pytest.raises(DataError, match="cannot be read"):
         load_saved(tmp_path / "run" / "checkpoints" / "8")
+
+
+def test_a_damaged_newest_checkpoint_is_one_line_with_the_way_out(finished, tmp_path, capsys):
+    config, workdir = finished
+    run = tmp_path / "run"
+    shutil.copytree(workdir, run)
+    newest = run / "checkpoints" / "8"
+    largest = max((newest / "model").rglob("d/*"), key=lambda path: path.stat().st_size)
+    whole = largest.read_bytes()
+    advice = rf"checkpoint {newest} cannot be read: .*remove that directory, and checkpoint 4 is"
+    rng = np.random.default_rng(0)
+    for position in (*rng.integers(len(whole), size=4), None):
+        damaged = bytearray(whole)
+        if position is None:
+            damaged = damaged[:100]
+        else:
+            damaged[position] ^= 1 << int(rng.integers(8))
+        largest.write_bytes(damaged)
+        with pytest.raises(DataError, match=advice) as refusal:
+            load_saved(run)
+        assert "\n" not in str(refusal.value)
+    assert main(["info", str(run)]) == 1
+    with pytest.raises(DataError, match=advice):
+        train(config, run)
+    shutil.rmtree(newest)
+    assert load_saved(run).step == 4
+    shutil.rmtree(run / "checkpoints" / "4" / "model")
+    with pytest.raises(DataError, match="remove that directory, and .*0 is used|no checkpoint is"):
+        load_saved(run)
+
+
+@pytest.mark.usefixtures("eight_devices")
+@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.uint8, np.bool_, np.float16])
+def test_checksums_see_each_bit_and_no_sharding(dtype):
+    array = np.random.default_rng(0).integers(0, 2, (8, 3, 4)).astype(dtype)
+    sharding = tree_sharding({"a": array}, make_mesh(1, 8), min_size=1)
+    expected = checksums({"a": jax.device_put(array)})
+    assert checksums({"a": jax.device_put(array, sharding["a"])}) == expected
+    for position in range(0, array.nbytes, 7):
+        flipped = array.copy()
+        flipped.view(np.uint8).reshape(-1)[position] ^= 1
+        assert checksums({"a": jax.device_put(flipped)}) != expected
+    assert checksums({"a": jax.device_put(array[::-1])}) != expected
 
 
 def test_checkpoint_of_another_dtype(finished):

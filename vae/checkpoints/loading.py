@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from vae import weights
 from vae.checkpoints.config import from_dict
-from vae.checkpoints.leaves import by_path, tensors_hash
+from vae.checkpoints.leaves import by_path, non_finite, tensors_hash
 from vae.checkpoints.modules import abstract_model, join_variables, split_variables
 from vae.checkpoints.safetensors_io import MODEL_FILE, SavedModel, read_safetensors
 from vae.data.errors import DataError, one_line
@@ -109,6 +109,10 @@ def load_saved(path: str | os.PathLike) -> SavedModel:
         provenance = checkpoints.provenance(step)
     finally:
         checkpoints.close()
+    if bad := non_finite(by_path(fields)):
+        raise DataError(
+            f"{workdir / CHECKPOINTS / str(step)}: infinite or NaN values in {', '.join(bad[:8])}"
+        )
     return SavedModel(
         path=workdir / CHECKPOINTS / str(step),
         config=config,

@@ -3,21 +3,29 @@
 `checkpoints/STEP/model` holds the averaged parameters, the other variables and the latent
 statistics. `checkpoints/STEP/training` is read only by training; it holds the optimizer state, and
 the raw parameters if the model's are averages. `.../provenance` identifies the data and the model.
+`.../checksums` holds a checksum of each array and of the provenance.
 """
 
+import functools
+import json
 import logging as python_logging
+import math
 import traceback
+import zlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
 from vae.checkpoints.leaves import by_path, differences
 from vae.data.errors import DataError
+from vae.multihost import sum_over_processes
 
-MODEL, TRAINING, PROVENANCE = "model", "training", "provenance"
+MODEL, TRAINING, PROVENANCE, CHECKSUMS = "model", "training", "provenance", "checksums"
 
 
 class _Raised(python_logging.Filter):
@@ -46,6 +54,7 @@ class OrbaxCheckpoints:
                 MODEL: ocp.StandardCheckpointHandler(),
                 TRAINING: ocp.StandardCheckpointHandler(),
                 PROVENANCE: ocp.JsonCheckpointHandler(),
+                CHECKSUMS: ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=ocp.checkpoint_managers.LatestN(keep),
@@ -67,15 +76,7 @@ class OrbaxCheckpoints:
 
     def provenance(self, step: int) -> dict[str, Any]:
         """Returns the provenance of a checkpoint; raises DataError if it cannot be read."""
-        try:
-            restored = self._manager.restore(
-                step, args=ocp.args.Composite(**{PROVENANCE: ocp.args.JsonRestore()})
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise self._unreadable(step, error) from error
-        if not isinstance(restored[PROVENANCE], dict):
-            raise self._unreadable(step, ValueError("its provenance holds something else"))
-        return restored[PROVENANCE]
+        return self._restore(step, {PROVENANCE: ocp.args.JsonRestore()})[PROVENANCE]
 
     def close(self) -> None:
         """Stops the threads."""
@@ -94,28 +95,80 @@ class OrbaxCheckpoints:
         Raises:
           DataError: The checkpoint is damaged or of another model (up to 8 differences are named).
         """
-        return {"fixed": {}, "batch_stats": {}} | self._restore(step, {MODEL: abstract})[MODEL]
+        return {"fixed": {}, "batch_stats": {}} | self.restore_trees(step, {MODEL: abstract})[MODEL]
 
-    def _restore(self, step: int, wanted: dict[str, dict]) -> dict[str, dict[str, Any]]:
+    def restore_trees(self, step: int, wanted: dict[str, dict]) -> dict[str, dict[str, Any]]:
+        """Restores items of arrays; `wanted` has the shapes, dtypes and shardings of each item."""
+        return self._restore(
+            step, {item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()}
+        )
+
+    def _restore(self, step: int, args: dict[str, Any]) -> dict[str, Any]:
+        """Restores items and verifies their checksums."""
         try:
             saved = self._manager.item_metadata(step)
-            for item, tree in wanted.items():
-                _compare(self.directory / str(step), saved[item], tree)
+            for item, arg in args.items():
+                if isinstance(arg, ocp.args.StandardRestore):
+                    _compare(self.directory / str(step), saved[item], arg.item)
             restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    **{item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()}
-                ),
+                step, args=ocp.args.Composite(**args, **{CHECKSUMS: ocp.args.JsonRestore()})
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise self._unreadable(step, error) from error
-        return {item: restored[item] for item in wanted}
+            for item in args:
+                if checksums(restored[item]) != restored[CHECKSUMS][item]:
+                    raise ValueError(f"the checksums of its {item} differ")
+        except DataError:
+            raise
+        except Exception as error:  # Orbax raises all kinds, and Exception itself.
+            others = [other for other in self._manager.all_steps() if other != step]
+            raise DataError(
+                f"checkpoint {self.directory / str(step)} cannot be read: {one_line(error)}; "
+                "remove that directory, and "
+                + (f"checkpoint {max(others)} is used" if others else "no checkpoint is left")
+            ) from error
+        return {item: restored[item] for item in args}
 
-    def _unreadable(self, step: int, error: Exception) -> DataError:
-        return DataError(
-            f"checkpoint {self.directory / str(step)} cannot be read: {one_line(error)}; remove "
-            "that directory to use the previous checkpoint"
-        )
+
+def checksums(item: Any) -> dict[str, str] | str:
+    """Returns the checksum of each array of a tree by its path, or the checksum of JSON values.
+
+    The checksum of an array does not depend on its sharding. Every process of a run must call it.
+    """
+    leaves = by_path(item)
+    if not all(isinstance(leaf, jax.Array) for leaf in leaves.values()):
+        return f"{zlib.crc32(json.dumps(item, sort_keys=True).encode()):08x}"
+    parts = [
+        [_sums(part.data, *_place(leaf, part)) for part in leaf.addressable_shards]
+        for leaf in leaves.values()
+    ]
+    sums = [np.sum(part, axis=0, dtype=np.float64) for part in jax.device_get(parts)]
+    # Exact: float64 holds the sum of two million uint32.
+    total = sum_over_processes(np.concatenate([np.empty(0), *sums])).astype(np.int64) % 2**32
+    pairs = total.reshape(-1, 2).tolist()
+    return {name: f"{a:08x}{b:08x}" for name, (a, b) in zip(leaves, pairs, strict=True)}
+
+
+def _place(array: jax.Array, part: jax.Shard) -> tuple[np.uint32, np.uint32, tuple[int, ...]]:
+    """Returns a factor, 0 for copies of a part, and the part's first index and its strides."""
+    strides = tuple(math.prod(array.shape[axis + 1 :]) % 2**32 for axis in range(array.ndim))
+    starts = [axis.start or 0 for axis in part.index]
+    first = sum(start * stride for start, stride in zip(starts, strides, strict=True))
+    return np.uint32(part.replica_id == 0), np.uint32(first % 2**32), strides
+
+
+@functools.partial(jax.jit, static_argnames="strides")
+def _sums(part: jax.Array, once: jax.Array, first: jax.Array, strides: tuple[int, ...]):
+    """Returns two sums of a part's words modulo 2**32; a change of one word changes both.
+
+    A hash of bytes would need each array on one host.
+    """
+    word = jnp.dtype(f"uint{8 * part.dtype.itemsize}")
+    bits = part if part.dtype == bool else jax.lax.bitcast_convert_type(part, word)
+    bits = bits.astype(jnp.uint32)
+    index = first
+    for axis, stride in enumerate(strides):
+        index += jax.lax.broadcasted_iota(jnp.uint32, part.shape, axis) * jnp.uint32(stride)
+    sums = bits.sum(dtype=jnp.uint32), (bits * (2 * index + 1)).sum(dtype=jnp.uint32)
+    return once * jnp.stack(sums)
 
 
 def model_item(fields: dict[str, Any]) -> dict[str, Any]:

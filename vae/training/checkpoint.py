@@ -6,10 +6,12 @@ import orbax.checkpoint as ocp
 
 from vae.checkpoints.modules import join_variables
 from vae.checkpoints.orbax_io import (
+    CHECKSUMS,
     MODEL,
     PROVENANCE,
     TRAINING,
     OrbaxCheckpoints,
+    checksums,
     model_item,
     one_line,
 )
@@ -32,12 +34,15 @@ class Checkpoints(OrbaxCheckpoints):
         """
         if step == self.latest_step():
             return
+        trees = _items(state)
+        sums = {name: checksums(item) for name, item in (trees | {PROVENANCE: provenance}).items()}
         try:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     **{PROVENANCE: ocp.args.JsonSave(provenance)},
-                    **{item: ocp.args.StandardSave(tree) for item, tree in _items(state).items()},
+                    **{CHECKSUMS: ocp.args.JsonSave(sums)},
+                    **{item: ocp.args.StandardSave(tree) for item, tree in trees.items()},
                 ),
             )
             self._manager.check_for_errors()
@@ -74,7 +79,7 @@ class Checkpoints(OrbaxCheckpoints):
         Raises:
           DataError: The checkpoint is damaged or of another model (up to 8 differences are named).
         """
-        fields = self._restore(step, _items(abstract))
+        fields = self.restore_trees(step, _items(abstract))
         fields = {"fixed": {}, "batch_stats": {}, **fields[MODEL], **fields[TRAINING]}
         fields["statistics"] = {name: fields.pop(name) for name in abstract.statistics}
         averaged = fields.pop("ema_params")
