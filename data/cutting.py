@@ -9,10 +9,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from vae.data import limits
+from vae.data import limits, schema
 from vae.data.errors import DataError
 from vae.data.files import write_beside
-from vae.data.fov import FieldOfView
+from vae.data.fov import FIELDS, FieldOfView
 from vae.data.images import read_image, write_image
 from vae.data.manifest import OVERLAYS
 from vae.data.region import AUTO, FovChoice, find_region
@@ -108,6 +108,20 @@ class Record:
     lost_share: float
     tiles: list[tuple[int, int, float]]
     size: int
+
+
+_PIXELS = schema.whole(0, 1 << 20)
+_RECORD = {
+    "source": [schema.whole(), schema.whole(-(1 << 63), 1 << 63)],
+    "suffix": schema.TEXT,
+    "height": _PIXELS,
+    "width": _PIXELS,
+    "scale": schema.number(1e-6, 1e6),
+    "fov": [schema.number()] * len(FIELDS),
+    "lost_share": schema.number(-1, 1),
+    "tiles": [[_PIXELS, _PIXELS, schema.number(0, 1)]],
+    "size": schema.whole(),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,10 +302,12 @@ def cut_photograph(job: Job) -> Record:
 def finished(job: Job) -> Record | None:
     """Returns the record if all tiles exist and the photograph's file is unchanged, else None."""
     try:
-        record = Record(**json.loads(job.record_path.read_bytes()))
+        content = job.record_path.read_bytes()
+        values = schema.parse_sealed(content, job.record_path, _RECORD, remedy="cut again")
+        record = Record(**values)
         source = _source(job.path)
         present = set(os.listdir(job.folder))
-    except (OSError, ValueError, TypeError):
+    except (OSError, TypeError, DataError):  # A damaged record is as none.
         return None
     if tuple(record.source) != source or record.suffix != job.suffix:
         return None
@@ -325,7 +341,7 @@ def _write_tiles(job: Job, photograph: Photograph, placed: list[tuple[int, int, 
         size=size,
     )
     job.record_path.parent.mkdir(parents=True, exist_ok=True)
-    write_beside(job.record_path, json.dumps(dataclasses.asdict(record)).encode())
+    write_beside(job.record_path, json.dumps(schema.sealed(dataclasses.asdict(record))).encode())
     return record
 
 

@@ -3,19 +3,36 @@
 import dataclasses
 import functools
 import hashlib
-import json
 import os
 from collections.abc import Callable
 
 import numpy as np
 
-from vae.data import manifest, records, storage, thumbnails
+from vae.data import manifest, records, schema, storage, thumbnails
 from vae.data.errors import DataError, UsageError
 from vae.data.fundus_tiles import NAME, VERSION
 from vae.data.local_copy import local_copy
+from vae.data.splits import SPLITS
 from vae.data.storage import AnyPath
 
 _INFO = "dataset_info.json"
+_METADATA = "metadata.json"
+_REMEDY = "build the dataset again with --overwrite"
+_DIGITS = schema.Kind("a number of records", lambda v: isinstance(v, str) and v.isdecimal())
+_SIDE = schema.whole(1, 1 << 20)
+_INFO_SCHEMA = {
+    "version": schema.TEXT,
+    "fileFormat": schema.one_of("tfrecord", "array_record"),
+    "splits": [{"name": schema.one_of(*SPLITS), "shardLengths": [_DIGITS]}],
+}
+_METADATA_SCHEMA = {
+    "tiles": schema.TEXT,
+    "patients_known": schema.FLAG,
+    "rejected": schema.whole(),
+    "smallest": {"tile": schema.TEXT, "height": _SIDE, "width": _SIDE},
+    "shards": {str: schema.TEXT},
+    "files": {str: schema.TEXT},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +65,14 @@ class Dataset:
         return bool(self.metadata["patients_known"])
 
     def photographs(self) -> list[manifest.PhotographRow]:
-        """Returns the photographs of the tiles; [] if the dataset has no list of them."""
-        path = self.path / manifest.PHOTOGRAPHS
-        return manifest.read_photographs(path) if path.name in storage.names(self.path) else []
+        """Returns the photographs of the tiles; [] if the dataset has no list of them.
+
+        Raises:
+          DataError: The list is missing or damaged.
+        """
+        if manifest.PHOTOGRAPHS not in self.metadata["files"]:
+            return []
+        return manifest.read_photographs(self._verified(manifest.PHOTOGRAPHS))
 
     def thumbnails(self) -> tuple[np.ndarray, dict[str, int]]:
         """Returns the thumbnails, uint8 [N, THUMBNAIL, THUMBNAIL, 3], and each one's index by id.
@@ -58,14 +80,25 @@ class Dataset:
         Raises:
           DataError: The dataset has no thumbnails, or they are damaged.
         """
-        if thumbnails.THUMBNAILS not in storage.names(self.path):
+        if thumbnails.THUMBNAILS not in self.metadata["files"]:
             raise DataError(
                 f"{self.path} has no thumbnails of its photographs; cut the tiles with this "
                 "version of `fundus-vae make-tiles` (it reuses finished tiles) and build the "
                 "dataset again"
             )
         rows = {row.photograph: number for number, row in enumerate(self.photographs())}
-        return thumbnails.open_thumbnails(self.path / thumbnails.THUMBNAILS, len(rows)), rows
+        return thumbnails.open_thumbnails(self._verified(thumbnails.THUMBNAILS), len(rows)), rows
+
+    def _verified(self, name: str) -> AnyPath:
+        """Returns the path of a file next to the shards; raises DataError for another content."""
+        path = self.path / name
+        try:
+            found = file_hash(path)
+        except OSError as error:
+            raise _damaged(path, error.strerror or str(error)) from error
+        if found != self.metadata["files"][name]:
+            raise _damaged(path, "its SHA-256 is not the one in metadata.json")
+        return path
 
     def source(self, split: str) -> records.RecordSource:
         """Returns the records of a split, opened once.
@@ -78,7 +111,8 @@ class Dataset:
             raise UsageError(f"{self.path} has no split {split!r}; it has {', '.join(self.shards)}")
         if split not in self._sources:
             files, counts = zip(*self.shards[split], strict=True)
-            self._sources[split] = records.open_source(files, counts=counts)
+            hashes = [self.metadata["shards"][file.name] for file in files]
+            self._sources[split] = records.open_source(files, counts=counts, hashes=hashes)
         return self._sources[split]
 
     @functools.cached_property
@@ -114,21 +148,22 @@ def open_dataset(
     path = _find(storage.as_path(data_dir))
     if cache_dir:
         path = local_copy(path, cache_dir, report=report)
-    info = _read_json(path / _INFO, "version", "splits")
-    if info["version"] != VERSION:
+    info = schema.parse_json(_read(path / _INFO), path / _INFO, remedy=_REMEDY)
+    if info.get("version") != VERSION:
         raise DataError(
-            f"{path} was built as version {info['version']} and this code reads {VERSION}; "
+            f"{path} was built as version {info.get('version')} and this code reads {VERSION}; "
             "build it again"
         )
-    metadata = _read_json(path / "metadata.json", "tiles", "patients_known")
-    suffix = info.get("fileFormat", "tfrecord")
+    info = schema.check(
+        {"fileFormat": "tfrecord"} | info, path / _INFO, _INFO_SCHEMA, remedy=_REMEDY
+    )
+    content = _read(path / _METADATA)
+    metadata = schema.parse_sealed(content, path / _METADATA, _METADATA_SCHEMA, remedy=_REMEDY)
+    suffix = info["fileFormat"]
     present = storage.names(path)
     shards = {}
     for split in info["splits"]:
-        try:
-            counts, name = [int(count) for count in split["shardLengths"]], str(split["name"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(path / _INFO, f"split {split}") from error
+        name, counts = split["name"], [int(count) for count in split["shardLengths"]]
         files = [
             path / f"{NAME}-{name}.{suffix}-{i:05d}-of-{len(counts):05d}"
             for i in range(len(counts))
@@ -140,6 +175,8 @@ def open_dataset(
                 f"{name}); restore it or build the dataset again"
             )
         shards[name] = tuple(zip(files, counts, strict=True))
+    if {file.name for files in shards.values() for file, _ in files} != set(metadata["shards"]):
+        raise _damaged(path / _INFO, f"its shards are not those in {_METADATA}")
     if not shards:
         raise DataError(f"{path}: an empty dataset; build it again")
     return Dataset(path, shards, suffix, metadata)
@@ -163,15 +200,21 @@ def _find(data_dir: AnyPath) -> AnyPath:
     )
 
 
-def _read_json(path: AnyPath, *keys: str) -> dict:
+def file_hash(path: AnyPath) -> str:
+    """Returns the SHA-256 of a file, 64 hex digits."""
+    digest = hashlib.sha256()
+    with storage.open_binary(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read(path: AnyPath) -> bytes:
     try:
-        read = json.loads(storage.read_bytes(path))
-    except (OSError, ValueError) as error:
+        return storage.read_bytes(path)
+    except OSError as error:
         raise _damaged(path, str(error)) from error
-    if not isinstance(read, dict) or (lacking := [key for key in keys if key not in read]):
-        raise _damaged(path, f"lacks {', '.join(lacking)}" if isinstance(read, dict) else "a list")
-    return read
 
 
 def _damaged(path: AnyPath, reason: str) -> DataError:
-    return DataError(f"{path}: damaged ({reason}); build the dataset again with --overwrite")
+    return DataError(f"{path}: damaged ({reason}); {_REMEDY}")

@@ -33,13 +33,16 @@ class Example:
 
     def text(self, name: str) -> str:
         """Returns tile_id, photograph, patient or label; all but the tile_id, a path, in NFC."""
-        text = self._features[name].bytes_list.value[0].decode()
+        try:
+            text = self._value(name, "bytes_list").decode()
+        except UnicodeDecodeError as error:
+            raise self._damaged(f"has a {name} that is no UTF-8") from error
         return text if name == "tile_id" else composed(text)
 
     def geometry(self) -> tuple[fov.FieldOfView, int, int]:
         """Returns the photograph's field of view and the tile's origin (y, x) in the photograph."""
-        values = (self._features[f"fov_{name}"].float_list.value[0] for name in fov.FIELDS)
-        y, x = (self._features[name].int64_list.value[0] for name in ("y", "x"))
+        values = (self._value(f"fov_{name}", "float_list") for name in fov.FIELDS)
+        y, x = (self._value(name, "int64_list") for name in ("y", "x"))
         return fov.FieldOfView(*values), y, x
 
     def circle(self, y: int = 0, x: int = 0) -> np.ndarray:
@@ -48,9 +51,7 @@ class Example:
         See `vae.data.thumbnails.circle_of`.
         """
         field, top, left = self.geometry()
-        height, width = (
-            self._features[f"photo_{side}"].int64_list.value[0] for side in ("height", "width")
-        )
+        height, width = (self._value(f"photo_{s}", "int64_list") for s in ("height", "width"))
         return circle_of(field, height, width, top + y, left + x)
 
     def decode(self) -> np.ndarray:
@@ -59,7 +60,7 @@ class Example:
         Raises:
           DataError: The record has no image, or its image has more pixels than the limit.
         """
-        encoded = self._features["image"].bytes_list.value[0]
+        encoded = self._value("image", "bytes_list")
         try:
             require_encoded_size(encoded, "its image")
         except DataError as error:
@@ -68,6 +69,13 @@ class Example:
         if image is None:
             raise self._damaged("holds no image")
         return image
+
+    def _value(self, name: str, kind: str):
+        """Returns the first value of a feature; raises DataError if it has none."""
+        values = getattr(self._features[name], kind).value
+        if not values:
+            raise self._damaged(f"has no {name}")
+        return values[0]
 
     def _damaged(self, what: str):
         source, number = self._locator

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vae.data.errors import DataError, UsageError
+from vae.data.schema import TEXT, parse_json
 
 _SIZE = 512  # size of a lock file in bytes
 
@@ -70,10 +71,9 @@ def read_holder(path: str | os.PathLike) -> dict[str, Any]:
         return {}
     with open(descriptor, "rb") as file:
         try:
-            holder = json.loads(file.read(1 << 16))
-        except (OSError, ValueError):
+            return parse_json(file.read(1 << 16), path, {"command": TEXT}, remedy="remove it")
+        except (OSError, DataError):
             return {}
-    return holder if isinstance(holder, dict) and isinstance(holder.get("command"), str) else {}
 
 
 def _open_locked(path: Path, what: str) -> tuple[int, bool]:

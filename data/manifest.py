@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
-from vae.data import storage
+from vae.data import schema, storage
 from vae.data.errors import DataError
 from vae.data.files import replacing
 from vae.data.fov import FIELDS, FieldOfView
@@ -22,6 +22,15 @@ MANIFEST = "manifest.csv"
 PHOTOGRAPHS = "photographs.csv"
 OVERLAYS = "overlays"  # Folder next to the tiles, with pictures for visual checks.
 
+_PIXELS = schema.whole(1, 1 << 20)
+_KINDS = {
+    **dict.fromkeys(("height", "width", "photo_height", "photo_width"), _PIXELS),
+    **dict.fromkeys(("y", "x"), schema.whole(-1, 1 << 20)),
+    **{f"fov_{name}": schema.number(-1e7, 1e7) for name in FIELDS},
+    "scale": schema.number(1e-6, 1e6),
+    "fov_share": schema.number(-1, 1),
+    "lost_share": schema.number(-1, 1),
+}
 _FILES = ("tile", "path")  # Columns of file names, which are not normalized.
 
 
@@ -228,9 +237,12 @@ def _convert(
                 values[name] = sys.intern(composed(text))
             else:
                 values[name] = of(text)
+                if name in _KINDS and not _KINDS[name].test(values[name]):
+                    raise ValueError
         except ValueError:
             raise DataError(
-                f"{path} line {line}: {name} is {text!r}, expected {of.__name__}"
+                f"{path} line {line}: {name} is {text!r}, expected "
+                + (_KINDS[name].words if name in _KINDS else of.__name__)
             ) from None
     if values["split"] not in SPLITS:
         raise DataError(

@@ -214,8 +214,8 @@ _NAMES = ("tile_id", "photograph", "patient", "label")
 
 def _check_size(dataset: Dataset, size: int) -> None:
     """Refuses tiles that are too small at the start, not hours later at the first of them."""
-    smallest = dataset.metadata.get("smallest")
-    if smallest and min(smallest["height"], smallest["width"]) < size:
+    smallest = dataset.metadata["smallest"]
+    if min(smallest["height"], smallest["width"]) < size:
         raise _too_small(smallest["tile"], smallest["height"], smallest["width"], size)
 
 

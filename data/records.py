@@ -2,13 +2,12 @@
 
 Random access to a TFRecord file needs the lengths of its records. An *index* holds these lengths
 and the payloads' checksums: a small array per shard, made in one pass that verifies every checksum.
-An index is stale if its lengths do not add up to the size of its shard. ArrayRecord files have
-random access of their own; their index serves only the checksums.
+A dataset names the hash of every shard's index, so that no index and no shard can be of another
+build. ArrayRecord files have random access of their own; their index serves only the checksums.
 """
 
 import concurrent.futures
 import hashlib
-import io
 import os
 import threading
 import weakref
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vae.data import storage
+from vae.data import schema, storage
 from vae.data.errors import DataError, UsageError
 from vae.data.files import replacing, require_regular
 from vae.data.record_files import (
@@ -38,17 +37,18 @@ _INDEX_DTYPE = np.dtype([("length", "<u4"), ("crc", "<u4")])
 _REQUESTS = 16  # Indexes fetched from a bucket at the same time.
 
 
-def read_index(shard: str | os.PathLike) -> np.ndarray:
+def read_index(shard: str | os.PathLike, expected: str | None = None) -> np.ndarray:
     """Returns the index of a shard: the one next to it, else the cached one, else a new one.
 
     Args:
       shard: A TFRecord or ArrayRecord file, local or in a bucket. A new index goes to the cache.
+      expected: `index_hash` of the index; indexes with another hash are not used.
 
     Returns:
       Structured array [records] of `length` (payload bytes) and `crc` (masked CRC-32C), uint32.
 
     Raises:
-      DataError: The shard is missing, truncated or damaged.
+      DataError: The shard is missing, truncated, damaged, or holds other records than expected.
     """
     shard = as_path(shard)
     try:
@@ -58,11 +58,18 @@ def read_index(shard: str | os.PathLike) -> np.ndarray:
     cached = _cached(shard, found)
     for path in (_beside(shard), cached):
         index = _load_index(path, shard, found.size)
-        if index is not None:
+        if index is not None and expected in (None, index_hash(index)):
             return index
     index = _scan(shard)
+    if expected not in (None, index_hash(index)):
+        raise missing(shard, f"holds {len(index)} other records than the build wrote there")
     _save_index(cached, index)
     return index
+
+
+def index_hash(index: np.ndarray) -> str:
+    """Returns the SHA-256 of an index, which covers the lengths and checksums of all records."""
+    return hashlib.sha256(np.ascontiguousarray(index).tobytes()).hexdigest()
 
 
 def write_index(shard: str | os.PathLike) -> np.ndarray:
@@ -95,10 +102,9 @@ def _cached(shard: AnyPath, found: storage.Entry) -> Path:
 def _load_index(path: AnyPath, shard: AnyPath, size: int) -> np.ndarray | None:
     """Returns an index; None if it is missing or does not fit a shard of `size` bytes."""
     try:
-        index = np.load(io.BytesIO(storage.read_bytes(path)))
-    except (OSError, ValueError, EOFError, MemoryError):
-        return None
-    if index.dtype != _INDEX_DTYPE or index.ndim != 1:
+        content = storage.read_bytes(path)
+        index = schema.read_npy(content, path, _INDEX_DTYPE, [-1], remedy="remove it")
+    except (OSError, DataError):
         return None
     if not is_array_record(shard):
         expected = int(index["length"].sum(dtype=np.int64)) + len(index) * OVERHEAD
@@ -132,6 +138,7 @@ class RecordSource:
         shards: Sequence[str | os.PathLike],
         *,
         counts: Sequence[int] | None = None,
+        hashes: Sequence[str] | None = None,
         verify: bool = True,
     ):
         """Reads or makes the index of every shard.
@@ -139,13 +146,14 @@ class RecordSource:
         Args:
           shards: The files.
           counts: Expected number of records of each shard; None accepts any.
+          hashes: Expected `index_hash` of each shard; None accepts any.
           verify: Compares every record with its checksum when it is read (1 us per 20 kB).
 
         Raises:
-          DataError: A shard is missing or damaged, or its number of records is not the expected.
+          DataError: A shard is missing or damaged, or its records are not the expected ones.
         """
         self.shards = [as_path(shard) for shard in shards]
-        indexes = _read_indexes(self.shards)
+        indexes = _read_indexes(self.shards, hashes or [None] * len(self.shards))
         found = [len(index) for index in indexes]
         for shard, expected, count in zip(self.shards, counts or found, found, strict=True):
             if expected != count:
@@ -187,11 +195,11 @@ class RecordSource:
         raise NotImplementedError
 
 
-def _read_indexes(shards: Sequence[AnyPath]) -> list[np.ndarray]:
+def _read_indexes(shards: Sequence[AnyPath], hashes: Sequence[str | None]) -> list[np.ndarray]:
     if not any(map(is_remote, shards)):
-        return [read_index(shard) for shard in shards]
+        return list(map(read_index, shards, hashes))
     with concurrent.futures.ThreadPoolExecutor(_REQUESTS) as pool:
-        return list(pool.map(read_index, shards))
+        return list(pool.map(read_index, shards, hashes))
 
 
 class TFRecordSource(RecordSource):

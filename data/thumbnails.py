@@ -1,13 +1,13 @@
 """Thumbnails: the field of view of a photograph at low resolution; FOV circles of tiles."""
 
-import io
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import cv2
 import numpy as np
 
-from vae.data import storage
+from vae.data import schema, storage
 from vae.data.errors import DataError
 from vae.data.files import replacing
 from vae.data.fov import FieldOfView
@@ -16,6 +16,7 @@ from vae.data.fov import FieldOfView
 THUMBNAIL, MARGIN = 64, 1.1
 # Next to photographs.csv: uint8 [photographs, THUMBNAIL, THUMBNAIL, 3] in the order of its rows.
 THUMBNAILS = "thumbnails.npy"
+_REMEDY = "delete it and cut again"
 
 
 def centre_of(fov: FieldOfView, height: int, width: int) -> tuple[float, float, float]:
@@ -99,13 +100,10 @@ def pack_thumbnails(
         thumbnails = np.lib.format.open_memmap(unfinished, "w+", np.uint8, shape)
         for row, file in zip(thumbnails, files, strict=True):
             try:
-                thumbnail = np.load(file, allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
-                raise DataError(f"{file}: damaged ({error}); delete it and cut again") from error
-            if thumbnail.shape != shape[1:] or thumbnail.dtype != np.uint8:
-                raise DataError(
-                    f"{file}: no thumbnail of {THUMBNAIL} pixels; delete it and cut again"
-                )
+                content = Path(file).read_bytes()
+            except OSError as error:
+                raise DataError(f"{file}: damaged ({error}); {_REMEDY}") from error
+            thumbnail = schema.read_npy(content, file, np.uint8, shape[1:], remedy=_REMEDY)
             row[...] = thumbnail
         thumbnails.flush()
 
@@ -123,14 +121,17 @@ def open_thumbnails(path: storage.AnyPath, count: int) -> np.ndarray:
     Raises:
       DataError: The file is damaged, or its shape or dtype does not match.
     """
+    shape = (count, THUMBNAIL, THUMBNAIL, 3)
     try:
         if storage.is_remote(path):
-            thumbnails = np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False)
-        else:
-            thumbnails = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+            content = storage.read_bytes(path)
+            return schema.read_npy(content, path, np.uint8, shape, remedy="build the dataset again")
+        thumbnails = np.load(path, mmap_mode="r", allow_pickle=False)
+    except DataError:
+        raise
+    except Exception as error:  # NumPy raises all kinds for a damaged header.
         raise DataError(f"{path}: damaged ({error}); build the dataset again") from error
-    if thumbnails.shape != (count, THUMBNAIL, THUMBNAIL, 3) or thumbnails.dtype != np.uint8:
+    if thumbnails.shape != shape or thumbnails.dtype != np.uint8:
         raise DataError(
             f"{path}: holds {thumbnails.dtype} {list(thumbnails.shape)}, expected thumbnails of "
             f"{count} photographs; cut the tiles again and build"

@@ -29,6 +29,7 @@ from vae.data.manifest import (
 from vae.data.names import name_photographs, path_below, shorten
 from vae.data.outputs import claim_folder
 from vae.data.region import FovChoice
+from vae.data.schema import parse_json
 from vae.data.splits import REGEX_EXAMPLE, SPLITS, Assignment, assign_splits
 from vae.data.thumbnails import THUMBNAILS, pack_thumbnails
 
@@ -252,10 +253,7 @@ def _begin(out: Path, options: Mapping[str, object]) -> None:
     path = out / _OPTIONS
     if path.exists():
         require_regular(path, "the options of make-tiles")
-        try:
-            before = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise DataError(f"{path}: is damaged: {error}; delete {out} and start again") from None
+        before = parse_json(path.read_bytes(), path, remedy=f"delete {out} and start again")
         for name, value in options.items():
             if before.get(name) != value:
                 raise UsageError(

@@ -147,3 +147,29 @@ def vector_model(once):
                 path, SavedModel(path, config, 7, variables, *statistics, provenance={})
             )
     return path
+
+
+@pytest.fixture
+def reseal():
+    """A function that writes the checksums of a dataset anew, after a test has changed its files.
+
+    Arguments: the folder of the shards, and new values of the metadata.
+    """
+    import json
+
+    from vae.data import dataset, records, schema
+
+    def reseal(folder, **changes):
+        metadata = json.loads((folder / "metadata.json").read_text()) | changes
+        del metadata["crc"]
+        info = json.loads((folder / "dataset_info.json").read_text())
+        suffix = info.get("fileFormat", "tfrecord")
+        metadata["shards"] = {}
+        for split in info["splits"]:
+            for path in sorted(folder.glob(f"fundus_tiles-{split['name']}.{suffix}-*")):
+                if split["shardLengths"]:
+                    metadata["shards"][path.name] = records.index_hash(records.read_index(path))
+        metadata["files"] = {name: dataset.file_hash(folder / name) for name in metadata["files"]}
+        (folder / "metadata.json").write_text(json.dumps(schema.sealed(metadata)))
+
+    return reseal

@@ -4,4 +4,4 @@
 """
 
 NAME = "fundus_tiles"
-VERSION = "1.2.0"  # Version of the examples; the reader refuses any other.
+VERSION = "1.3.0"  # Version of the examples and metadata; the reader refuses any other.

@@ -283,5 +283,5 @@ def _read_rejected(data_dir: Path) -> list[tuple[str, str]]:
     try:
         with open(data_dir / REJECTED, encoding="utf-8", newline="") as file:
             return [(row["tile"], row["reason"]) for row in csv.DictReader(file)]
-    except OSError:
+    except (OSError, KeyError, UnicodeDecodeError, csv.Error):
         return []

@@ -4,6 +4,7 @@ The list of tiles is shuffled first and then written shard by shard, so examples
 buffered nor sorted. Memory holds the list and a few tiles; no temporary disk space is needed.
 """
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,11 +15,13 @@ from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
 from vae.data import manifest, record_files, records, storage
+from vae.data.dataset import file_hash
 from vae.data.errors import DataError
 from vae.data.fov import FIELDS
 from vae.data.fundus_tiles import VERSION, on_beam
 from vae.data.fundus_tiles.collect import TileList, collect
 from vae.data.fundus_tiles.shards import Notes, Shard, TooManyRejectedError
+from vae.data.schema import sealed
 from vae.data.thumbnails import THUMBNAILS
 
 SHARD_BYTES = 256 << 20
@@ -126,15 +129,24 @@ class FundusTiles(tfds.core.ShardBasedBuilder):
             beside = tiles.photographs.parent
             if THUMBNAILS in storage.names(beside):
                 storage.download(beside / THUMBNAILS, directory / THUMBNAILS)
-        if not beams:  # With Beam the workers write the indexes.
-            for info in self.info.splits.values():
-                for path in info.filepaths:
-                    records.write_index(path)
+        # With Beam the workers write the indexes.
+        index = records.read_index if beams else records.write_index
+        shards = [Path(path) for info in self.info.splits.values() for path in info.filepaths]
         self.info.metadata.update(
-            tiles=tiles.fingerprint(),
-            patients_known=tiles.patients_known,
-            rejected=rejected,
-            smallest=self._notes.smallest,
+            sealed(
+                {
+                    "tiles": tiles.fingerprint(),
+                    "patients_known": tiles.patients_known,
+                    "rejected": rejected,
+                    "smallest": self._notes.smallest,
+                    "shards": {path.name: records.index_hash(index(path)) for path in shards},
+                    "files": {
+                        name: file_hash(directory / name)
+                        for name in (manifest.PHOTOGRAPHS, THUMBNAILS)
+                        if (directory / name).exists()
+                    },
+                }
+            )
         )
 
     def _write_on_beam(self, dl_manager, config: tfds.download.DownloadConfig) -> None:
@@ -174,7 +186,10 @@ class _ExampleWriter(tfds.core.writer.ExampleWriter):
         if self.file_format == tfds.core.FileFormat.TFRECORD:
             record_files.write_tfrecords(path, (serialized for _, serialized in examples))
             return None
-        return super().write(path, examples)
+        try:
+            return super().write(path, examples)
+        except RuntimeError as error:  # ArrayRecord's error for a full disk
+            raise OSError(errno.EIO, str(error).partition(";")[0]) from error
 
 
 def _in_order(serialized: bytes) -> bytes:

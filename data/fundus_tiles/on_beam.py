@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import tensorflow_datasets as tfds
 
-from vae.data import records
+from vae.data import records, schema
 from vae.data.cores import available_cores
 from vae.data.errors import DataError, FundusError, UsageError
 from vae.data.files import replacing, write_beside
@@ -49,6 +49,13 @@ class _Done:
     count: int
     rejected: list[tuple[str, str]]
     smallest: dict[str, str | int]
+
+
+_DONE = {
+    "count": schema.whole(),
+    "rejected": [[schema.TEXT, schema.TEXT]],
+    "smallest": schema.OBJECT,
+}
 
 
 def parse_options(text: str, workers: int | None = None) -> "PipelineOptions":
@@ -139,7 +146,10 @@ def write_shards(
     lengths: dict[str, list[int]] = {}
     for split, files in names.items():
         for file in files:
-            done = _Done(**json.loads(_result(file).read_bytes()))
+            result = _result(file)
+            done = _Done(
+                **schema.parse_json(result.read_bytes(), result, _DONE, remedy="build again")
+            )
             lengths.setdefault(split, []).append(done.count)
             notes.merge([tuple(pair) for pair in done.rejected], done.smallest)
     shutil.rmtree(folder)

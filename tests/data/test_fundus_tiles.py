@@ -5,6 +5,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -643,6 +644,23 @@ def test_tfds_builds_and_reads_it_too(tmp_path):
     assert pipeline.open_dataset(tmp_path / "d").counts == {"train": 50}
     info = json.loads((Path(builder.data_dir) / "metadata.json").read_text())
     assert info["rejected"] == 0
+
+    # A flipped byte is found, or changes nothing (ArrayRecord pads its blocks).
+    (shard,) = Path(builder.data_dir).glob("*.array_record-*")
+    whole = shard.read_bytes()
+    expected = list(pipeline.open_dataset(tmp_path / "d").source("train").read_many(range(50)))
+    for position in np.random.default_rng(0).integers(len(whole), size=30):
+        flipped = bytearray(whole)
+        flipped[position] ^= 1
+        shard.write_bytes(flipped)
+        for kept in (True, False):  # the index of the build
+            if not kept:
+                shutil.rmtree(shard.parent / "index", ignore_errors=True)
+            try:
+                source = pipeline.open_dataset(tmp_path / "d").source("train")
+                assert list(source.read_many(range(50))) == expected
+            except DataError:
+                pass
 
 
 def test_importing_is_free_of_tensorflow():

@@ -65,7 +65,7 @@ def test_byte_order_mark_and_additional_columns_are_accepted(tmp_path):
         ([tile(), tile("b.png", split="test")], "line 3: patient 'p,1' is in train and in test"),
         ([tile("/etc/a.png")], "outside the folder"),
         ([tile("a/../../b.png")], "outside the folder"),
-        ([tile(y="high")], "line 2: y is 'high', expected int"),
+        ([tile(y="high")], "line 2: y is 'high', expected an integer"),
         ([tile(patient="")], "line 2: no patient"),
         ([], "no rows"),
     ],

@@ -275,7 +275,7 @@ def test_both_formats_give_the_same_batches(tiles, dataset, tmp_path):
         assert _same(a, b)
 
 
-def test_fingerprint_follows_the_data(dataset, own_copy, tmp_path, monkeypatch):
+def test_fingerprint_follows_the_data(dataset, own_copy, tmp_path, monkeypatch, reseal):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert pipeline.open_dataset(own_copy).fingerprint == dataset.fingerprint
     shutil.rmtree(own_copy / "index")
@@ -284,6 +284,9 @@ def test_fingerprint_follows_the_data(dataset, own_copy, tmp_path, monkeypatch):
     payloads = [records.TFRecordSource([shard])[n] for n in range(count)]
     payloads[0] = payloads[0].replace(b"hrf", b"HRF")
     record_files.write_tfrecords(shard, payloads)
+    with pytest.raises(DataError, match=f"{shard.name}: holds {count} other records than"):
+        _ = pipeline.open_dataset(own_copy).fingerprint
+    reseal(own_copy)
     assert pipeline.open_dataset(own_copy).fingerprint != dataset.fingerprint
 
 
@@ -299,15 +302,57 @@ def test_bad_record_stops_the_run_naming_it(own_copy):
         assert part in str(caught.value)
 
 
-def test_record_that_holds_no_image_stops_the_run_naming_it(own_copy):
+def test_record_that_holds_no_image_stops_the_run_naming_it(own_copy, reseal):
     dataset = pipeline.open_dataset(own_copy)
     shard, count = dataset.shards["train"][0]
     payloads = [records.TFRecordSource([shard])[n] for n in range(count)]
     payloads[0] = payloads[0].replace(b"\x89PNG", b"none")
     record_files.write_tfrecords(shard, payloads)
     records.write_index(shard)
+    reseal(own_copy)
+    dataset = pipeline.open_dataset(own_copy)
     with pytest.raises(DataError, match=r"record 0 .*tile hrf/p.*holds no image"):
         _take(pipeline.train_batches(dataset, size=SIDE, seed=0, batch_size=23), 1)
+
+
+def test_swapped_shards_are_refused_with_and_without_their_indexes(own_copy):
+    val, test = (next(own_copy.glob(f"*-{split}.*")) for split in ("val", "test"))
+    for folder in (own_copy, own_copy / "index"):
+        names = [next(folder.glob(f"{path.name}*")).name for path in (val, test)]
+        (folder / names[0]).rename(folder / "spare")
+        (folder / names[1]).rename(folder / names[0])
+        (folder / "spare").rename(folder / names[1])
+        with pytest.raises(DataError, match=f"{val.name}: holds .* records"):
+            pipeline.open_dataset(own_copy).source("val")
+
+
+def test_an_index_of_other_records_is_made_anew(own_copy, dataset):
+    for path in (own_copy / "index").iterdir():
+        index = np.load(path)
+        index["crc"] += 1
+        np.save(path, index)
+    assert pipeline.open_dataset(own_copy).fingerprint == dataset.fingerprint
+
+
+@pytest.mark.parametrize("name", ["photographs.csv", "thumbnails.npy"])
+def test_a_changed_file_beside_the_shards_is_refused(tiny_data, tmp_path, name):
+    shutil.copytree(tiny_data, tmp_path / "data")
+    (path,) = (tmp_path / "data").rglob(name)
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+    dataset = pipeline.open_dataset(tmp_path / "data")
+    with pytest.raises(DataError, match=rf"{name}: damaged \(its SHA-256"):
+        dataset.thumbnails()
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "metadata.json"])
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"crc": NaN}', '{"crc": 1e999}', "[]", "{}"])
+def test_hostile_descriptions_are_one_line(own_copy, name, content):
+    (own_copy / name).write_text(content)
+    with pytest.raises(DataError, match=name if content != "{}" else "version|tiles") as refusal:
+        pipeline.open_dataset(own_copy)
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 500
 
 
 def test_missing_shard_is_named(own_copy):

@@ -456,7 +456,7 @@ def test_damaged_options_are_reported(tree, tmp_path):
     path = tmp_path / "tiles" / "make_tiles.json"
     assert json.loads(path.read_bytes())["tile"] == TILE
     path.write_text("{")
-    with pytest.raises(DataError, match="is damaged"):
+    with pytest.raises(DataError, match="make_tiles.json: damaged"):
         make_tiles(tree, tmp_path / "tiles", **SPLIT, **FAST)
 
 

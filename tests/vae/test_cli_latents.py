@@ -20,7 +20,7 @@ from vae.data.images import encode_image, read_image, write_image
 from vae.data.inputs import open_inputs
 from vae.data.synthetic import fundus_photograph
 from vae.inference import latent_store
-from vae.inference.latent_store import open_latents
+from vae.inference.latent_store import attributes_crc, open_latents
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_the_same_command_after_any_interruption_gives_the_same_bytes(
         with pytest.raises(Killed):
             main(command)
         attributes = json.loads((out / "zarr.json").read_text())["attributes"]
-        starts.append(attributes["progress"].get("read", 0))
+        starts.append(attributes["progress"]["read"])
         (out / "half.partial").touch()  # zarr's name for a file that is being written
     assert starts[0] == 0 and len(set(starts)) == 3, starts
     left = 1000
@@ -307,8 +307,16 @@ def test_damaged_latents_are_refused(mixed, model_path, tmp_path, capsys, monkey
         chunk.write_bytes(content)
 
     def unfinish(path):
+        """Returns a store to the state before its last commit, as an interruption leaves it."""
+        root = zarr.open_group(path, mode="r+")
+        groups = {name: dict(group.attrs) for name, group in root.groups()}
+        attributes = {**root.attrs, "groups": groups}
+        attributes["progress"] |= {"complete": False}
+        root.attrs.update(progress=attributes["progress"], crc=attributes_crc(attributes))
+
+    def edit(path):
         about = json.loads((path / "zarr.json").read_text())
-        about["attributes"]["progress"].update(complete=False, read=3)
+        about["attributes"]["about"]["model_path"] = "other"
         (path / "zarr.json").write_text(json.dumps(about))
 
     assert main([str(word) for word in damaged("flip", flip)]) == 1
@@ -324,7 +332,8 @@ def test_damaged_latents_are_refused(mixed, model_path, tmp_path, capsys, monkey
     refused(lost, capsys, "1 chunks of 32x32/mean are missing", 1)
     gone = damaged("gone", lambda p: shutil.rmtree(p / "32x32" / "label"))
     refused(gone, capsys, "32x32/label is missing or cut", 1)
-    refused(damaged("half", unfinish), capsys, "unfinished, 3 of 64 images", 1)
+    refused(damaged("half", unfinish), capsys, "unfinished, 64 of 64 images", 1)
+    refused(damaged("edit", edit), capsys, "attributes do not match their checksum", 1)
     refused(damaged("cut", lambda p: (p / "zarr.json").write_text("{")), capsys, "no latents", 1)
     monkeypatch.chdir(tmp_path)
     np.savez("other.npz", x=np.ones(3))

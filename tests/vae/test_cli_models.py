@@ -136,17 +136,12 @@ def test_a_report_without_matplotlib_is_refused_at_once(tmp_path, monkeypatch, c
 
 
 def test_evaluate_refuses_data_that_does_not_fit(
-    exported, vector_model, tiny_data, tmp_path, capsys
+    exported, vector_model, tiny_data, tmp_path, capsys, reseal
 ):
-    def dataset(name, change):
-        shutil.copytree(tiny_data, tmp_path / name)
-        (path,) = (tmp_path / name).rglob("metadata.json")
-        metadata = json.loads(path.read_text())
-        change(metadata)
-        path.write_text(json.dumps(metadata))
-        return ["--data", tmp_path / name]
-
-    smaller = dataset("smaller", lambda metadata: metadata["smallest"].update(height=24, width=24))
+    shutil.copytree(tiny_data, tmp_path / "smaller")
+    (path,) = (tmp_path / "smaller").rglob("metadata.json")
+    reseal(path.parent, smallest={"tile": "a/b/c", "height": 24, "width": 24})
+    smaller = ["--data", tmp_path / "smaller"]
     for model in (exported, vector_model):
         command = ["evaluate", "--model", model, *smaller, "--out", tmp_path / "out"]
         assert refused(command, capsys, "tiles of 32 x 32 pixels.* is 24 x 24; .*--tile 32") == 1
@@ -159,6 +154,7 @@ def test_evaluate_refuses_data_that_does_not_fit(
         if split["name"] == "test":
             split["shardLengths"] = []
     path.write_text(json.dumps(info))
+    reseal(path.parent)
     command = ["evaluate", "--model", exported, "--data", tmp_path / "empty"]
     assert refused(command, capsys, "--split test: .*no tiles in it") == 1
 

@@ -18,7 +18,7 @@ from vae.data.images import read_image, write_image
 from vae.data.record_files import write_tfrecords
 from vae.data.records import TFRecordSource
 from vae.data.synthetic import fundus_photograph
-from vae.inference.latent_store import open_latents
+from vae.inference.latent_store import attributes_crc, open_latents
 
 ROOT = Path(__file__).parents[2]
 
@@ -161,7 +161,7 @@ def test_second_item_of_a_name_is_a_failure(eyes, model, capsys):
     np.testing.assert_array_equal(first, read_image("r/reconstructions/a.png"))
 
 
-def test_dataset_with_one_tile_twice(tiny_data, model, tmp_path, capsys):
+def test_dataset_with_one_tile_twice(tiny_data, model, tmp_path, capsys, reseal):
     """`build` writes no such dataset, but somebody may have changed a shard."""
     shutil.copytree(tiny_data, tmp_path / "data")
     (info_path,) = (tmp_path / "data").rglob("dataset_info.json")
@@ -173,6 +173,7 @@ def test_dataset_with_one_tile_twice(tiny_data, model, tmp_path, capsys):
     (split,) = (split for split in info["splits"] if split["name"] == "test")
     split["shardLengths"] = ["4"]
     info_path.write_text(json.dumps(info))
+    reseal(info_path.parent)
     command = ["reconstruct", str(tmp_path / "data"), "--split", "test", "--model", model]
     assert main([*command, "--out", str(tmp_path / "out"), "--no_pictures"]) == 1
     said = capsys.readouterr()
@@ -289,7 +290,6 @@ def test_compressed_chunks_are_refused(latents, model, capsys):
 def test_arrays_larger_than_their_files_are_refused(latents, model, capsys, name):
     """A store whose array chunks and counts claim 10^9 rows."""
     for path, change in [
-        (latents / "zarr.json", ("attributes", "progress", "rows", "64x64")),
         (latents / "64x64" / name / "zarr.json", ("shape", 0)),
         (latents / "64x64" / name / "zarr.json",
          ("chunk_grid", "configuration", "chunk_shape", 0)),
@@ -300,6 +300,12 @@ def test_arrays_larger_than_their_files_are_refused(latents, model, capsys, name
             place = place[key]
         place[change[-1]] = 10**9
         path.write_text(json.dumps(about))
+    root = zarr.open_group(latents, mode="r+")
+    groups = {name: dict(group.attrs) for name, group in root.groups()}
+    attributes = {**root.attrs, "groups": groups}
+    attributes["about"]["count"] = 10**9
+    attributes["progress"].update(rows={"64x64": 10**9}, items=10**9, read=10**9)
+    root.attrs.update({**attributes, "crc": attributes_crc(attributes)})
     said = undecodable(latents, model, capsys)
     assert re.search(f"64x64/{name} of shape .*1000000000.* bytes, and its files hold", said)
 

@@ -19,6 +19,7 @@ from vae.checkpoints.safetensors_io import MODEL_FILE, SavedModel, read_safetens
 from vae.data.errors import DataError, one_line
 from vae.data.files import require_regular, write_beside
 from vae.data.images import IMAGE_SUFFIXES
+from vae.data.schema import parse_json
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -44,14 +45,15 @@ def read_config(workdir: epath.PathLike) -> ConfigDict:
     if "://" not in os.fspath(path):
         require_regular(path, "the config of a run", missing_ok=True)
     try:
-        stored = json.loads(path.read_text())
+        content = path.read_bytes()
     except FileNotFoundError:
         raise DataError(
             f"{workdir} is no workdir of a run: it has no {CONFIG}; expected what "
             "`run_experiment.py --workdir` wrote, or checkpoints/STEP inside it"
         ) from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise DataError(f"{path}: damaged ({error}); restore it from a backup") from error
+    stored = parse_json(content, path, remedy="restore it from a backup")
     try:
         return from_dict(stored)
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -7,11 +7,9 @@ the raw parameters if the model's are averages. `.../provenance` identifies the 
 """
 
 import functools
-import json
 import logging as python_logging
 import math
 import traceback
-import zlib
 from typing import Any
 
 import jax
@@ -23,6 +21,7 @@ from etils import epath
 
 from vae.checkpoints.leaves import by_path, differences
 from vae.data.errors import DataError
+from vae.data.schema import json_crc
 from vae.multihost import sum_over_processes
 
 MODEL, TRAINING, PROVENANCE, CHECKSUMS = "model", "training", "provenance", "checksums"
@@ -135,7 +134,7 @@ def checksums(item: Any) -> dict[str, str] | str:
     """
     leaves = by_path(item)
     if not all(isinstance(leaf, jax.Array) for leaf in leaves.values()):
-        return f"{zlib.crc32(json.dumps(item, sort_keys=True).encode()):08x}"
+        return f"{json_crc(item):08x}"
     parts = [
         [_sums(part.data, *_place(leaf, part)) for part in leaf.addressable_shards]
         for leaf in leaves.values()

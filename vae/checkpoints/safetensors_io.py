@@ -14,12 +14,17 @@ from safetensors.numpy import save_file
 from vae.checkpoints.config import from_dict
 from vae.checkpoints.leaves import by_path, differences, from_paths, non_finite, tensors_hash
 from vae.checkpoints.modules import abstract_model
+from vae.data import schema
 from vae.data.errors import DataError, one_line
 from vae.data.files import replacing, require_regular
+from vae.data.schema import parse_json
 from vae.models.autoencoder import LINEAR
 
 MODEL_FILE = "model.safetensors"
 FORMAT = "fundus-vae 2"
+_REMEDY = "export it again"
+_STEP = schema.Kind("a number of steps", lambda v: v.isdecimal() and len(v) < 10)
+_METADATA = {"config": schema.TEXT, "step": _STEP, "provenance": schema.TEXT, "sha256": schema.TEXT}
 # Tensors that are stored in addition to the variables.
 STATISTICS = ("latent_mean", "latent_var")
 
@@ -107,10 +112,12 @@ def read_safetensors(path: epath.PathLike) -> SavedModel:
                     f"{path}: its metadata has the format {metadata.get('format')!r}, expected "
                     f"{FORMAT!r}, as written by `fundus-vae export` and convert_torch_checkpoint"
                 )
-            config = from_dict(json.loads(metadata["config"]))
+            schema.check(metadata, path, _METADATA, remedy=_REMEDY)
+            config = from_dict(parse_json(metadata["config"], path, remedy=_REMEDY))
             names = file.keys()
             _check_depth(path, config, len(names))
-            step, provenance = int(metadata["step"]), json.loads(metadata["provenance"])
+            step = int(metadata["step"])
+            provenance = parse_json(metadata["provenance"], path, remedy=_REMEDY)
             variables, abstract_statistics = abstract_model(config)
             wanted = by_path(variables) | abstract_statistics
             have = {name: _shape_and_dtype(file.get_slice(name)) for name in names}
@@ -132,7 +139,7 @@ def read_safetensors(path: epath.PathLike) -> SavedModel:
                 name: tensors[name].astype(leaf.dtype, copy=False) for name, leaf in wanted.items()
             }
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: damaged ({error}); export it again") from error
+        raise DataError(f"{path}: damaged ({error}); {_REMEDY}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: of another version ({one_line(error)})") from error
     statistics = {name: leaves.pop(name) for name in STATISTICS}

@@ -1,6 +1,5 @@
 """The description of a model and its metrics, as `fundus-vae info` prints them."""
 
-import json
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,20 @@ from typing import Any
 from vae.checkpoints.config import PRIOR
 from vae.checkpoints.loading import CHECKPOINTS
 from vae.checkpoints.safetensors_io import SavedModel
+from vae.data.errors import DataError
+from vae.data.schema import TEXT, number, parse_json, whole
 from vae.evaluation.run import RESULTS
 from vae.inference.describe import describe, describe_prior
 
 _WIDTH = 100
 _UNKNOWN = "unknown"
+# Enough of results.json to print its line.
+_RESULTS = {
+    "model": TEXT,
+    "split": TEXT,
+    "counts": {"tiles": whole(), "patients": whole()},
+    "rows": [{"name": TEXT, **dict.fromkeys(("ssim", "psnr", "bytes"), (None, number()))}],
+}
 
 
 def model_info(saved: SavedModel) -> dict[str, Any]:
@@ -114,17 +122,17 @@ def _metrics(saved: SavedModel, model_hash: str) -> dict[str, Any] | None:
     json_file = path.with_suffix(".json")  # for several models in one folder
     path = json_file if json_file.exists() else folder / RESULTS
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["model"] != model_hash:
-            return None
-        rows = {row["name"]: row for row in content["rows"]}
-        pca = rows.get("pca")
-        return {
-            "split": content["split"],
-            "tiles": content["counts"]["tiles"],
-            "patients": content["counts"]["patients"],
-            **{key: rows["model"][key] for key in ("ssim", "psnr", "bytes")},
-            "pca": pca and {key: pca[key] for key in ("ssim", "psnr")},
-        }
-    except (OSError, ValueError, KeyError, TypeError):
+        content = parse_json(path.read_bytes(), path, _RESULTS, remedy="evaluate again")
+    except (OSError, DataError):
         return None  # The description does not depend on the results file.
+    rows = {row["name"]: row for row in content["rows"]}
+    if content["model"] != model_hash or "model" not in rows:
+        return None
+    pca = rows.get("pca")
+    return {
+        "split": content["split"],
+        "tiles": content["counts"]["tiles"],
+        "patients": content["counts"]["patients"],
+        **{key: rows["model"][key] for key in ("ssim", "psnr", "bytes")},
+        "pca": pca and {key: pca[key] for key in ("ssim", "psnr")},
+    }

@@ -297,8 +297,8 @@ def _check_tiles(dataset: Dataset, config: ConfigDict) -> None:
             f"--split {split}: {dataset.path} has no tiles in it ({dataset.counts}); take another "
             "split, or build the dataset with a share of the patients in this one"
         )
-    smallest = dataset.metadata.get("smallest")
-    if smallest and min(smallest["height"], smallest["width"]) < side:
+    smallest = dataset.metadata["smallest"]
+    if min(smallest["height"], smallest["width"]) < side:
         raise DataError(
             f"{dataset.path}: the model was made for tiles of {side} x {side} pixels, and "
             f"{smallest['tile']} is {smallest['height']} x {smallest['width']}; cut the "

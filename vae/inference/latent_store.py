@@ -15,13 +15,13 @@ for example "256x256". A subgroup holds these arrays, one row per item:
     region              uint8 [N, H, W / 8], if masks were given: bits of the pixels inside
 
 Attributes of the root: `about` (model, options, inputs, version, command) and `progress` (inputs
-read, rows of each group, failures, steps of the quantiser, complete). In an .npz file the arrays
-are named "256x256/mean" and so on, and "attributes" holds all attributes as JSON.
+read, rows of each group, failures, steps of the quantiser, complete), and `crc`, a checksum of the
+attributes of the root and the groups. In an .npz file the arrays are named "256x256/mean" and so
+on, and "attributes" holds all attributes as JSON.
 """
 
 import dataclasses
 import itertools
-import json
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -31,17 +31,50 @@ from typing import Any
 import numpy as np
 import zarr
 
-from vae.data.errors import DataError
-from vae.data.fov import UNKNOWN, FieldOfView
+from vae.data import schema
+from vae.data.errors import DataError, one_line
+from vae.data.fov import FIELDS, UNKNOWN, FieldOfView
 from vae.data.inputs import Item
 from vae.inference import quantise
 from vae.inference.latent_checks import check_array, check_files, check_npz
 
-FORMAT = "fundus-vae latents 2"
+FORMAT = "fundus-vae latents 3"
 TEXTS = ("item_id", "path", "photograph", "patient", "label", "split")
 ATTRIBUTES = "attributes"
 
 _PIECE_BYTES = 8 << 20
+_REMEDY = "encode again"
+_LONGEST = 1 << 20  # pixels of a side
+_LATENT = schema.whole(1, 1 << 20)
+_SCHEMA = {
+    "about": {
+        "format": schema.one_of(FORMAT),
+        **dict.fromkeys(("model", "model_path", "fov"), schema.TEXT),
+        **dict.fromkeys(("split", "fov_mask"), (None, schema.TEXT)),
+        **dict.fromkeys(("log_var", "keep_border"), schema.FLAG),
+        "inputs": [schema.TEXT],
+        "count": schema.whole(),
+        "dtype": schema.one_of("float32", "float16"),
+        "quantise": (None, schema.number(0.01, 100)),
+        "max_lost_share": schema.number(0, 1),
+    },
+    "progress": {
+        "read": schema.whole(),
+        "complete": schema.FLAG,
+        "items": schema.whole(),
+        "rows": {str: schema.whole(1)},
+        "bytes": {str: schema.whole()},
+        "failures": [dict.fromkeys(("item_id", "path", "reason", "traceback"), schema.TEXT)],
+        "steps": (None, [schema.number(1e-30)]),
+    },
+    "groups": {
+        str: {
+            "height": schema.whole(1, _LONGEST),
+            "width": schema.whole(1, _LONGEST),
+            "latent": [_LATENT],
+        }
+    },
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +155,10 @@ class LatentGroup:
         """Returns the packed bytes of each item of a range; only for quantised stores."""
         ends = self._read("end", max(start - 1, 0), stop)
         bounds = np.concatenate([[0], ends]) if start == 0 else ends
+        if (np.diff(bounds) < 0).any() or bounds[0] < 0:
+            raise DataError(
+                f"{self._path}: end of {self.height}x{self.width} is damaged; {_REMEDY}"
+            )
         stream = self._read("packed", int(bounds[0]), int(bounds[-1])).tobytes()
         bounds = bounds - bounds[0]
         return [stream[a:b] for a, b in itertools.pairwise(bounds)]
@@ -198,30 +235,33 @@ def open_latents(path: str | os.PathLike) -> LatentStore:
     path = Path(path)
     attributes, groups = read_attributes(path), []
     about, progress = attributes["about"], attributes["progress"]
-    if not progress.get("complete"):
+    if not progress["complete"]:
         raise DataError(
-            f"{path}: unfinished, {progress.get('read', 0)} of {about['count']} images;"
+            f"{path}: unfinished, {progress['read']} of {about['count']} images;"
             " the same encode command continues it"
         )
     if not progress["items"]:
         raise DataError(f"{path}: holds no items; {len(progress['failures'])} could not be read")
     steps = None if progress["steps"] is None else np.array(progress["steps"], np.float32)
-    names = ["number", "origin", "fov", *TEXTS, *(["mean"] if steps is None else ["end", "packed"])]
-    names += ["log_var"] if about["log_var"] else []
-    names += ["region"] if about.get("fov_mask") else []
     for name, rows in progress["rows"].items():
-        arrays = _npz_arrays(path, name) if path.is_file() else _zarr_arrays(path, name, names)
-        lengths = {key: progress["bytes"][name] if key == "packed" else rows for key in names}
-        for key in names:
-            if key not in arrays or arrays[key].shape[0] != lengths[key]:
+        group = attributes["groups"][name]
+        expected = layout(about, group)
+        if path.is_file():
+            arrays = _npz_arrays(path, name)
+        else:
+            arrays = _zarr_arrays(path, name, list(expected))
+        for key, (dtype, shape) in expected.items():
+            length = progress["bytes"][name] if key == "packed" else rows
+            if key not in arrays or arrays[key].shape[:1] != (length,):
                 raise DataError(f"{path}: {name}/{key} is missing or cut; encode again")
-            latent = attributes["groups"][name]["latent"]
-            if key in ("mean", "log_var") and list(arrays[key].shape[1:]) != latent:
-                raise DataError(f"{path}: {name}/{key} lacks the shape {latent}; encode again")
-            size = (attributes["groups"][name]["height"], attributes["groups"][name]["width"])
-            if key == "region" and arrays[key].shape[1:] != region_shape(*size):
-                raise DataError(f"{path}: {name}/{key} does not fit {name} images; encode again")
-        groups.append(LatentGroup(path, attributes["groups"][name], arrays, steps))
+            found = arrays[key].dtype
+            alike = found.kind in "TOU" if dtype is str else found == np.dtype(dtype)
+            if arrays[key].shape[1:] != shape or not alike:
+                raise DataError(
+                    f"{path}: {name}/{key} holds {found} {list(arrays[key].shape[1:])}, expected "
+                    f"{np.dtype(dtype)} {list(shape)}; encode again"
+                )
+        groups.append(LatentGroup(path, group, arrays, steps))
     return LatentStore(path, about, progress, tuple(groups))
 
 
@@ -229,7 +269,7 @@ def read_attributes(path: Path) -> dict[str, Any]:
     """Reads `about`, `progress` and `groups` (height, width and latent shape by name) of a store.
 
     Raises:
-      DataError: The store is missing, or the path holds something else.
+      DataError: The store is missing or damaged, or the path holds something else.
     """
     if not path.exists():
         raise DataError(f"{path}: no such latents; expected what `fundus-vae encode` wrote")
@@ -238,24 +278,84 @@ def read_attributes(path: Path) -> dict[str, Any]:
         if path.is_file():
             check_npz(path)
             with np.load(path) as file:
-                attributes = json.loads(str(file[ATTRIBUTES]))
+                attributes = schema.parse_json(str(file[ATTRIBUTES]), path, remedy=_REMEDY)
         else:
             root = zarr.open_group(path, mode="r", zarr_format=3)
             attributes = dict(root.attrs)
-            attributes["groups"] = {name: dict(group.attrs) for name, group in root.groups()}
-        if attributes["about"]["format"] == FORMAT and isinstance(attributes["progress"], dict):
-            return attributes
-        problem = f"format {attributes['about']['format']!r}, expected {FORMAT!r}"
-    except (KeyError, TypeError):
-        problem = "it holds something else"
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        problem = (str(error).splitlines() or [type(error).__name__])[0]
-    raise DataError(f"{path}: no latents of `fundus-vae encode` ({problem})")
+            rows = attributes["progress"]["rows"]
+            attributes["groups"] = {name: dict(root[name].attrs) for name in rows}
+        if attributes["about"]["format"] != FORMAT:
+            found = attributes["about"]["format"]
+            raise DataError(f"{path}: its format is {found!r}, expected {FORMAT!r}; {_REMEDY}")
+        crc = attributes["crc"]
+    except DataError:
+        raise
+    except Exception as error:  # zarr and NumPy raise all kinds for damaged files.
+        reason = one_line(error) or type(error).__name__
+        raise DataError(f"{path}: no latents of `fundus-vae encode` ({reason})") from error
+    schema.check(attributes, path, _SCHEMA, remedy=_REMEDY)
+    if crc != attributes_crc(attributes):
+        raise DataError(f"{path}: its attributes do not match their checksum; {_REMEDY}")
+    _check_agreement(path, **{key: attributes[key] for key in _SCHEMA})
+    return attributes
 
 
-def region_shape(height: int, width: int) -> tuple[int, int]:
-    """Returns the shape of one item in the array `region`: bits are packed along the width."""
-    return height, -(-width // 8)
+def attributes_crc(attributes: dict[str, Any]) -> int:
+    """Returns the checksum of `about`, `progress` and `groups` of a store."""
+    return schema.json_crc([attributes[key] for key in _SCHEMA])
+
+
+def layout(about: dict[str, Any], group: dict[str, Any]) -> dict[str, tuple[Any, tuple[int, ...]]]:
+    """Returns dtype (`str` for texts) and shape of one row of each array of a group.
+
+    Args:
+      about: Attribute of the store.
+      group: Attributes of the group: height, width and latent.
+    """
+    latent, dtype = tuple(group["latent"]), np.dtype(about["dtype"])
+    arrays = {"mean": (dtype, latent)} if about["quantise"] is None else {
+        "packed": (np.uint8, ()), "end": (np.int64, ())
+    }  # fmt: skip
+    if about["log_var"]:
+        arrays["log_var"] = dtype, latent
+    arrays |= {"number": (np.int64, ()), "origin": (np.int32, (2,))}
+    arrays["fov"] = np.float32, (len(FIELDS),)
+    if about["fov_mask"]:
+        # Bits are packed along the width.
+        arrays["region"] = np.uint8, (group["height"], -(-group["width"] // 8))
+    return arrays | dict.fromkeys(TEXTS, (str, ()))
+
+
+def _check_agreement(path: Path, about: dict, progress: dict, groups: dict) -> None:
+    """Raises DataError if the attributes of a store contradict each other."""
+    rows, steps = progress["rows"], progress["steps"]
+    latents = [group["latent"] for group in groups.values()]
+    quantised = about["quantise"] is not None
+    for agrees, what in (
+        (sum(rows.values()) == progress["items"], "the rows of its groups are not its items"),
+        (
+            progress["items"] + len(progress["failures"]) == progress["read"] <= about["count"],
+            "its items and failures are not the images that were read",
+        ),
+        (groups.keys() == rows.keys(), "its groups have no rows"),
+        (
+            all(name == f"{group['height']}x{group['width']}" for name, group in groups.items()),
+            "a group is named unlike its images",
+        ),
+        (all(len(latent) in (1, 3) for latent in latents), "its latents have another rank"),
+        (
+            not (quantised and rows)
+            or (
+                bool(steps)
+                and progress["bytes"].keys() == rows.keys()
+                and all(latent[-1] == len(steps) for latent in latents)
+            ),
+            "its quantiser does not fit its latents",
+        ),
+        (quantised or steps is None, "it has a quantiser and is not quantised"),
+    ):
+        if not agrees:
+            raise DataError(f"{path}: {what}; {_REMEDY}")
 
 
 def piece_rows(item_bytes: int) -> int:

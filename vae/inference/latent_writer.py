@@ -19,15 +19,15 @@ from zarr.codecs import Crc32cCodec
 from vae.data.errors import DataError, UsageError
 from vae.data.failures import Failure
 from vae.data.files import replacing, require_writable
-from vae.data.fov import FIELDS
 from vae.inference import quantise
 from vae.inference.latent_store import (
     ATTRIBUTES,
     TEXTS,
     Row,
+    attributes_crc,
+    layout,
     piece_rows,
     read_attributes,
-    region_shape,
 )
 
 SUFFIXES = (".zarr", ".npz")
@@ -66,14 +66,14 @@ class LatentWriter:
         self._root = root
         self._about = about
         self._pending: dict[str, list[tuple[Row, np.ndarray, np.ndarray]]] = {}
-        progress = root.attrs.get("progress") or {}
-        self.read: int = progress.get("read", 0)
-        self.failures: list[dict[str, str]] = progress.get("failures", [])
-        self.complete: bool = progress.get("complete", False)
-        steps = progress.get("steps")
+        progress = root.attrs["progress"]
+        self.read: int = progress["read"]
+        self.failures: list[dict[str, str]] = progress["failures"]
+        self.complete: bool = progress["complete"]
+        steps = progress["steps"]
         self.steps = None if steps is None else np.array(steps, np.float32)
-        self._rows: dict[str, int] = progress.get("rows", {})
-        self._bytes: dict[str, int] = progress.get("bytes", {})
+        self._rows: dict[str, int] = progress["rows"]
+        self._bytes: dict[str, int] = progress["bytes"]
 
     @property
     def items(self) -> int:
@@ -138,7 +138,10 @@ class LatentWriter:
             "bytes": self._bytes, "failures": self.failures,
             "steps": None if self.steps is None else [float(step) for step in self.steps],
         }  # fmt: skip
-        self._root.attrs.update({"progress": progress})
+        attributes = {"about": self._about, "progress": progress}
+        groups = {name: dict(self._root[name].attrs) for name in self._rows}
+        attributes["crc"] = attributes_crc({**attributes, "groups": groups})
+        self._root.attrs.update(attributes)
         if complete and self._path.suffix == ".npz":
             _write_npz(self._path, self._root)
 
@@ -171,31 +174,15 @@ class LatentWriter:
         height, width = map(int, name.split("x"))
         attributes = {"height": height, "width": width, "latent": list(shape)}
         group = self._root.create_group(name, attributes=attributes)
-
-        def create(array: str, dtype: Any, shape: tuple[int, ...] = (), rows: int = _TABLE_ROWS):
+        for key, (dtype, item) in layout(self._about, attributes).items():
+            rows = 1 << 20 if key == "packed" else _TABLE_ROWS
+            if key in ("mean", "log_var", "region"):
+                rows = piece_rows(int(np.prod(item)) * np.dtype(dtype).itemsize)
             group.create_array(
-                array, shape=(0, *shape), chunks=(rows, *shape), dtype=dtype, fill_value=None,
+                key, shape=(0, *item), chunks=(rows, *item), dtype=dtype, fill_value=None,
                 # Latents look like noise to a general compressor: it is slow and saves a tenth.
                 compressors=[Crc32cCodec()],
             )  # fmt: skip
-
-        dtype = np.dtype(self._about["dtype"])
-        chunk = piece_rows(int(np.prod(shape)) * dtype.itemsize)
-        if self._about["quantise"] is None:
-            create("mean", dtype, shape, chunk)
-        else:
-            create("packed", np.uint8, (), 1 << 20)
-            create("end", np.int64)
-        if self._about["log_var"]:
-            create("log_var", dtype, shape, chunk)
-        create("number", np.int64)
-        create("origin", np.int32, (2,))
-        create("fov", np.float32, (len(FIELDS),))
-        if self._about["fov_mask"]:
-            region = region_shape(height, width)
-            create("region", np.uint8, region, piece_rows(int(np.prod(region))))
-        for text in TEXTS:
-            create(text, str)
 
     def cut(self) -> None:
         """Removes the data that an interrupted `commit` has left."""
@@ -227,7 +214,12 @@ def open_writer(path: str | os.PathLike, about: dict[str, Any]) -> LatentWriter:
         raise UsageError(f"--out {path}: expected a name ending in {' or '.join(SUFFIXES)}")
     if _is_begun(path):
         return _taken_up(path, about)
-    attributes = {"about": about, "progress": {}}
+    progress = {
+        "read": 0, "complete": False, "items": 0, "rows": {}, "bytes": {}, "failures": [],
+        "steps": None,
+    }  # fmt: skip
+    attributes = {"about": about, "progress": progress}
+    attributes["crc"] = attributes_crc({**attributes, "groups": {}})
     if path.suffix == ".npz":
         # The file is written last; this check fails early if its folder is not writable.
         require_writable(path)
