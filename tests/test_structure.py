@@ -87,11 +87,3 @@ def test_a_model_is_loaded_without_training_code_and_optimizer():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert output.stdout.strip() == "[]"
-
-
-def test_import_costs_no_tensorflow():
-    code = "import sys, vae; vae.load_model; print('tensorflow' in sys.modules)"
-    output = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert output.stdout.strip() == "False"

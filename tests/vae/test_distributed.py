@@ -46,6 +46,7 @@ def start(config, workdir, processes, action="none", at=0, extra=()):
         "--config.train.tensorboard=false",
         "--config.train.log_every=1",
         "--config.eval.every=4",
+        f"--config.optimizer.name={config.optimizer.name}",
         f"--coordinator_address=localhost:{port}",
         f"--num_processes={processes}",
         *extra,

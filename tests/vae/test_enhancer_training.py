@@ -28,6 +28,7 @@ def config():
     config.data.fit_tiles = 16
     config.mesh.fsdp_min_size = 1024
     config.batch_size = 16
+    config.optimizer.name = "adam"  # compiles in half the time
     for name in set(DEGRADATIONS) - {"haze", "defocus", "noise"}:
         config.degrade[name] = 0.0  # compiles in a third of the time; test_pairs has all of them
     return config
@@ -91,7 +92,19 @@ def test_sharpening_learns_alone(sharpening, dataset):
 def test_sharpening_does_not_learn_errors_of_the_tone_stage(sharpening, dataset):
     """On unblurred input the stage learns no change, whatever the tone error."""
     sharpening.degrade.clean = 1.0
-    assert run(sharpening, dataset, 1, make_mesh(1, 1), tone=0.3)[2]["psnr"] > 120
+    task, mesh = task_of(sharpening), make_mesh(1, 1)
+    variables = jax.jit(task.fresh_variables)()
+    params = variables.pop("params")
+    params["tone"]["whole_head"]["bias"] += 0.3
+    rows, key = np.arange(16), jax.random.key(0)
+
+    def error(params, batch):
+        example = task.example(batch, rows, 0)
+        return task.loss(params, variables, {}, example, rows, key)[1][0]["mse"]
+
+    feed = task.feed(dataset, mesh, 0)
+    # A PSNR of 120 dB, with values in [-1, 1].
+    assert jax.jit(error)(params, feed.to_device(next(feed.batches), 0)) < 4e-12
 
 
 @pytest.mark.soak
@@ -140,6 +153,8 @@ def test_every_part_learns(config, dataset):
 @pytest.mark.usefixtures("eight_devices")
 @pytest.mark.soak
 def test_accumulation_and_sharding_give_the_same_parameters(config, dataset):
+    config = config.copy_and_resolve_references()
+    config.optimizer.name = "muon"
     _, after, metrics = run(config, dataset, 2, make_mesh(8, 1))
     parts = config.copy_and_resolve_references()
     parts.train.accumulate = 2

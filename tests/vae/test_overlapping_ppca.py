@@ -14,6 +14,8 @@ from vae.tasks.losses import objective_terms
 MODEL = AutoencoderKL(
     latent_channels=6, width=8, deep_width=8, encoder_depth=(1, 1), decoder_depth=(1, 1)
 )
+init = jax.jit(MODEL.init)
+apply = jax.jit(MODEL.apply, static_argnames="method")
 
 
 def tiles(seed, count=48, size=64):
@@ -57,16 +59,16 @@ def test_overlap_beats_pca_on_other_photographs(fitted):
     """At least 0.25 dB in the mean, and a better ELBO; real photographs gain 0.75 dB."""
     _, pca, overlapping = fitted
     x = to_float(tiles(1))
-    fresh = MODEL.init(jax.random.key(0), x[:1])
+    fresh = init(jax.random.key(0), x[:1])
     error, elbo = {}, {}
     for name, start in (("pca", None), ("overlapping", overlapping)):
         variables = with_linear_codec(fresh, pca, start)
-        posterior = MODEL.apply(variables, x, method="encode")
+        posterior = apply(variables, x, method="encode")
         image, sample = (
-            MODEL.apply(variables, z, method="decode")
+            apply(variables, z, method="decode")
             for z in (posterior.mean, posterior.sample_rows(jax.random.key(1), jnp.arange(len(x))))
         )
-        log_scale = MODEL.apply(variables, method="log_scale")
+        log_scale = apply(variables, method="log_scale")
         terms = objective_terms(x, sample, log_scale, posterior, "gaussian")
         error[name] = float(jnp.mean(jnp.square(image - x)))
         elbo[name] = -float(jnp.mean(terms.loss(beta=1.0, ssim_weight=0.0)))
@@ -77,11 +79,11 @@ def test_overlap_beats_pca_on_other_photographs(fitted):
 def test_step_zero_is_the_fit(fitted):
     images, pca, overlapping = fitted
     x = to_float(images)
-    variables = with_linear_codec(MODEL.init(jax.random.key(0), x), pca, overlapping)
-    posterior = MODEL.apply(variables, x, method="encode")
+    variables = with_linear_codec(init(jax.random.key(0), x), pca, overlapping)
+    posterior = apply(variables, x, method="encode")
     log_var = jnp.broadcast_to(overlapping.log_var, posterior.mean.shape)
     np.testing.assert_allclose(posterior.log_var, log_var)
-    assert float(MODEL.apply(variables, method="log_scale")) == pytest.approx(
+    assert float(apply(variables, method="log_scale")) == pytest.approx(
         float(np.log(overlapping.scale)), abs=1e-4
     )
     # Latents have unit variance as in the prior, except that the fit used tapered windows.
@@ -92,7 +94,7 @@ def test_step_zero_is_the_fit(fitted):
 def test_constant_images_stay_constant_at_the_border(fitted):
     _, pca, overlapping = fitted
     x = jnp.broadcast_to(jnp.array([0.3, -0.2, -0.6]), (1, 64, 64, 3))
-    image = MODEL.apply(with_linear_codec(MODEL.init(jax.random.key(0), x), pca, overlapping), x)
+    image = apply(with_linear_codec(init(jax.random.key(0), x), pca, overlapping), x)
     np.testing.assert_allclose(image[0, :8, :8], image[0, 24:32, 24:32], atol=1e-5)
 
 

@@ -52,6 +52,7 @@ def flags(config, workdir):
         "--config.train.tensorboard=false",
         "--config.train.log_every=1",
         "--config.eval.every=4",
+        f"--config.optimizer.name={config.optimizer.name}",
     ]
 
 
@@ -107,6 +108,7 @@ def test_kill_and_sigterm_change_nothing(finished, tmp_path):
     rest = interrupted(config, tmp_path, "none", at=0)
     assert rest.returncode == 0, rest.stderr[-2000:]
     assert "continuing from checkpoint 7" in rest.stdout
+    assert (tmp_path / "results.json").exists()
 
     expected, state = (
         state_from_variables(undisturbed, config),
@@ -182,7 +184,8 @@ def test_time_limit_ends_a_run_regularly(tiny_config, tmp_path, capsys):
     assert (tmp_path / "results.json").exists()
 
 
-def test_init_from_another_run(finished, tiny_config, tmp_path):
+def test_init_from_another_run(finished, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr("vae.tasks.autoencoding.Autoencoding.report", lambda *_: None)
     _, workdir = finished
     tiny_config.init_from = str(workdir)
     tiny_config.train.steps, tiny_config.eval.every = 1, 0
@@ -272,7 +275,8 @@ def test_checkpoint_of_another_dtype(finished):
 
 
 @pytest.mark.usefixtures("eight_devices")
-def test_another_mesh_continues_with_the_same_batches(finished, tmp_path):
+def test_another_mesh_continues_with_the_same_batches(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("vae.tasks.autoencoding.Autoencoding.report", lambda *_: None)
     config, undisturbed = finished
     config = copy.deepcopy(config)
     config.mesh.update(fsdp=4, fsdp_min_size=64)
@@ -298,6 +302,7 @@ def test_twenty_kills_at_random_moments_change_nothing(finished, tmp_path):
     config = copy.deepcopy(finished[0])
     config.train.update(steps=steps, checkpoint_every=2, log_every=50)
     config.eval.every = 0
+    config.optimizer.name = "muon"
     more = [f"--config.train.{key}={config.train[key]}" for key in ("steps", "checkpoint_every")]
     more += ["--config.train.log_every=50", "--config.eval.every=0"]
     random, reached = np.random.default_rng(0), [0]
