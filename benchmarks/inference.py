@@ -199,7 +199,8 @@ def encode_dataset(model: Model, photograph: np.ndarray, count: int, folder: Pat
 
     about = {"format": FORMAT, **describe_model(model), "inputs": [], "split": None,
              "count": len(inputs), "dtype": "float32", "log_var": False, "quantise": None,
-             "keep_border": False, "version": vae.__version__, "command": "benchmark"}  # fmt: skip
+             "keep_border": False, "fov": "auto", "fov_mask": None, "max_lost_share": 1,
+             "version": vae.__version__, "command": "benchmark"}  # fmt: skip
     before = bare()
     with Resident() as memory:
         writer = open_writer(folder / "latents.zarr", about)

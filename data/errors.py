@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from collections.abc import Callable
 
 
 class FundusError(Exception):
@@ -15,13 +16,30 @@ class FundusError(Exception):
 
 
 def escape_output() -> None:
-    """Makes stdout and stderr write characters that their encoding lacks as escapes.
+    """Makes stdout and stderr escape control characters and those that their encoding lacks.
 
-    File names may contain any character, and printing one must not end a run.
+    File names may contain any character. Printing one must neither end a run nor control the
+    terminal.
     """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):  # No text stream, or a closed one.
             stream.reconfigure(errors="backslashreplace")
+            if not isinstance(stream.write, _Escaping):
+                stream.write = _Escaping(stream.write)
+
+
+class _Escaping:
+    """A stream's `write` that escapes control characters other than tab, line end and \r."""
+
+    def __init__(self, write: Callable[[str], int]):
+        self._write = write
+
+    def __call__(self, text: str) -> int:
+        self._write(text.translate(_CONTROLS))
+        return len(text)
+
+
+_CONTROLS = {n: f"\\x{n:02x}" for n in (*range(32), *range(127, 160)) if chr(n) not in "\t\n\r"}
 
 
 def one_line(error: Exception | str) -> str:

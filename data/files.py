@@ -15,6 +15,8 @@ from etils import epath
 
 from vae.data.errors import DataError
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
 AnyPath = TypeVar("AnyPath", Path, epath.Path)
 
 _KINDS = (
@@ -60,10 +62,31 @@ def make_folder(path: str | os.PathLike, option: str) -> None:
 
 
 def write_csv(path: str | os.PathLike, header: Iterable[str], rows: Iterable[Iterable]) -> None:
-    """Writes a table as CSV with `write_beside`, so no partial file can appear."""
+    """Writes a table as CSV with `write_beside`, so no partial file can appear; see `safe_cell`."""
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    safe = (map(safe_cell, row) for row in rows)
+    csv.writer(text, lineterminator="\n").writerows([header, *safe])
     write_beside(path, text.getvalue().encode())
+
+
+def safe_cell(value: object) -> object:
+    """Puts ' before a text that a spreadsheet would take for a formula; `read_cell` removes it."""
+    return f"'{value}" if isinstance(value, str) and _is_formula(value) else value
+
+
+def read_cell(text: str) -> str:
+    """Returns the text that `safe_cell` changed."""
+    return text[1:] if text[:1] == "'" and _is_formula(text) else text
+
+
+def _is_formula(text: str) -> bool:
+    if not text.lstrip("'").startswith(_FORMULA):
+        return False
+    try:
+        float(text)
+    except ValueError:
+        return True
+    return False
 
 
 def unfinished_name(path: str | os.PathLike) -> str:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from vae.data import schema, storage
 from vae.data.errors import DataError
-from vae.data.files import replacing
+from vae.data.files import read_cell, replacing, safe_cell
 from vae.data.fov import FIELDS, FieldOfView
 from vae.data.names import composed
 from vae.data.splits import SPLITS
@@ -199,7 +199,7 @@ def _write(path: str | os.PathLike, kind: type, rows: Iterable[TileRow | Photogr
         writer.writerow(columns)
         for row in rows:
             values = (getattr(row, column) for column in columns)
-            writer.writerow(f"{v:.9g}" if isinstance(v, float) else v for v in values)
+            writer.writerow(f"{v:.9g}" if isinstance(v, float) else safe_cell(v) for v in values)
 
 
 def _read(path: str | os.PathLike, kind: type[Row]) -> Iterator[tuple[int, Row]]:
@@ -232,9 +232,10 @@ def _convert(
         if text is None or (of is str and not text):
             raise DataError(f"{path} line {line}: no {name}")
         try:
-            if of is str and name not in _FILES:
+            if of is str:
+                text = read_cell(text)
                 # Interned, because labels and photographs repeat on every row.
-                values[name] = sys.intern(composed(text))
+                values[name] = text if name in _FILES else sys.intern(composed(text))
             else:
                 values[name] = of(text)
                 if name in _KINDS and not _KINDS[name].test(values[name]):

@@ -19,7 +19,7 @@ from vae.data import storage
 from vae.data.dataset import open_dataset
 from vae.data.errors import DataError, UsageError
 from vae.data.failures import REJECTED
-from vae.data.files import require_regular, write_beside
+from vae.data.files import read_cell, require_regular, write_csv
 from vae.data.fundus_tiles import NAME, VERSION, on_beam
 from vae.data.fundus_tiles.builder import SHARD_BYTES, FundusTiles
 from vae.data.fundus_tiles.collect import TileList, collect
@@ -273,15 +273,14 @@ def _replace(target: Path, new: Path) -> None:
 
 
 def _write_rejected(data_dir: Path, rejected: list[tuple[str, str]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("tile", "reason"), *rejected])
     data_dir.mkdir(parents=True, exist_ok=True)
-    write_beside(data_dir / REJECTED, text.getvalue().encode())
+    write_csv(data_dir / REJECTED, ("tile", "reason"), rejected)
 
 
 def _read_rejected(data_dir: Path) -> list[tuple[str, str]]:
     try:
         with open(data_dir / REJECTED, encoding="utf-8", newline="") as file:
-            return [(row["tile"], row["reason"]) for row in csv.DictReader(file)]
+            rows = csv.DictReader(file)
+            return [(read_cell(row["tile"]), read_cell(row["reason"])) for row in rows]
     except (OSError, KeyError, UnicodeDecodeError, csv.Error):
         return []

@@ -14,7 +14,7 @@ import pytest
 
 import vae
 from vae.checkpoints.loading import load_saved
-from vae.checkpoints.provenance import portable
+from vae.checkpoints.provenance import portable, portable_text
 from vae.cli import main
 from vae.configs import published
 
@@ -56,6 +56,35 @@ def test_the_stored_command_keeps_file_names(finished):
     command = "run_experiment.py --config=configs/a.py:b --workdir=/home/me/eyes --config.seed=3"
     saved = dataclasses.replace(saved, provenance=saved.provenance | {"command": command})
     assert portable(saved).provenance["command"] == command.replace("/home/me/", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a --workdir=/home/jane/eyes --x=1", "a --workdir=eyes --x=1"),
+        ("a '--workdir=/home/jane doe/my eyes'", "a '--workdir=my eyes'"),
+        ("a --data ~/jane/eyes --out ~jane/x", "a --data eyes --out x"),
+        ("a --data ../jane/eyes --out ./jane/x", "a --data eyes --out x"),
+        ("a '--labels=('/jane/b', '~/jane/c')'", "a '--labels=('b', 'c')'"),
+        ("gs://jane/study/eyes", "eyes"),
+        ("C:\\Users\\jane\\eyes", "eyes"),
+        ("trained on /home/jane/eyes.", "trained on eyes."),
+        ("/home/jane/", "jane"),
+        ("run_experiment.py --config=configs/a.py:b", "run_experiment.py --config=configs/a.py:b"),
+        ("of the prior N(0, I): none and/or f8c32", "of the prior N(0, I): none and/or f8c32"),
+    ],
+)
+def test_texts_lose_the_folders_of_paths(text, expected):
+    assert portable_text(text) == expected
+
+
+def test_paths_in_tuples_and_other_entries_lose_their_folders(finished):
+    saved = load_saved(finished[1])
+    saved.config.data.source = "/home/jane/a"
+    made = {"source": "~/jane/m.pth", "more": ["/home/jane/b", 3, None]}
+    found = portable(dataclasses.replace(saved, provenance=made))
+    assert found.config.data.source == "a"
+    assert found.provenance == {"source": "m.pth", "more": ["b", 3, None]}
 
 
 def test_exported_models_compute_in_float32(finished):

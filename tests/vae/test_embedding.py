@@ -123,7 +123,8 @@ def test_embed(latents, tmp_path, capsys):
 
 def test_the_marked_place_is_the_origin_of_the_tile(latents):
     store = open_latents(latents)
-    sources = Sources(store)
+    assert "is not below" in Sources(store).missing[0]
+    sources = Sources(store, ["/"])
     (group,) = store.groups
     row = group.rows(5, 6)[0]
     source = sources.find(row)

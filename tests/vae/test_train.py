@@ -127,6 +127,7 @@ def test_full_disk_keeps_the_last_checkpoint(finished, tmp_path):
     full = interrupted(config, tmp_path, "full", at=6)
     assert full.returncode == 1
     assert "error: checkpoint 8 could not be written" in full.stderr
+    assert "Traceback" not in full.stderr
     assert "the last complete one is 4" in full.stderr
     assert int(load_saved(tmp_path).step) == 4
 

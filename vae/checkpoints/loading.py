@@ -100,6 +100,10 @@ def load_saved(path: str | os.PathLike) -> SavedModel:
     config = read_config(workdir)
     if not (workdir / CHECKPOINTS).exists():
         raise DataError(f"{workdir} has no checkpoint yet; train it first")
+    try:
+        abstract = _on_one_device(_abstract_item(config))
+    except Exception as error:  # flax raises all kinds for a config that describes no model.
+        raise DataError(f"{workdir / CONFIG}: describes no model ({one_line(error)})") from error
     from vae.checkpoints.orbax_io import (
         OrbaxCheckpoints,  # Importing Orbax takes a second, and files do not need it.
     )
@@ -107,7 +111,7 @@ def load_saved(path: str | os.PathLike) -> SavedModel:
     checkpoints = OrbaxCheckpoints(workdir / CHECKPOINTS)
     try:
         step = checkpoints.require_step() if step is None else step
-        fields = checkpoints.restore_model(step, _on_one_device(_abstract_item(config)))
+        fields = checkpoints.restore_model(step, abstract)
         provenance = checkpoints.provenance(step)
     finally:
         checkpoints.close()

@@ -9,6 +9,7 @@ the raw parameters if the model's are averages. `.../provenance` identifies the 
 import functools
 import logging as python_logging
 import math
+import sys
 import traceback
 from typing import Any
 
@@ -38,6 +39,20 @@ class _Raised(python_logging.Filter):
 _RAISED = _Raised()  # one object, because loggers ignore a filter that they already have
 
 
+def _hide_late_writes() -> None:
+    """Hides the error of each write that fails after the first one has ended the save."""
+    before = sys.unraisablehook
+    if hasattr(before, "hides_late_writes"):
+        return
+
+    def hook(lost: Any) -> None:
+        if str(lost.exc_value) != "Event loop is closed":
+            before(lost)
+
+    hook.hides_late_writes = True
+    sys.unraisablehook = hook
+
+
 class OrbaxCheckpoints:
     """Reader of the checkpoints of one directory; `vae.training.checkpoint` writes them."""
 
@@ -45,22 +60,28 @@ class OrbaxCheckpoints:
         self.directory = epath.Path(directory).absolute()
         for logger in (logging.get_absl_logger(), python_logging.getLogger("asyncio")):
             logger.addFilter(_RAISED)
+        _hide_late_writes()
         if self.directory.exists() and not self.directory.is_dir():
             raise DataError(f"{self.directory} is no folder; expected the checkpoints of a run")
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            item_handlers={
-                MODEL: ocp.StandardCheckpointHandler(),
-                TRAINING: ocp.StandardCheckpointHandler(),
-                PROVENANCE: ocp.JsonCheckpointHandler(),
-                CHECKSUMS: ocp.JsonCheckpointHandler(),
-            },
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=ocp.checkpoint_managers.LatestN(keep),
-                # On the CPU backend a donated buffer may still be being written out.
-                enable_async_checkpointing=jax.default_backend() != "cpu",
-            ),
-        )
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                item_handlers={
+                    MODEL: ocp.StandardCheckpointHandler(),
+                    TRAINING: ocp.StandardCheckpointHandler(),
+                    PROVENANCE: ocp.JsonCheckpointHandler(),
+                    CHECKSUMS: ocp.JsonCheckpointHandler(),
+                },
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+                    # On the CPU backend a donated buffer may still be being written out.
+                    enable_async_checkpointing=jax.default_backend() != "cpu",
+                ),
+            )
+        except OSError:
+            raise
+        except Exception as error:  # Orbax raises all kinds for damaged folders.
+            raise DataError(f"{self.directory}: cannot be read: {one_line(error)}") from error
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest complete checkpoint, or None."""
@@ -130,7 +151,8 @@ class OrbaxCheckpoints:
 def checksums(item: Any) -> dict[str, str] | str:
     """Returns the checksum of each array of a tree by its path, or the checksum of JSON values.
 
-    The checksum of an array does not depend on its sharding. Every process of a run must call it.
+    The checksum of an array does not depend on its sharding. All processes that hold a part of an
+    array must call it.
     """
     leaves = by_path(item)
     if not all(isinstance(leaf, jax.Array) for leaf in leaves.values()):
@@ -141,8 +163,10 @@ def checksums(item: Any) -> dict[str, str] | str:
     ]
     sums = [np.sum(part, axis=0, dtype=np.float64) for part in jax.device_get(parts)]
     # Exact: float64 holds the sum of two million uint32.
-    total = sum_over_processes(np.concatenate([np.empty(0), *sums])).astype(np.int64) % 2**32
-    pairs = total.reshape(-1, 2).tolist()
+    total = np.concatenate([np.empty(0), *sums])
+    if not all(leaf.is_fully_addressable for leaf in leaves.values()):
+        total = sum_over_processes(total)
+    pairs = (total.astype(np.int64) % 2**32).reshape(-1, 2).tolist()
     return {name: f"{a:08x}{b:08x}" for name, (a, b) in zip(leaves, pairs, strict=True)}
 
 

@@ -2,12 +2,15 @@
 
 import dataclasses
 import datetime
+import re
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from etils import epath
+from ml_collections import ConfigDict
 
 import vae
 from vae.checkpoints.safetensors_io import SavedModel
@@ -20,31 +23,58 @@ def provenance(argv: Sequence[str] | None = None) -> dict[str, str]:
 
 
 def dated_provenance() -> dict[str, str]:
-    """Returns `version`, `command` and `date` (UTC), for files of metrics."""
+    """Returns `version`, `command` without folders and `date` (UTC), for files of metrics."""
     now = datetime.datetime.now(datetime.UTC)
-    return {**provenance(), "date": now.isoformat(timespec="seconds")}
+    made = provenance()
+    made["command"] = portable_text(made["command"])
+    return {**made, "date": now.isoformat(timespec="seconds")}
 
 
 def portable(saved: SavedModel) -> SavedModel:
-    """Removes folders from the paths in a model's config and command; only their names remain.
+    """Removes folders from all paths in a model's config and provenance; their names remain.
 
     A distributed file must not show who trained the model, or where.
     """
-    config = saved.config.copy_and_resolve_references()
-    for key in {"dir", "masked_dir", "cache_dir"} & set(config.data):
-        config.data[key] = epath.Path(config.data[key]).name
+    config = ConfigDict(_portable(saved.config.copy_and_resolve_references().to_dict()))
+    for group, key in (("data", "dir"), ("data", "masked_dir"), ("data", "cache_dir"),
+                       ("prior", "autoencoder")):  # fmt: skip
+        if key in config.get(group, {}):
+            config[group][key] = epath.Path(config[group][key]).name
     config.init_from = epath.Path(config.init_from).name
     # bfloat16 is for training on accelerators: it has half the digits and is slow on CPUs.
     config.train.compute_dtype = "float32"
-    if "prior" in config:
-        config.prior.autoencoder = epath.Path(config.prior.autoencoder).name
-    made = dict(saved.provenance)
-    if made.get("command"):
-        made["command"] = shlex.join(map(_without_folder, shlex.split(made["command"])))
-    return dataclasses.replace(saved, config=config, provenance=made)
+    return dataclasses.replace(saved, config=config, provenance=_portable(saved.provenance))
 
 
-def _without_folder(argument: str) -> str:
-    name, equals, value = argument.rpartition("=")
-    path = epath.Path(value)
-    return f"{name}{equals}{path.name}" if path.is_absolute() else argument
+def portable_text(text: str) -> str:
+    """Removes the folders of the paths in a text, for example a command.
+
+    Paths begin with /, ~, ./, ../, a drive or a scheme; a path ends at a quote, comma or bracket,
+    and at a blank unless the path is quoted.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError:  # No command: an unpaired quote.
+        words = None
+    if words and shlex.join(words) == text:
+        return shlex.join(map(_without_folders, words))
+    return " ".join(map(_without_folders, text.split(" ")))
+
+
+def _without_folders(word: str) -> str:
+    return _PATH.sub("", word.rstrip("/\\")) or word
+
+
+# The folders of a path: a root after the start or a delimiter, then everything to the last slash.
+_PATH = re.compile(
+    r"""(?<![^\s'"=,;:()\[\]{}])(?:~[^/\\'",]*|\.{0,2}|[A-Za-z]:|[a-z][a-z0-9]*:/)[/\\]"""
+    r"""(?:[^'",;:()\[\]{}=]*[/\\])?"""
+)
+
+
+def _portable(value: Any) -> Any:
+    if isinstance(value, str):
+        return portable_text(value)
+    if isinstance(value, dict):
+        return {key: _portable(item) for key, item in value.items()}
+    return type(value)(map(_portable, value)) if isinstance(value, list | tuple) else value

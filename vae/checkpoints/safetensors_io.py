@@ -140,7 +140,9 @@ def read_safetensors(path: epath.PathLike) -> SavedModel:
             }
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: damaged ({error}); {_REMEDY}") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # A config may describe no model, for which flax raises all kinds.
         raise DataError(f"{path}: of another version ({one_line(error)})") from error
     statistics = {name: leaves.pop(name) for name in STATISTICS}
     return SavedModel(

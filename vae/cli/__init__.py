@@ -34,6 +34,18 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; `{self.prog} --help` lists the options")
 
 
+def entry() -> NoReturn:
+    """Runs the command of this process and ends the process."""
+    code = main()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    if code >= 128:
+        # Threads of XLA may still compute, and would crash when the interpreter ends under them.
+        os._exit(code)
+    sys.exit(code)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a subcommand.
 
@@ -42,9 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["train"]:  # Its flags are absl's, and it handles signals itself.
-        from vae.cli import train
-
+        try:
+            from vae.cli import train
+        except KeyboardInterrupt:
+            return _interrupted()
         train.main(["fundus-vae train", *argv[1:]])
+    with terminable() as signals:
+        code = _run(argv)
+    return 128 + signals[0] if signals else code
+
+
+def _parser() -> argparse.ArgumentParser:
     escape_output()
     parser = Parser(
         prog="fundus-vae",
@@ -58,14 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for name in MODULES:
         importlib.import_module(f"vae.cli.{name}").add(commands)
-    with _terminable() as signals:
-        code = _run(parser, argv)
-    return 128 + signals[0] if signals else code
+    return parser
 
 
-def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+def _run(argv: Sequence[str]) -> int:
     try:
-        arguments: dict[str, Any] = vars(parser.parse_args(argv))
+        arguments: dict[str, Any] = vars(_parser().parse_args(argv))
         run, command = arguments.pop("run"), arguments.pop("command")
         with claim_outputs(command, arguments):
             return run(**arguments)
@@ -75,26 +93,51 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     except (FundusError, OSError) as error:
         return show(error)
     except KeyboardInterrupt:
-        print("interrupted; no incomplete file is left, and the same command can be run again",
-              file=sys.stderr)  # fmt: skip
-        return 130
+        return _interrupted()
+
+
+def _interrupted() -> int:
+    print(
+        "interrupted; no incomplete file is left, and the same command can be run again",
+        file=sys.stderr,
+    )
+    return 130
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[list[int]]:
+def terminable() -> Iterator[list[int]]:
     """Makes SIGTERM end a command as Ctrl-C does; yields a list of the signals received."""
     signals: list[int] = []
 
     def interrupt(number: int, frame: Any) -> NoReturn:
-        signals.append(number)
+        if number != signal.SIGALRM:
+            signals.append(number)
         raise KeyboardInterrupt
 
+    def unraisable(lost: Any) -> None:
+        # A callback of JAX, for example of its garbage collection, has swallowed the interrupt.
+        if isinstance(lost.exc_value, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+        else:
+            hook(lost)
+
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+    hook = sys.unraisablehook
     try:
-        before = signal.signal(signal.SIGTERM, interrupt)
+        # A shell's background commands ignore SIGINT.
+        before = {
+            number: signal.signal(number, interrupt)
+            for number in numbers
+            if signal.getsignal(number) != signal.SIG_IGN
+        }
     except ValueError:  # Not the main thread, which alone can set signal handlers.
         yield signals
         return
+    sys.unraisablehook = unraisable
     try:
         yield signals
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        sys.unraisablehook = hook
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)

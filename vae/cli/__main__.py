@@ -1,7 +1,5 @@
 """`python -m vae.cli`, the same as `fundus-vae`."""
 
-import sys
+from vae.cli import entry
 
-from vae.cli import main
-
-sys.exit(main())
+entry()

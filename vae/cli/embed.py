@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 from vae.cli.options import declare, results
@@ -31,6 +32,8 @@ def add(commands) -> None:
     option("--map", dest="kind", choices=("tsne", "umap", "pca"), default="tsne",
            help="method of the map (tsne, for at most 5,000 images)")  # fmt: skip
     option("--typical", type=int, default=4, metavar="N", help="images shown per cluster (4)")
+    option("--images", nargs="+", default=(), metavar="DIR",
+           help="folders of the images to show (the folder of LATENTS)")  # fmt: skip
     option("--seed", type=int, default=0, help="seed of the clusters and the map (0)")
     declare(parser, results("out"), reads=("latents",))
     parser.set_defaults(run=_embed)
@@ -43,6 +46,7 @@ def _embed(
     clusters: int | None,
     kind: str,
     typical: int,
+    images: Sequence[str],
     seed: int,
 ) -> int:
     _check_options(clusters, typical, seed)
@@ -72,7 +76,7 @@ def _embed(
     labels = [row.label for row in rows]
     embedding_pictures.draw_map(folder, places, found, labels, title)
     if typical:
-        sources = Sources(store)
+        sources = Sources(store, images)
         shelf = [[] for _ in range(found.count)]
         for i in sorted(ranks.nonzero()[0], key=lambda i: ranks[i]):
             shelf[found.labels[i]].append((_caption(rows[i]), sources.find(rows[i])))

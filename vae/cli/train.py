@@ -37,6 +37,15 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     Args:
       argv: Name and options of the command; None for those of this process.
     """
+    try:
+        _start(argv)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr, flush=True)
+        # Threads of XLA may still compute, and would crash when the interpreter ends under them.
+        os._exit(130)
+
+
+def _start(argv: Sequence[str] | None) -> NoReturn:
     escape_output()
     logging.set_verbosity(logging.WARNING)
     # Tensorflow only writes files here; without these settings it prints many lines at its start.

@@ -5,7 +5,7 @@ tiles therefore do not show how good a model is on photographs.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -17,6 +17,7 @@ from vae.data.errors import DataError
 from vae.data.fov import fov_mask
 from vae.data.images import read_image
 from vae.data.manifest import PhotographRow
+from vae.data.thumbnails import make_thumbnail
 from vae.evaluation.evaluate import Evaluation
 from vae.inference.blending import reconstruct_blended
 from vae.inference.codec import compiled
@@ -66,6 +67,7 @@ def whole_photographs(
     evaluation: Evaluation,
     *,
     mesh: Mesh,
+    thumbnails: Mapping[str, np.ndarray] | None = None,
     window: int | None = None,
     pictures: bool = False,
 ) -> PhotographEvaluation:
@@ -79,6 +81,8 @@ def whole_photographs(
       photographs: Photographs to measure, for example all of the split.
       evaluation: Evaluation of the tiles; photographs without a counted tile are skipped.
       mesh: Mesh with the axes data and fsdp.
+      thumbnails: Thumbnail of each photograph by id. A file with another one is not measured: it
+        has changed, or a table from elsewhere names a file of this machine. None accepts all.
       window: Side of a window in pixels; None for a side that suits the photograph.
       pictures: If true, reduced pictures are kept.
 
@@ -94,6 +98,8 @@ def whole_photographs(
             if photograph.masked:
                 raise DataError(f"{photograph.path}: its field-of-view mask is not stored")
             image, problem = read_as_tiled(photograph), None
+            if thumbnails is not None:
+                _check_content(photograph, image, thumbnails.get(photograph.photograph))
         except DataError as error:
             image, problem = None, str(error)
         # Processes compute together, so all of them skip a file that one cannot read.
@@ -142,6 +148,14 @@ def read_as_tiled(photograph: PhotographRow) -> np.ndarray:
             f"{photograph.height} x {photograph.width} when its tiles were cut"
         )
     return image
+
+
+def _check_content(row: PhotographRow, image: np.ndarray, expected: np.ndarray | None) -> None:
+    """Raises DataError if the thumbnail of a photograph is not the one of its dataset."""
+    found = make_thumbnail(image, row.fov)
+    # Decoders differ by a level.
+    if expected is None or np.abs(found.astype(int) - expected).mean() > 1:
+        raise DataError(f"{row.path}: is another photograph than the one that was cut")
 
 
 def _reconstruct(

@@ -19,6 +19,7 @@ from vae.checkpoints.safetensors_io import SavedModel
 from vae.data.errors import DataError, UsageError
 from vae.data.files import make_folder, require_writable
 from vae.data.pipeline import Dataset, eval_batches, open_dataset
+from vae.data.thumbnails import THUMBNAILS
 from vae.evaluation import table, tile_pictures
 from vae.evaluation.curves import rate_curves
 from vae.evaluation.evaluate import Evaluation, evaluate
@@ -238,7 +239,7 @@ def _write_report(
     )
     examples = pick(evaluation)
     pairs = tile_pictures.reconstruct_examples(module, variables, split, examples, mesh=mesh)
-    content = content | {"curves": curves.as_dict(), "data": str(dataset.path)}
+    content = content | {"curves": curves.as_dict(), "data": "/".join(dataset.path.parts[-3:])}
     page = write_report(folder, content, evaluation, photographs, examples, *pairs)
     table.write_results(folder / RESULTS, content)
     return [page, folder / RESULTS]
@@ -269,12 +270,16 @@ def _photographs(
     if not config.eval.photographs or not rows:
         return None
     rows = rows[:: -(-len(rows) // config.eval.photographs)]  # spread over the labels
+    images, numbers = [], {}
+    if THUMBNAILS in dataset.metadata["files"]:
+        images, numbers = dataset.thumbnails()
     return whole_photographs(
         make_model(config),
         variables,
         rows,
         evaluation,
         mesh=mesh,
+        thumbnails={name: images[number] for name, number in numbers.items()},
         pictures=pictures,
     )
 

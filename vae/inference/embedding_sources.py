@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from vae.data.errors import FundusError
+from vae.data.errors import DataError, FundusError
 from vae.data.images import read_image
 from vae.data.inputs import Inputs, Item, open_inputs
 from vae.data.manifest import PHOTOGRAPHS, PhotographRow, read_photographs
@@ -35,15 +37,22 @@ class Source:
 class Sources:
     """Finder of the images and photographs that the rows of a latent store name.
 
+    A store may come from somebody else, and what it names would be shown. Files are therefore
+    opened only below the folder that holds the store, and below `folders`.
+
     Attributes:
       missing: One line for each file or image that was not found.
     """
 
-    def __init__(self, store: LatentStore):
+    def __init__(self, store: LatentStore, folders: Iterable[str | os.PathLike] = ()):
         self.missing: list[str] = []
         self._inputs: Inputs | None = None
+        self._folders = [Path(folder).resolve() for folder in (store.path.parent, *folders)]
         try:
             about = store.about
+            for path in (*about["inputs"], about["fov_mask"]):
+                if path is not None:
+                    self._require_below(path)
             choice = FovChoice(about["fov"], about["fov_mask"], about["max_lost_share"])
             self._inputs = open_inputs(about["inputs"], split=about["split"], choice=choice)
         except FundusError as error:
@@ -66,6 +75,14 @@ class Sources:
         y, x = row.origin
         height, width = image.shape[:2]
         return Source(image, small, (x * factor, y * factor, width * factor, height * factor))
+
+    def _require_below(self, path: str) -> None:
+        real = Path(path).resolve()
+        if not any(real.is_relative_to(folder) for folder in self._folders):
+            raise DataError(
+                f"{path}: is not below {self._folders[0]}, where the store is; --images DIR shows "
+                "files of another folder"
+            )
 
     def _item(self, row: Row) -> Item | None:
         if self._inputs is None or row.number >= len(self._inputs):
@@ -90,6 +107,7 @@ class Sources:
     @functools.cache  # noqa: B019 - the object lives no longer than a command
     def _small(self, path: str, row: PhotographRow) -> np.ndarray | None:
         try:
+            self._require_below(path)
             image = read_image(path)
         except FundusError as error:
             self.missing.append(str(error))

@@ -23,7 +23,6 @@ on, and "attributes" holds all attributes as JSON.
 import dataclasses
 import itertools
 import os
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -199,10 +198,10 @@ class LatentGroup:
     def _read(self, name: str, start: int, stop: int) -> np.ndarray:
         try:
             return np.asarray(self._arrays[name][start:stop])
-        except (KeyError, OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # zarr raises all kinds for damaged chunks.
             raise DataError(
                 f"{self._path}: {name} of {self.height}x{self.width} is damaged"
-                f" ({str(error).splitlines()[0]}); encode again"
+                f" ({one_line(error)}); {_REMEDY}"
             ) from error
 
 
@@ -368,19 +367,21 @@ def _npz_arrays(path: Path, name: str) -> dict[str, np.ndarray]:
         with np.load(path) as file:
             keys = [key for key in file if key.startswith(f"{name}/")]
             return {key.removeprefix(f"{name}/"): file[key] for key in keys}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: damaged ({error}); encode again") from error
+    except Exception as error:  # NumPy raises all kinds for damaged files.
+        raise DataError(f"{path}: damaged ({one_line(error)}); {_REMEDY}") from error
 
 
 def _zarr_arrays(path: Path, name: str, names: list[str]) -> dict[str, zarr.Array]:
     try:
         arrays = dict(zarr.open_group(path / name, mode="r", zarr_format=3).arrays())
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: {name} is missing or damaged; encode again") from error
-    for key, array in arrays.items():
-        check_array(path, f"{name}/{key}", array)
-        # zarr reads a missing chunk as zeros.
-        if array.nchunks_initialized != array.nchunks:
-            lost = array.nchunks - array.nchunks_initialized
-            raise DataError(f"{path}: {lost} chunks of {name}/{key} are missing; encode again")
+        for key, array in arrays.items():
+            check_array(path, f"{name}/{key}", array)
+            # zarr reads a missing chunk as zeros.
+            if array.nchunks_initialized != array.nchunks:
+                lost = array.nchunks - array.nchunks_initialized
+                raise DataError(f"{path}: {lost} chunks of {name}/{key} are missing; {_REMEDY}")
+    except DataError:
+        raise
+    except Exception as error:  # zarr raises all kinds for damaged files.
+        raise DataError(f"{path}: {name} is missing or damaged; {_REMEDY}") from error
     return {key: arrays[key] for key in names if key in arrays}

@@ -1,6 +1,7 @@
 """Pictures that compare an image with its reconstruction, and picture files with provenance."""
 
 import io
+import itertools
 from collections.abc import Mapping
 
 import cv2
@@ -87,8 +88,14 @@ def encode_with_text(image: np.ndarray, suffix: str, fields: Mapping[str, str]) 
     Args:
       image: uint8 [H, W, 3].
       suffix: ".png" (one text chunk per field) or ".jpg" (one comment).
-      fields: Names in Latin letters, and their texts.
+      fields: Names in Latin letters, and their texts. Of a `command` only the name is written: it
+        may name other photographs.
     """
+    if "command" in fields:
+        words = itertools.takewhile(
+            lambda word: not word.startswith("-"), fields["command"].split()
+        )
+        fields = {**fields, "command": " ".join(itertools.islice(words, 2))}
     encoded = io.BytesIO()
     if suffix == ".png":
         texts = PngImagePlugin.PngInfo()

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import export
 
 from vae.checkpoints.modules import make_model
-from vae.checkpoints.provenance import provenance
+from vae.checkpoints.provenance import portable, portable_text, provenance
 from vae.checkpoints.safetensors_io import SavedModel
 from vae.data.errors import DataError, UsageError
 from vae.data.files import unfinished_name
@@ -70,10 +70,12 @@ def write_stablehlo(out: str | os.PathLike, saved: SavedModel) -> dict[str, int]
             f"{saved.path}: {size / 2**30:.1f} GiB of weights, and a StableHLO file takes "
             f"{MAX_BYTES / 2**30:.0f} GiB; export it with --out FILE.safetensors"
         )
+    made = provenance()
     about = {
-        "model": describe(saved),
+        "model": describe(portable(saved)) | {"path": saved.path.name},
         "written_by": {
-            **provenance(),
+            "version": made["version"],
+            "command": portable_text(made["command"]),
             "jax": jax.__version__,
         },
         "platforms": PLATFORMS,
@@ -111,10 +113,17 @@ def _programs(saved: SavedModel) -> tuple[list[export.Exported], dict[str, Any]]
         jax.ShapeDtypeStruct(images, jnp.uint8),
         jax.ShapeDtypeStruct(latents, jnp.float32),
     )
-    programs = [
-        export.export(jax.jit(function), platforms=PLATFORMS)(spec)
-        for function, spec in zip((encode, decode), specs, strict=True)
-    ]
+    files = "jax_hlo_source_file_canonicalization_regex"
+    before = getattr(jax.config, files)
+    # Without it the programs name the source files of this installation.
+    jax.config.update(files, ".*")
+    try:
+        programs = [
+            export.export(jax.jit(function), platforms=PLATFORMS)(spec)
+            for function, spec in zip((encode, decode), specs, strict=True)
+        ]
+    finally:
+        jax.config.update(files, before)
     shapes = {
         "encode": {"images": _words("uint8", images), "mean, log_var": _words("float32", latents)},
         "decode": {"latents": _words("float32", latents), "images": _words("uint8", images)},

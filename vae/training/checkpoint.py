@@ -46,8 +46,8 @@ class Checkpoints(OrbaxCheckpoints):
                 ),
             )
             self._manager.check_for_errors()
-        except (OSError, ValueError) as error:
-            # tensorstore reports a full disk as ValueError.
+        except (OSError, ValueError, RuntimeError) as error:
+            # A full disk is a ValueError of tensorstore, or a RuntimeError of an Orbax thread.
             raise self._not_saved(step, error) from error
 
     def wait(self) -> None:
@@ -55,7 +55,7 @@ class Checkpoints(OrbaxCheckpoints):
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise self._not_saved(self.latest_step(), error) from error
 
     def close(self) -> None:

@@ -145,7 +145,7 @@ def evaluate_enhancer(
         "config": config.name,
         "step": saved.step,
         "model": model.hash,
-        "data": str(dataset.path),
+        "data": "/".join(dataset.path.parts[-3:]),
         "dataset": dataset.fingerprint,
         **dated_provenance(),
     }
