@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vae.cli.options import MODELS, add_model, declare, results
 from vae.data.errors import UsageError
+from vae.data.extras import require_extra
 from vae.data.outputs import claim_new
 from vae.weights import DEFAULT
 
@@ -97,11 +98,7 @@ def _evaluate(
     if beside and not report:
         raise UsageError("--beside adds models to the curves of --report DIR, which is missing")
     if report:
-        try:
-            import matplotlib.figure  # noqa: F401
-        except ImportError as error:
-            message = f"{error}: --report needs `pip install 'fundus-vae[report]'`"
-            raise UsageError(message) from None
+        require_extra("report", "--report", "matplotlib.figure")
     from vae.checkpoints.config import ENHANCER, PRIOR
     from vae.checkpoints.loading import load_saved
 
