@@ -10,7 +10,7 @@ from vae.cli.options import MODELS, add_model, declare, results
 from vae.data.errors import UsageError
 from vae.data.extras import require_extra
 from vae.data.outputs import claim_new
-from vae.weights import DEFAULT
+from vae.weights import presets
 
 
 def add(commands) -> None:
@@ -47,12 +47,14 @@ def _add_evaluate(commands) -> None:
 def _add_info(commands) -> None:
     parser = commands.add_parser(
         "info",
-        help="describe a model",
+        help="describe a model, or list the bundled ones",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Prints architecture, size, latent statistics, training data and metrics.",
-        epilog="examples:\n  fundus-vae info runs/mine\n  fundus-vae info model.safetensors --json",
+        description="Prints architecture, size, latent statistics, training data and metrics; "
+        "without M, the bundled models.",
+        epilog="examples:\n  fundus-vae info\n  fundus-vae info runs/mine\n"
+        "  fundus-vae info model.safetensors --json",
     )
-    parser.add_argument("model", metavar="M", nargs="?", default=DEFAULT, help=MODELS)
+    parser.add_argument("model", metavar="M", nargs="?", help=MODELS)
     parser.add_argument("--json", dest="as_json", action="store_true", help="print JSON")
     parser.set_defaults(run=_info)
 
@@ -128,10 +130,14 @@ def _evaluate(
     return 0
 
 
-def _info(model: str, as_json: bool) -> int:
+def _info(model: str | None, as_json: bool) -> int:
     from vae.checkpoints.loading import load_saved
-    from vae.evaluation.info import format_info, model_info
+    from vae.evaluation.info import format_info, format_presets, model_info
 
+    if model is None:
+        names = presets()
+        print(json.dumps(names, indent=2) if as_json else format_presets(names))
+        return 0
     info = model_info(load_saved(model))
     print(json.dumps(info, indent=2, ensure_ascii=False) if as_json else format_info(info))
     return 0
