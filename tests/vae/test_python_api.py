@@ -139,6 +139,28 @@ def test_a_model_works_in_spawned_processes(model, photograph):
         )
 
 
+class Latents:
+    """A dataset as in docs/pytorch.md."""
+
+    def __init__(self, files):
+        self.files, self.model = files, vae.load_model("f8c4")
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, i):
+        return self.model.encode(self.files[i])
+
+
+def test_a_torch_dataloader_with_workers(model, photograph, tmp_path):
+    data = pytest.importorskip("torch.utils.data", reason="no torch")
+    file = tmp_path / "eye.png"
+    write_image(file, photograph[:64, :64])
+    loader = data.DataLoader(Latents([file]), num_workers=1, multiprocessing_context="spawn")
+    (batch,) = loader
+    np.testing.assert_array_equal(batch[0].numpy(), model.encode(file))
+
+
 def test_every_bundled_file_is_listed(capsys):
     assert set(vae.presets()) == {path.stem for path in weights.FOLDER.glob("*.safetensors")}
     assert main(["info"]) == 0

@@ -12,6 +12,12 @@ from vae.data.extras import require_extra
 from vae.data.outputs import claim_new
 from vae.weights import presets
 
+# Reasons why a model is no pair of programs, by architecture.
+_NO_PROGRAM = {
+    "enhancer": "it finds light and blur of the whole photograph, and then works in windows",
+    "prior": "its solver needs the autoencoder, and draws with JAX's random numbers",
+}
+
 
 def add(commands) -> None:
     """Registers the commands."""
@@ -62,14 +68,16 @@ def _add_info(commands) -> None:
 def _add_export(commands) -> None:
     parser = commands.add_parser(
         "export",
-        help="export a model as one file, or as programs that need only JAX",
+        help="export a model as one file, for onnxruntime, or as programs that need only JAX",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Writes a model as one .safetensors file, which every command takes as a "
-        "model and which names no folders of this machine;\nor as StableHLO programs with the "
-        "weights inside, which run without this package.",
+        "model and which names no folders of this machine;\nas ONNX files for onnxruntime in "
+        "Python, JavaScript and others (extra [onnx]); or as StableHLO programs with the "
+        "weights\ninside, which run without this package.",
         epilog="examples:\n"
         "  fundus-vae export runs/mine --out model.safetensors --dtype float16\n"
         "  fundus-vae export runs/first --average runs/second --out mean.safetensors\n"
+        "  fundus-vae export runs/mine --onnx onnx\n"
         "  fundus-vae export runs/mine --stablehlo programs",
     )
     add = parser.add_argument
@@ -79,9 +87,10 @@ def _add_export(commands) -> None:
         help="dtype of the large kernels (float32)")  # fmt: skip
     add("--average", metavar="M", nargs="+", default=(),
         help="average its weights with those of M, runs with the same initialization")  # fmt: skip
+    add("--onnx", metavar="DIR", help="a new folder for encoder.onnx, decoder.onnx")
     add("--stablehlo", metavar="DIR", help="a new folder for encode.stablehlo, decode.stablehlo")
     folder = functools.partial(claim_new, folder=True, parents=True)
-    writes = {"out": claim_new, "stablehlo": folder}
+    writes = {"out": claim_new, "onnx": folder, "stablehlo": folder}
     declare(parser, writes, reads=("model", "average"))
     parser.set_defaults(run=_export)
 
@@ -144,12 +153,18 @@ def _info(model: str | None, as_json: bool) -> int:
 
 
 def _export(
-    model: str, out: str | None, dtype: str, average: Sequence[str], stablehlo: str | None
+    model: str,
+    out: str | None,
+    dtype: str,
+    average: Sequence[str],
+    onnx: str | None,
+    stablehlo: str | None,
 ) -> int:
-    if not (out or stablehlo):
-        raise UsageError("nothing to write: give --out FILE.safetensors, --stablehlo DIR, or both")
+    programs = {"--onnx": onnx, "--stablehlo": stablehlo}
+    if not (out or any(programs.values())):
+        raise UsageError("nothing to write: give --out FILE.safetensors, --onnx or --stablehlo DIR")
     if dtype != "float32" and not out:
-        raise UsageError(f"--dtype {dtype} is for --out; StableHLO programs are float32")
+        raise UsageError(f"--dtype {dtype} is for --out; other formats are float32")
     if out and Path(out).suffix != ".safetensors":
         raise UsageError(f"--out {out}: expected a name that ends in .safetensors")
     from vae.checkpoints.config import ENHANCER, PRIOR
@@ -157,21 +172,28 @@ def _export(
 
     saved = averaged(load_saved(model), [load_saved(other) for other in average])
     kind = saved.config.model.architecture
-    if stablehlo and kind in (ENHANCER, PRIOR):
-        raise UsageError(
-            f"--stablehlo exports autoencoders only, and {model} has the architecture {kind}; "
-            "--out FILE.safetensors exports any model"
-        )
+    for option, folder in programs.items():
+        if folder and kind in (ENHANCER, PRIOR):
+            raise UsageError(
+                f"{option} exports autoencoders only, and {model} has the architecture {kind}: "
+                f"{_NO_PROGRAM[kind]}; --out FILE.safetensors exports any model"
+            )
     if out:
         from vae.checkpoints.provenance import portable
         from vae.checkpoints.safetensors_io import write_safetensors
 
         write_safetensors(out, portable(saved), dtype=dtype)
         print(f"{out}: {Path(out).stat().st_size:,d} bytes, {dtype}")
+    if onnx:
+        from vae.inference.onnx_files import write_onnx
+
+        _print_sizes(onnx, write_onnx(onnx, saved))
     if stablehlo:
         from vae.inference.stablehlo import write_stablehlo
 
-        sizes = write_stablehlo(stablehlo, saved)
-        listed = ", ".join(f"{name} {size:,d} bytes" for name, size in sizes.items())
-        print(f"{stablehlo}: {listed}")
+        _print_sizes(stablehlo, write_stablehlo(stablehlo, saved))
     return 0
+
+
+def _print_sizes(folder: str, sizes: dict[str, int]) -> None:
+    print(f"{folder}: " + ", ".join(f"{name} {size:,d} bytes" for name, size in sizes.items()))
