@@ -77,6 +77,7 @@ def _add_export(commands) -> None:
         epilog="examples:\n"
         "  fundus-vae export runs/mine --out model.safetensors --dtype float16\n"
         "  fundus-vae export runs/first --average runs/second --out mean.safetensors\n"
+        "  fundus-vae export runs/mine --hub hub --license cc-by-4.0\n"
         "  fundus-vae export runs/mine --onnx onnx\n"
         "  fundus-vae export runs/mine --stablehlo programs",
     )
@@ -87,10 +88,15 @@ def _add_export(commands) -> None:
         help="dtype of the large kernels (float32)")  # fmt: skip
     add("--average", metavar="M", nargs="+", default=(),
         help="average its weights with those of M, runs with the same initialization")  # fmt: skip
+    add("--hub", metavar="DIR",
+        help="a new folder for the Hugging Face Hub: config.json, model.safetensors, a card",
+    )  # fmt: skip
+    add("--license", metavar="ID",
+        help="licence in the card of --hub (other; for bundled weights apache-2.0)")  # fmt: skip
     add("--onnx", metavar="DIR", help="a new folder for encoder.onnx, decoder.onnx")
     add("--stablehlo", metavar="DIR", help="a new folder for encode.stablehlo, decode.stablehlo")
     folder = functools.partial(claim_new, folder=True, parents=True)
-    writes = {"out": claim_new, "onnx": folder, "stablehlo": folder}
+    writes = {"out": claim_new, "hub": folder, "onnx": folder, "stablehlo": folder}
     declare(parser, writes, reads=("model", "average"))
     parser.set_defaults(run=_export)
 
@@ -157,14 +163,20 @@ def _export(
     out: str | None,
     dtype: str,
     average: Sequence[str],
+    hub: str | None,
+    license: str | None,
     onnx: str | None,
     stablehlo: str | None,
 ) -> int:
     programs = {"--onnx": onnx, "--stablehlo": stablehlo}
-    if not (out or any(programs.values())):
-        raise UsageError("nothing to write: give --out FILE.safetensors, --onnx or --stablehlo DIR")
-    if dtype != "float32" and not out:
-        raise UsageError(f"--dtype {dtype} is for --out; other formats are float32")
+    if not (out or hub or any(programs.values())):
+        raise UsageError(
+            "nothing to write: give --out FILE.safetensors, --hub, --onnx or --stablehlo DIR"
+        )
+    if dtype != "float32" and not (out or hub):
+        raise UsageError(f"--dtype {dtype} is for --out and --hub; programs are float32")
+    if license and not hub:
+        raise UsageError(f"--license {license} is for the card of --hub DIR, which is missing")
     if out and Path(out).suffix != ".safetensors":
         raise UsageError(f"--out {out}: expected a name that ends in .safetensors")
     from vae.checkpoints.config import ENHANCER, PRIOR
@@ -184,6 +196,10 @@ def _export(
 
         write_safetensors(out, portable(saved), dtype=dtype)
         print(f"{out}: {Path(out).stat().st_size:,d} bytes, {dtype}")
+    if hub:
+        from vae.evaluation.hub_folder import write_hub
+
+        _print_sizes(hub, write_hub(hub, saved, license, dtype=dtype))
     if onnx:
         from vae.inference.onnx_files import write_onnx
 

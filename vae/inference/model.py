@@ -183,8 +183,9 @@ def load_model(path: str | os.PathLike = "f8c32") -> Model:
 
     Args:
       path: A run's workdir (its newest checkpoint is loaded), one of its `checkpoints/STEP`, the
-        output of `convert_torch_checkpoint`, an exported `.safetensors` file, or the name of
-        bundled weights: f8c4, f8c8, f8c16, f8c32, f8c48.
+        output of `convert_torch_checkpoint`, an exported `.safetensors` file, a repository of the
+        Hugging Face Hub, hf://owner/name[@revision], or the name of bundled weights: f8c4, f8c8,
+        f8c16, f8c32, f8c48.
 
     Raises:
       vae.data.errors.DataError: No model, a damaged one, an enhancer, or a prior.
