@@ -117,6 +117,22 @@ def decode_image(encoded: bytes, name: str) -> np.ndarray:
         raise DataError(f"{name}: cannot be decoded: {reason}") from error
 
 
+def convert_image(image: Image.Image, name: str) -> np.ndarray:
+    """Converts a Pillow image to uint8 `[H, W, 3]`, sRGB, as `decode_image` does a file.
+
+    Raises:
+      DataError: It has more than 8 bits per value, or every pixel is transparent.
+    """
+    if image.mode.startswith(("I", "F")):
+        raise DataError(
+            f"{name}: Pillow's mode {image.mode} has more than 8 bits a value; expected uint8 "
+            "values, or the path of the file"
+        )
+    values = np.array(image) if image.mode == "CMYK" else _narrow_values(image, b"", name)
+    values = pixels.upright(values, image.getexif().get(_ORIENTATION))
+    return _to_srgb(Picture(values, _mode(values), image.info.get("icc_profile")))
+
+
 def _decode(encoded: bytes, name: str) -> Picture:
     if dicom.is_dicom(encoded):
         return dicom.decode_dicom(encoded, name)
@@ -258,7 +274,7 @@ def _narrow_values(opened: Image.Image, encoded: bytes, name: str) -> np.ndarray
     colours, alpha = values[..., :3], values[..., 3]
     # The fourth byte of these formats is usually unused.
     unused = (opened.format in ("BMP", "DIB") and not alpha.any()) or (
-        opened.format == "TGA" and not encoded[17] & 15
+        opened.format == "TGA" and encoded and not encoded[17] & 15
     )
     return np.ascontiguousarray(colours) if unused else pixels.over_black(colours, alpha, name)
 

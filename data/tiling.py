@@ -34,6 +34,7 @@ from vae.data.splits import REGEX_EXAMPLE, SPLITS, Assignment, assign_splits
 from vae.data.thumbnails import THUMBNAILS, pack_thumbnails
 
 _OPTIONS = "make_tiles.json"
+PATCH = 8  # sides of tiles are multiples of the side of a patch of the models, pixels
 # Names in the folder of tiles; no folder of photographs may have one of them.
 _TAKEN = frozenset((MANIFEST, PHOTOGRAPHS, THUMBNAILS, OVERLAYS, REJECTED, _OPTIONS))
 
@@ -218,6 +219,12 @@ def _check_options(
     for name, value in (("tile", cut.tile), ("stride", cut.stride)):
         if value < 1:
             raise UsageError(f"{name} {value}: expected at least 1 pixel")
+    if over := cut.tile % PATCH:
+        smaller = max(PATCH, cut.tile - over)
+        raise UsageError(
+            f"tile {cut.tile}: expected a multiple of {PATCH}, the side of a patch of the models;"
+            f" {' or '.join(map(str, dict.fromkeys((smaller, cut.tile - over + PATCH))))} fits"
+        )
     for name, value in (("limit", limit), ("workers", workers)):
         if value is not None and value < 1:
             raise UsageError(f"{name} {value}: expected at least 1")

@@ -5,15 +5,26 @@ model = vae.load_model("runs/fundus256")
 latents = model.encode(tiles)              # uint8 [N, H, W, 3] -> float32 [N, H/8, W/8, C]
 tiles = model.decode(latents)              # -> uint8 [N, H, W, 3]
 photograph = model.reconstruct(photograph) # uint8 [H, W, 3] of any size, without seams
-clear = vae.load_enhancer().enhance(photograph, fov)
-tiles = vae.load_sampler().sample(range(16), seed=0)  # synthetic tiles
+clear = vae.load_enhancer().enhance(photograph)
+tiles = vae.load_sampler().sample(16, seed=0)  # synthetic tiles
+vae.presets()  # the bundled models
 """
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vae.weights import presets
+
 __version__ = "0.1.0"
-__all__ = ["EnhancementModel", "Model", "Sampler", "load_enhancer", "load_model", "load_sampler"]
+__all__ = [
+    "EnhancementModel",
+    "Model",
+    "Sampler",
+    "load_enhancer",
+    "load_model",
+    "load_sampler",
+    "presets",
+]
 
 # In a checkout `vae.data` and `vae.configs` are the folders data/ and configs/ next to this
 # package. An installed package contains them.

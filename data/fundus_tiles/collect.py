@@ -5,7 +5,7 @@ import collections
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,14 @@ import numpy as np
 from vae.data import manifest, storage
 from vae.data.errors import DataError, UsageError
 from vae.data.finding import count_left_out, left_out_line, refuse_folder
-from vae.data.images import IMAGE_SUFFIXES, require_utf8
+from vae.data.fov import find_fov
+from vae.data.images import IMAGE_SUFFIXES, read_image, require_utf8
+from vae.data.inputs import PHOTOGRAPH_SIDE
 from vae.data.names import composed, photograph_id, shorten
 from vae.data.splits import SPLITS, assign_splits
 from vae.data.storage import AnyPath, is_remote
+
+_LOOKED_AT = 5  # images of a tree without a manifest that are searched for a field of view
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -156,8 +160,8 @@ def collect(
 
     Raises:
       UsageError: Patients are unknown, or two options define them.
-      DataError: There are no tiles, the manifest is invalid, two tiles have one name, or a split
-        is empty.
+      DataError: There are no tiles, or photographs instead of tiles; the manifest is invalid; two
+        tiles have one name; or a split is empty.
     """
     root = storage.as_path(root)
     there = storage.names(root)
@@ -223,6 +227,7 @@ def _from_tree(root: AnyPath, report: Callable[[str], None], **options: Any) -> 
         )
     if others:
         report(f"{root}: {others}")
+    _refuse_photographs(root, list(files))
     above = root.resolve() if isinstance(root, Path) else root
     folders: dict[str, str] = {}
     for folder in sorted(set(map(_folder, files))):
@@ -252,6 +257,31 @@ def _from_tree(root: AnyPath, report: Callable[[str], None], **options: Any) -> 
         tiles.add(path, origins[_folder(path)])
     tiles.sizes = np.fromiter(files.values(), np.int64, len(files))
     return tiles
+
+
+def _refuse_photographs(root: AnyPath, files: Sequence[str]) -> None:
+    """Refuses a tree whose images are whole photographs.
+
+    Raises:
+      DataError: A few images, spread over the tree, all show a whole field of view.
+    """
+    if not isinstance(root, Path):
+        return  # Reading whole images from a bucket would take long.
+    for path in files[:: -(-len(files) // _LOOKED_AT)]:
+        try:
+            image = read_image(root / path)
+            height, width = image.shape[:2]
+            fov = find_fov(image)
+        except DataError:
+            return  # A tile has no field of view; damaged files are listed later.
+        # A tile at the rim shows a part of a disc that is larger than the tile.
+        whole = 0 <= fov.x < width and 0 <= fov.y < height and fov.radius < max(height, width)
+        if min(height, width) < PHOTOGRAPH_SIDE or not whole:
+            return
+    raise DataError(
+        f"{root}: these are photographs, for example {files[0]}, not tiles; cut them first: "
+        f"fundus-vae make-tiles --photographs {root} --out DIR"
+    )
 
 
 def _files(root: AnyPath, left_out: collections.Counter[str]) -> Iterator[tuple[str, int]]:

@@ -23,6 +23,7 @@ import tensorflow_datasets as tfds
 from vae.data import records, schema
 from vae.data.cores import available_cores
 from vae.data.errors import DataError, FundusError, UsageError
+from vae.data.extras import require_extra
 from vae.data.files import replacing, write_beside
 from vae.data.fundus_tiles.shards import Notes, Shard, TooManyRejectedError
 
@@ -69,13 +70,10 @@ def parse_options(text: str, workers: int | None = None) -> "PipelineOptions":
     Raises:
       UsageError: Apache Beam is not installed, or the runner does not exist.
     """
-    try:
-        from apache_beam.options.pipeline_options import PipelineOptions
-        from apache_beam.runners.runner import create_runner
-    except ImportError as error:
-        raise UsageError(
-            f"--beam needs Apache Beam ({error}): pip install 'fundus-vae[beam]'"
-        ) from error
+    require_extra("beam", "--beam", "apache_beam")
+    from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.runners.runner import create_runner
+
     flags = [f"--{option.strip().removeprefix('--')}" for option in text.split(",") if option]
     runner = [flag.partition("=")[2] for flag in flags if flag.startswith("--runner=")]
     if not runner:

@@ -278,7 +278,10 @@ def test_export_refuses(finished, exported, tmp_path, capsys):
     assert check([workdir, "--out", exported], "is there already") == 2
     assert check([workdir, "--out", tmp_path / "gone" / "m.safetensors"], "there is no folder") == 2
     assert (
-        check([workdir, "--stablehlo", tmp_path / "x", "--dtype", "float16"], "is for --out") == 2
+        check(
+            [workdir, "--stablehlo", tmp_path / "x", "--dtype", "float16"], "is for --out and --hub"
+        )
+        == 2
     )
     # If one of the two cannot be written, neither is.
     both = ["--out", new, "--stablehlo", exported.parent]

@@ -12,6 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from vae import weights
+from vae.checkpoints import hub
 from vae.checkpoints.config import from_dict
 from vae.checkpoints.leaves import by_path, non_finite, tensors_hash
 from vae.checkpoints.modules import abstract_model, join_variables, split_variables
@@ -25,7 +26,8 @@ CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 KINDS = (
     "a run's workdir, checkpoints/STEP inside it, what convert_torch_checkpoint wrote, an exported "
-    f".safetensors file, or the name of bundled weights: {', '.join(weights.NAMES)}"
+    ".safetensors file, hf://owner/name, or the name of bundled weights: "
+    + ", ".join(weights.NAMES)
 )
 
 
@@ -65,14 +67,17 @@ def load_saved(path: str | os.PathLike) -> SavedModel:
 
     Args:
       path: A workdir (its newest checkpoint), a checkpoint directory `.../checkpoints/STEP`, an
-        exported `.safetensors` file, a directory with such a file, as written by the conversion, or
+        exported `.safetensors` file, a directory with such a file, as written by the conversion, a
+        repository of the Hugging Face Hub, hf://owner/name[@revision] (`vae.checkpoints.hub`), or
         the name of bundled weights, for example "f8c32".
 
     Raises:
       DataError: It is none of them or is damaged, or bundled weights and a file or folder here have
         this name.
     """
-    name, path = os.fspath(path), epath.Path(path).absolute()
+    if (name := os.fspath(path)).startswith(hub.PREFIX):
+        return read_safetensors(hub.download(name))
+    path = epath.Path(path).absolute()
     bundled = weights.bundled_file(name)
     if bundled is not None:
         if path.exists():

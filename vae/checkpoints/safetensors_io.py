@@ -44,12 +44,17 @@ class SavedModel:
     """
 
     path: epath.Path
-    config: ConfigDict
+    config: ConfigDict = dataclasses.field(repr=False)
     step: int
-    variables: dict[str, Any]
-    latent_mean: jax.Array | np.ndarray
-    latent_var: jax.Array | np.ndarray
-    provenance: dict[str, Any]
+    variables: dict[str, Any] = dataclasses.field(repr=False)
+    latent_mean: jax.Array | np.ndarray = dataclasses.field(repr=False)
+    latent_var: jax.Array | np.ndarray = dataclasses.field(repr=False)
+    provenance: dict[str, Any] = dataclasses.field(repr=False)
+
+    @property
+    def about(self) -> str:
+        """Returns name, step and path of the model in a few words."""
+        return f"{self.config.name}, step {self.step:,d} ({self.path})"
 
 
 def write_safetensors(path: epath.PathLike, saved: SavedModel, *, dtype: str = "float32") -> None:

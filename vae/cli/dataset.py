@@ -3,6 +3,7 @@
 import argparse
 
 from vae.data.errors import DataError
+from vae.data.layouts import LAYOUTS, with_layout
 from vae.data.region import add_options as add_fov_options
 
 
@@ -21,6 +22,7 @@ def _add_make_tiles(commands) -> None:
         "manifest and a split by patient.",
         epilog="examples:\n"
         "  fundus-vae make-tiles --photographs eyes --out tiles --patient_regex '(P\\d+)_'\n"
+        "  fundus-vae make-tiles --photographs eyepacs --out tiles --layout eyepacs\n"
         "  fundus-vae make-tiles --photographs eyes --out tiles --patients patients.csv",
     )
     add = parser.add_argument
@@ -84,6 +86,9 @@ def _add_split_options(parser: argparse.ArgumentParser) -> None:
     add("--patient_regex", metavar="REGEX",
         help="a pattern whose first group is the patient, searched in the path below DIR without "
         "the suffix: (P\\d+)_ finds P07 in hrf/P07_L and in site/P07_1/OD")  # fmt: skip
+    add("--layout", choices=tuple(LAYOUTS), metavar="NAME",
+        help="the pattern for names of a public set; docs/datasets.md has them: "
+        + ", ".join(LAYOUTS))  # fmt: skip
     add("--patients_unknown", action="store_true", help="accept unknown patients; tables say so")
     add("--val", type=float, default=0.1, metavar="SHARE", help="share of the patients (0.1)")
     add("--test", type=float, default=0.1, metavar="SHARE", help="share of the patients (0.1)")
@@ -93,7 +98,7 @@ def _add_split_options(parser: argparse.ArgumentParser) -> None:
 def _make_tiles(**options) -> int:
     from vae.data.tiling import make_tiles
 
-    summary = make_tiles(**options)
+    summary = make_tiles(**with_layout(options))
     print(summary)
     print(f"next: fundus-vae build --tiles {options['out']} --data_dir DIR", flush=True)
     if summary.rejected:
@@ -105,7 +110,7 @@ def _make_tiles(**options) -> int:
 def _build(**options) -> int:
     from vae.data.fundus_tiles.build import build
 
-    print(build(**options))
+    print(build(**with_layout(options)))
     print("next: python run_experiment.py --config=configs/fundus256.py "
           f"--config.data.dir={options['data_dir']} --workdir=DIR")  # fmt: skip
     return 0

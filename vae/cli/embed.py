@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vae.cli.options import declare, results
 from vae.data.errors import UsageError
+from vae.data.extras import require_extra
 from vae.data.outputs import refuse_overlap
 
 
@@ -50,11 +51,7 @@ def _embed(
     seed: int,
 ) -> int:
     _check_options(clusters, typical, seed)
-    try:
-        import matplotlib.figure  # noqa: F401
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        raise UsageError(f"{error}: embed needs `pip install 'fundus-vae[embed]'`") from None
+    require_extra("embed", "embed", "matplotlib.figure", "sklearn")
     from vae.inference import embedding, embedding_clusters, embedding_pictures
     from vae.inference.embedding_sources import Sources
     from vae.inference.latent_store import open_latents

@@ -8,8 +8,15 @@ from pathlib import Path
 
 from vae.cli.options import MODELS, add_model, declare, results
 from vae.data.errors import UsageError
+from vae.data.extras import require_extra
 from vae.data.outputs import claim_new
-from vae.weights import DEFAULT
+from vae.weights import presets
+
+# Reasons why a model is no pair of programs, by architecture.
+_NO_PROGRAM = {
+    "enhancer": "it finds light and blur of the whole photograph, and then works in windows",
+    "prior": "its solver needs the autoencoder, and draws with JAX's random numbers",
+}
 
 
 def add(commands) -> None:
@@ -46,12 +53,14 @@ def _add_evaluate(commands) -> None:
 def _add_info(commands) -> None:
     parser = commands.add_parser(
         "info",
-        help="describe a model",
+        help="describe a model, or list the bundled ones",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Prints architecture, size, latent statistics, training data and metrics.",
-        epilog="examples:\n  fundus-vae info runs/mine\n  fundus-vae info model.safetensors --json",
+        description="Prints architecture, size, latent statistics, training data and metrics; "
+        "without M, the bundled models.",
+        epilog="examples:\n  fundus-vae info\n  fundus-vae info runs/mine\n"
+        "  fundus-vae info model.safetensors --json",
     )
-    parser.add_argument("model", metavar="M", nargs="?", default=DEFAULT, help=MODELS)
+    parser.add_argument("model", metavar="M", nargs="?", help=MODELS)
     parser.add_argument("--json", dest="as_json", action="store_true", help="print JSON")
     parser.set_defaults(run=_info)
 
@@ -59,14 +68,17 @@ def _add_info(commands) -> None:
 def _add_export(commands) -> None:
     parser = commands.add_parser(
         "export",
-        help="export a model as one file, or as programs that need only JAX",
+        help="export a model as one file, for onnxruntime, or as programs that need only JAX",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Writes a model as one .safetensors file, which every command takes as a "
-        "model and which names no folders of this machine;\nor as StableHLO programs with the "
-        "weights inside, which run without this package.",
+        "model and which names no folders of this machine;\nas ONNX files for onnxruntime in "
+        "Python, JavaScript and others (extra [onnx]); or as StableHLO programs with the "
+        "weights\ninside, which run without this package.",
         epilog="examples:\n"
         "  fundus-vae export runs/mine --out model.safetensors --dtype float16\n"
         "  fundus-vae export runs/first --average runs/second --out mean.safetensors\n"
+        "  fundus-vae export runs/mine --hub hub --license cc-by-4.0\n"
+        "  fundus-vae export runs/mine --onnx onnx\n"
         "  fundus-vae export runs/mine --stablehlo programs",
     )
     add = parser.add_argument
@@ -76,9 +88,15 @@ def _add_export(commands) -> None:
         help="dtype of the large kernels (float32)")  # fmt: skip
     add("--average", metavar="M", nargs="+", default=(),
         help="average its weights with those of M, runs with the same initialization")  # fmt: skip
+    add("--hub", metavar="DIR",
+        help="a new folder for the Hugging Face Hub: config.json, model.safetensors, a card",
+    )  # fmt: skip
+    add("--license", metavar="ID",
+        help="licence in the card of --hub (other; for bundled weights apache-2.0)")  # fmt: skip
+    add("--onnx", metavar="DIR", help="a new folder for encoder.onnx, decoder.onnx")
     add("--stablehlo", metavar="DIR", help="a new folder for encode.stablehlo, decode.stablehlo")
     folder = functools.partial(claim_new, folder=True, parents=True)
-    writes = {"out": claim_new, "stablehlo": folder}
+    writes = {"out": claim_new, "hub": folder, "onnx": folder, "stablehlo": folder}
     declare(parser, writes, reads=("model", "average"))
     parser.set_defaults(run=_export)
 
@@ -97,11 +115,7 @@ def _evaluate(
     if beside and not report:
         raise UsageError("--beside adds models to the curves of --report DIR, which is missing")
     if report:
-        try:
-            import matplotlib.figure  # noqa: F401
-        except ImportError as error:
-            message = f"{error}: --report needs `pip install 'fundus-vae[report]'`"
-            raise UsageError(message) from None
+        require_extra("report", "--report", "matplotlib.figure")
     from vae.checkpoints.config import ENHANCER, PRIOR
     from vae.checkpoints.loading import load_saved
 
@@ -131,22 +145,38 @@ def _evaluate(
     return 0
 
 
-def _info(model: str, as_json: bool) -> int:
+def _info(model: str | None, as_json: bool) -> int:
     from vae.checkpoints.loading import load_saved
-    from vae.evaluation.info import format_info, model_info
+    from vae.evaluation.info import format_info, format_presets, model_info
 
+    if model is None:
+        names = presets()
+        print(json.dumps(names, indent=2) if as_json else format_presets(names))
+        return 0
     info = model_info(load_saved(model))
     print(json.dumps(info, indent=2, ensure_ascii=False) if as_json else format_info(info))
     return 0
 
 
 def _export(
-    model: str, out: str | None, dtype: str, average: Sequence[str], stablehlo: str | None
+    model: str,
+    out: str | None,
+    dtype: str,
+    average: Sequence[str],
+    hub: str | None,
+    license: str | None,
+    onnx: str | None,
+    stablehlo: str | None,
 ) -> int:
-    if not (out or stablehlo):
-        raise UsageError("nothing to write: give --out FILE.safetensors, --stablehlo DIR, or both")
-    if dtype != "float32" and not out:
-        raise UsageError(f"--dtype {dtype} is for --out; StableHLO programs are float32")
+    programs = {"--onnx": onnx, "--stablehlo": stablehlo}
+    if not (out or hub or any(programs.values())):
+        raise UsageError(
+            "nothing to write: give --out FILE.safetensors, --hub, --onnx or --stablehlo DIR"
+        )
+    if dtype != "float32" and not (out or hub):
+        raise UsageError(f"--dtype {dtype} is for --out and --hub; programs are float32")
+    if license and not hub:
+        raise UsageError(f"--license {license} is for the card of --hub DIR, which is missing")
     if out and Path(out).suffix != ".safetensors":
         raise UsageError(f"--out {out}: expected a name that ends in .safetensors")
     from vae.checkpoints.config import ENHANCER, PRIOR
@@ -154,21 +184,32 @@ def _export(
 
     saved = averaged(load_saved(model), [load_saved(other) for other in average])
     kind = saved.config.model.architecture
-    if stablehlo and kind in (ENHANCER, PRIOR):
-        raise UsageError(
-            f"--stablehlo exports autoencoders only, and {model} has the architecture {kind}; "
-            "--out FILE.safetensors exports any model"
-        )
+    for option, folder in programs.items():
+        if folder and kind in (ENHANCER, PRIOR):
+            raise UsageError(
+                f"{option} exports autoencoders only, and {model} has the architecture {kind}: "
+                f"{_NO_PROGRAM[kind]}; --out FILE.safetensors exports any model"
+            )
     if out:
         from vae.checkpoints.provenance import portable
         from vae.checkpoints.safetensors_io import write_safetensors
 
         write_safetensors(out, portable(saved), dtype=dtype)
         print(f"{out}: {Path(out).stat().st_size:,d} bytes, {dtype}")
+    if hub:
+        from vae.evaluation.hub_folder import write_hub
+
+        _print_sizes(hub, write_hub(hub, saved, license, dtype=dtype))
+    if onnx:
+        from vae.inference.onnx_files import write_onnx
+
+        _print_sizes(onnx, write_onnx(onnx, saved))
     if stablehlo:
         from vae.inference.stablehlo import write_stablehlo
 
-        sizes = write_stablehlo(stablehlo, saved)
-        listed = ", ".join(f"{name} {size:,d} bytes" for name, size in sizes.items())
-        print(f"{stablehlo}: {listed}")
+        _print_sizes(stablehlo, write_stablehlo(stablehlo, saved))
     return 0
+
+
+def _print_sizes(folder: str, sizes: dict[str, int]) -> None:
+    print(f"{folder}: " + ", ".join(f"{name} {size:,d} bytes" for name, size in sizes.items()))

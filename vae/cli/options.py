@@ -17,7 +17,7 @@ _SHOWN = 20  # failures on the console; the table lists all
 
 MODELS = (
     "a run's workdir, checkpoints/STEP in it, an exported .safetensors file, the output of "
-    f"convert_torch_checkpoint, or bundled weights: {', '.join(NAMES)}"
+    f"convert_torch_checkpoint, hf://owner/name, or bundled weights: {', '.join(NAMES)}"
 )
 
 

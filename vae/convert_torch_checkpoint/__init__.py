@@ -7,13 +7,13 @@ Only this package needs PyTorch: pip install 'fundus-vae[convert]'.
 """
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from vae.cli import Parser
 from vae.data.errors import FundusError, UsageError, escape_output, show
+from vae.data.extras import require_extra
 
 EPILOG = """\
 examples:
@@ -54,8 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError("--out is missing: where to write")
         if options.to_torch and (options.dry_run or options.verify):
             raise UsageError("--dry_run and --verify do not apply to --to_torch")
-        if importlib.util.find_spec("torch") is None:
-            raise UsageError("PyTorch is not installed; pip install 'fundus-vae[convert]'")
+        require_extra("convert", "convert_torch_checkpoint", "torch")
         # Imported late, so that wrong usage is reported at once.
         from vae.convert_torch_checkpoint import run
 

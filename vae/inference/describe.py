@@ -19,14 +19,14 @@ def describe(saved: SavedModel) -> dict[str, Any]:
     """Describes an autoencoder in values for JSON.
 
     Returns:
-      path, kind ("checkpoint of a run" or "exported file"), name, preset, architecture, step,
-      hash, version (that trained it, None if unknown), parameters (number of learned values),
-      bytes (of all variables as float32), tile (side of its training tiles, pixels), tile_only
-      (True if it takes no other size), latents (shape for one tile), latent_values, ratio (input
-      values / latent values), sigma (standard deviation of the likelihood, grey levels), reach
-      (pixels that a latent depends on around its own patch, latent positions that a pixel depends
-      on around its own; None if unbounded), latent (mean and std per channel, active: number of
-      channels with a variance above 0.01), trained (what is known about the run).
+      path, kind ("checkpoint of a run" or "exported file"), name, preset, architecture, step, hash,
+      version (that trained it, None if unknown), parameters (number of learned values), bytes (of
+      all variables as float32), tile (side of its training tiles, pixels), tile_only (True if it
+      takes no other size), latents (shape for one tile), latent_values, ratio (input values /
+      latent values), sigma (standard deviation of the likelihood, grey levels), reach (pixels that
+      a latent depends on around its own patch, latent positions that a pixel depends on around its
+      own; None if unbounded), latent (mean and std per channel, active: number of channels with a
+      variance above 0.01), trained (what is known about the run).
     """
     module, config = make_model(saved.config), saved.config
     side = module.tile_size or config.data.size
@@ -35,9 +35,6 @@ def describe(saved: SavedModel) -> dict[str, Any]:
     std = np.sqrt(np.asarray(saved.latent_var, np.float64))
     log_scale = module.apply(saved.variables, method="log_scale")
     return _described(saved) | {
-        "kind": f"checkpoint of a run ({CHECKPOINTS}/{saved.path.name})"
-        if saved.path.parent.name == CHECKPOINTS
-        else "exported file",
         "preset": preset(saved),
         "tile": side,
         "tile_only": module.tile_size is not None,
@@ -56,13 +53,31 @@ def describe(saved: SavedModel) -> dict[str, Any]:
     }
 
 
+def describe_enhancer(saved: SavedModel) -> dict[str, Any]:
+    """Describes an enhancer in values for JSON.
+
+    Returns:
+      path, kind, name, architecture, step, hash, version, parameters and bytes as for an
+      autoencoder, tile (side of its training tiles, pixels), reach (pixels that a pixel of the
+      detail stage depends on around its own), sigma (standard deviation of the likelihood, grey
+      levels), trained (what is known about the run).
+    """
+    module = make_model(saved.config)
+    log_scale = module.apply(saved.variables, method="log_scale")
+    return _described(saved) | {
+        "tile": saved.config.data.size,
+        "reach": module.detail_halo,
+        "sigma": float(np.exp(log_scale) * 127.5),
+    }
+
+
 def describe_prior(saved: SavedModel) -> dict[str, Any]:
     """Describes a prior in values for JSON.
 
     Returns:
-      path, name, architecture, step, hash, version, parameters (number of learned values), bytes
-      (of all variables in memory), autoencoder (name and hash of the one it was trained for),
-      latents (shape for one tile), labels, sample_steps, trained (what is known about the run).
+      path, kind, name, architecture, step, hash, version, parameters and bytes as for an
+      autoencoder, autoencoder (name and hash of the one it was trained for), latents (shape for one
+      tile), labels, sample_steps, trained (what is known about the run).
     """
     config, model = saved.config, saved.config.model
     return _described(saved) | {
@@ -88,6 +103,9 @@ def _described(saved: SavedModel) -> dict[str, Any]:
     """Returns the values that the descriptions of all models contain."""
     return {
         "path": str(saved.path),
+        "kind": f"checkpoint of a run ({CHECKPOINTS}/{saved.path.name})"
+        if saved.path.parent.name == CHECKPOINTS
+        else "exported file",
         "name": saved.config.name,
         "architecture": saved.config.model.architecture,
         "step": saved.step,

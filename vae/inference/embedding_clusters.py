@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from vae.data.errors import DataError, UsageError
+from vae.data.extras import require_extra
 from vae.inference.latent_store import Row
 
 METHODS = ("gmm", "kmeans")
@@ -161,10 +162,9 @@ def make_map(vectors: np.ndarray, kind: str = "tsne", seed: int = 0) -> tuple[np
         places[:, : vectors.shape[1]] = vectors[:, :2]
         return np.nan_to_num(places), ""
     if kind == "umap":
-        try:
-            import umap
-        except ImportError:
-            raise UsageError("--map umap needs `pip install 'fundus-vae[umap]'`") from None
+        require_extra("umap", "--map umap", "umap")
+        import umap
+
         neighbours = min(15, len(vectors) - 1)
         mapper = umap.UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1)
         return mapper.fit_transform(vectors), ""

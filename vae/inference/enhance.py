@@ -21,8 +21,9 @@ from vae.checkpoints.config import ENHANCER, PRIOR
 from vae.checkpoints.loading import SavedModel, load_saved, variables_hash
 from vae.checkpoints.modules import make_model
 from vae.data.errors import DataError
-from vae.data.fov import FieldOfView
+from vae.data.fov import FieldOfView, find_fov
 from vae.data.thumbnails import circle_of, make_thumbnail
+from vae.inference.arrays import Images, as_images
 from vae.inference.batches import batch_size, in_batches
 from vae.inference.one_colour import NOTE, is_one_colour
 from vae.inference.windows import filter_windows
@@ -70,21 +71,27 @@ class EnhancementModel:
             *(functools.partial(function, variables) for function in _compiled(self._module))
         )
 
+    def __repr__(self) -> str:
+        return f"<vae.EnhancementModel {self.saved.about}>"
+
+    def __reduce__(self):
+        return EnhancementModel, (self.saved,)  # The compiled functions cannot be pickled.
+
     @functools.cached_property
     def hash(self) -> str:
         """Identifies the model in everything made with it."""
         return variables_hash(self.saved.variables)
 
     def enhance(
-        self, photograph: np.ndarray, fov: FieldOfView, *, strength: float = 1.0
+        self, photograph: Images, fov: FieldOfView | None = None, *, strength: float = 1.0
     ) -> np.ndarray:
         """Enhances a photograph: uint8 [H, W, 3]; see `enhanced`."""
         return self.enhanced(photograph, fov, strength=strength).image
 
     def enhanced(
         self,
-        photograph: np.ndarray,
-        fov: FieldOfView,
+        photograph: Images,
+        fov: FieldOfView | None = None,
         *,
         strength: float = 1.0,
         samples: int = 0,
@@ -93,8 +100,9 @@ class EnhancementModel:
         """Enhances a photograph and estimates the uncertainty of the result.
 
         Args:
-          photograph: uint8 [H, W, 3], sRGB, any size.
-          fov: Its field of view (`vae.data.fov.find_fov`); `vae.data.fov.UNKNOWN` enhances all.
+          photograph: uint8 [H, W, 3], sRGB, any size; or a path or a Pillow image.
+          fov: Its field of view. None finds it (`vae.data.fov.find_fov`);
+            `vae.data.fov.UNKNOWN` enhances the whole picture.
           strength: From 0, no change, to 1.
           samples: Number of posterior samples for the uncertainty: at least 2, or 0 for none. Each
             takes as long as the result.
@@ -102,12 +110,14 @@ class EnhancementModel:
 
         Raises:
           ValueError: Wrong shape or dtype, a strength outside [0, 1], or one sample.
+          vae.data.errors.DataError: The file cannot be read, or no field of view is found.
         """
         if not 0 <= strength <= 1:
             raise ValueError(f"strength {strength}: expected a number from 0 to 1")
         if samples < 0 or samples == 1:
             raise ValueError(f"samples {samples}: expected at least 2, or 0")
-        _check(photograph)
+        photograph = as_images(photograph, "photograph", (3,))
+        fov = _found(photograph) if fov is None else fov
         if is_one_colour(photograph, fov):
             blank = np.zeros(photograph.shape[:2], np.float32) if samples else None
             return Enhanced(photograph.copy(), blank, NOTE)
@@ -323,10 +333,8 @@ def _mixed(image: np.ndarray, made: np.ndarray, inside: np.ndarray, strength: fl
     return np.where(inside[..., None], changed, image)
 
 
-def _check(photograph: np.ndarray) -> None:
-    shape = np.shape(photograph)
-    dtype = getattr(photograph, "dtype", type(photograph).__name__)
-    if dtype != np.uint8 or len(shape) != 3 or shape[-1] != 3 or 0 in shape:
-        raise ValueError(
-            f"photograph: expected uint8 [H, W, 3] with values 0..255, got {dtype} {list(shape)}"
-        )
+def _found(photograph: np.ndarray) -> FieldOfView:
+    try:
+        return find_fov(photograph)
+    except DataError as error:
+        raise DataError(f"{error}; fov=vae.data.fov.UNKNOWN enhances the whole picture") from error

@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from vae import weights
 from vae.checkpoints.config import ENHANCER, PRIOR
 from vae.checkpoints.loading import SavedModel, load_saved, variables_hash
 from vae.checkpoints.modules import make_model
 from vae.data.errors import DataError
+from vae.inference.arrays import Images, as_images
 from vae.inference.batches import batch_size, in_batches
 from vae.inference.blending import reconstruct_blended
 from vae.inference.codec import compiled
@@ -47,26 +47,38 @@ class Model:
         self.latent_channels: int = len(saved.latent_mean)
         self._encode, self._decode = compiled(self._module, saved.variables)
 
+    def __repr__(self) -> str:
+        side, latents = self.tile_size, f"[{self.latent_channels}]"
+        if side is None:
+            latents = f"[H/{self.downsample}, W/{self.downsample}, {self.latent_channels}]"
+        size = "any size" if side is None else f"{side} x {side} pixels"
+        return f"<vae.Model {self.saved.about}; images of {size} -> latents {latents}>"
+
+    def __reduce__(self):
+        return Model, (self.saved,)  # The compiled functions cannot be pickled.
+
     @functools.cached_property
     def hash(self) -> str:
         """Identifies the model in everything made with it."""
         return variables_hash(self.saved.variables)
 
-    def posterior(self, images: np.ndarray) -> Posterior:
+    def posterior(self, images: Images) -> Posterior:
         """Returns q(z | x) of images [N, H, W, 3], or of one image [H, W, 3].
 
         Args:
-          images: uint8, sRGB, any N. Sides not divisible by f are extended by their edge pixels.
+          images: uint8, sRGB, any N; or one image as a path or a Pillow image. Sides not divisible
+            by f are extended by their edge pixels.
 
         Returns:
           Mean and log-variance, numpy float32, in the shape of the latents (see the class).
 
         Raises:
           ValueError: Wrong shape or dtype, or not the tile size of the model.
+          vae.data.errors.DataError: A file cannot be read.
         """
         return self._latents(images, lambda posterior: posterior)
 
-    def encode(self, images: np.ndarray) -> np.ndarray:
+    def encode(self, images: Images) -> np.ndarray:
         """Returns the posterior means of images, float32; see `posterior`."""
         return self._latents(images, lambda posterior: posterior.mean)
 
@@ -90,7 +102,7 @@ class Model:
             return np.stack([self.decode(grid) for grid in latents])
         return in_batches(self._decode, latents, size=batch_size(height * width))
 
-    def reconstruct(self, images: np.ndarray) -> np.ndarray:
+    def reconstruct(self, images: Images) -> np.ndarray:
         """Reconstructs images [N, H, W, 3], or one photograph [H, W, 3].
 
         An `AutoencoderKL` returns decode(encode(x)) for tiles and photographs of any size. A
@@ -98,15 +110,17 @@ class Model:
         overlapping tiles and blends them.
 
         Args:
-          images: uint8.
+          images: uint8; or one photograph as a path or a Pillow image. The field of view is not
+            searched; `fundus-vae reconstruct` makes all pixels outside it black.
 
         Returns:
           uint8 of the shape of `images`.
 
         Raises:
           ValueError: Wrong shape or dtype.
+          vae.data.errors.DataError: A file cannot be read.
         """
-        images = _check_images(images)
+        images = as_images(images, "images")
         height, width = images.shape[-3:-1]
         if self.tile_size is None:
             return self.decode(self.encode(images))[..., :height, :width, :]
@@ -124,9 +138,9 @@ class Model:
             batch=batch_size(self.tile_size**2),
         )
 
-    def _latents(self, images: np.ndarray, pick: Callable[[Posterior], Any]) -> Any:
+    def _latents(self, images: Images, pick: Callable[[Posterior], Any]) -> Any:
         """Encodes images and applies `pick` to the posterior of each batch."""
-        images = _check_images(images)
+        images = as_images(images, "images")
 
         def encode(batch):
             return pick(self._encode(batch))
@@ -164,13 +178,14 @@ class Model:
         return latents.astype(np.float32, copy=False)
 
 
-def load_model(path: str | os.PathLike = weights.DEFAULT) -> Model:
+def load_model(path: str | os.PathLike = "f8c32") -> Model:
     """Loads an autoencoder.
 
     Args:
       path: A run's workdir (its newest checkpoint is loaded), one of its `checkpoints/STEP`, the
-        output of `convert_torch_checkpoint`, an exported `.safetensors` file, or the name of
-        bundled weights: f8c4, f8c8, f8c16, f8c32, f8c48.
+        output of `convert_torch_checkpoint`, an exported `.safetensors` file, a repository of the
+        Hugging Face Hub, hf://owner/name[@revision], or the name of bundled weights: f8c4, f8c8,
+        f8c16, f8c32, f8c48.
 
     Raises:
       vae.data.errors.DataError: No model, a damaged one, an enhancer, or a prior.
@@ -191,18 +206,3 @@ def load_model(path: str | os.PathLike = weights.DEFAULT) -> Model:
 
 def _stack(trees: list[Any]) -> Any:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
-
-
-def _check_images(images: np.ndarray) -> np.ndarray:
-    images = np.asarray(images)
-    if (
-        images.dtype != np.uint8
-        or images.ndim not in (3, 4)
-        or images.shape[-1] != 3
-        or 0 in images.shape[-3:]
-    ):
-        raise ValueError(
-            "images: expected uint8 [N, H, W, 3] or [H, W, 3] with values 0..255, got "
-            f"{images.dtype} {list(images.shape)}"
-        )
-    return images

@@ -53,6 +53,14 @@ class Sampler:
                 for name in ("colour", "whiten")
             )
 
+    def __repr__(self) -> str:
+        prior = self.prior.about if self.prior else "the prior N(0, I)"
+        size = f"{self.side} x {self.side} pixels"
+        return f"<vae.Sampler of tiles of {size}: {prior}; {self.model!r}>"
+
+    def __reduce__(self):
+        return Sampler, (self.model, self.prior)  # The compiled functions cannot be pickled.
+
     @functools.cached_property
     def hash(self) -> str:
         """Identifies the prior in everything made with it; `NORMAL` if there is none."""
@@ -64,13 +72,13 @@ class Sampler:
         f, channels = self.model.downsample, self.model.latent_channels
         return (channels,) if f is None else (self.side // f, self.side // f, channels)
 
-    def sample(self, numbers: Sequence[int], **options) -> np.ndarray:
+    def sample(self, numbers: int | Sequence[int], **options) -> np.ndarray:
         """Draws tiles, uint8 [N, S, S, 3]; arguments as for `latents`."""
         return self.decode(self.latents(numbers, **options))
 
     def latents(
         self,
-        numbers: Sequence[int],
+        numbers: int | Sequence[int],
         *,
         seed: int = 0,
         label: str | None = None,
@@ -81,7 +89,8 @@ class Sampler:
         """Draws latents of new tiles.
 
         Args:
-          numbers: Indices of the tiles, from 0 on: a tile is a function of seed and index.
+          numbers: How many tiles; or their indices, from 0 on: a tile is a function of seed and
+            index.
           seed: Seed of the noise.
           label: One of `labels`; None draws unconditionally.
           steps: Solver steps from noise to latents; None for the value in the prior's config.
@@ -95,6 +104,7 @@ class Sampler:
         Raises:
           UsageError: An unknown label or method, or steps below 1.
         """
+        numbers = range(numbers) if isinstance(numbers, int) else numbers
         noise = self._noise(numbers, seed)
         if self.prior is None:
             if label is not None:

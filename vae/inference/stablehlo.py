@@ -1,10 +1,7 @@
 """Export of a model as two StableHLO programs with the weights inside, which need only JAX."""
 
-import contextlib
 import json
 import os
-import shutil
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,10 +11,10 @@ from jax import export
 from vae.checkpoints.modules import make_model
 from vae.checkpoints.provenance import portable, portable_text, provenance
 from vae.checkpoints.safetensors_io import SavedModel
-from vae.data.errors import DataError, UsageError
-from vae.data.files import unfinished_name
+from vae.data.errors import DataError
 from vae.inference import codec
 from vae.inference.describe import describe
+from vae.inference.new_folder import require_new, write_folder
 
 ENCODE, DECODE = "encode.stablehlo", "decode.stablehlo"
 ABOUT, README = "about.json", "README.txt"
@@ -61,9 +58,7 @@ def write_stablehlo(out: str | os.PathLike, saved: SavedModel) -> dict[str, int]
       UsageError: `out` is a file or not empty.
       DataError: The model is too large for this format.
     """
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is there already; give a new folder")
+    require_new(out)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(saved.variables))
     if size > MAX_BYTES:
         raise DataError(
@@ -85,10 +80,7 @@ def write_stablehlo(out: str | os.PathLike, saved: SavedModel) -> dict[str, int]
     files = {ENCODE: programs[0].serialize(), DECODE: programs[1].serialize()}
     files[ABOUT] = (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode()
     files[README] = _readme(about).encode()
-    with _new_folder(out) as unfinished:
-        for name, content in files.items():
-            (unfinished / name).write_bytes(content)
-    return {name: len(content) for name, content in files.items()}
+    return write_folder(out, files)
 
 
 def _programs(saved: SavedModel) -> tuple[list[export.Exported], dict[str, Any]]:
@@ -155,18 +147,3 @@ def _readme(about: dict[str, Any]) -> str:
         latents=shapes["mean, log_var"],
         sizes=sizes,
     )
-
-
-@contextlib.contextmanager
-def _new_folder(out: Path):
-    """Yields a folder next to `out`, which is renamed to `out` on success and removed otherwise."""
-    unfinished = out.with_name(unfinished_name(out))
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        if out.exists():
-            out.rmdir()  # empty, as checked at the start
-        unfinished.rename(out)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise

@@ -36,7 +36,11 @@ def depth_to_space(x: jax.Array, block: int) -> jax.Array:
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolves [B, H, W, C] with [K, K, C, D], K odd, at full precision; replicates the border."""
     reach = kernel.shape[0] // 2
-    x = jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="edge")
+    # jax2onnx 0.17 lowers `jnp.pad` with mode "edge" wrongly, and a concatenation rightly.
+    for axis in (1, 2):
+        first = jax.lax.slice_in_dim(x, 0, 1, axis=axis)
+        last = jax.lax.slice_in_dim(x, x.shape[axis] - 1, x.shape[axis], axis=axis)
+        x = jax.lax.concatenate([*[first] * reach, x, *[last] * reach], axis)
     numbers = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(
         x, kernel, (1, 1), "VALID", dimension_numbers=numbers, precision=HIGHEST
