@@ -89,6 +89,7 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
     config.optimizer = ConfigDict()
     config.optimizer.name = "muon"  # for kernels, with adam for the rest; or "adam" for all
     config.optimizer.learning_rate = 3e-3  # after the warm-up
+    config.optimizer.init_from_factor = 1.0  # of the learning rate, with init_from
     config.optimizer.linear_multiplier = 0.01  # of the linear path's rate; 0 freezes it
     config.optimizer.schedule = "cosine"  # to 0 at train.steps; or "constant"
     config.optimizer.warmup_steps = 100  # steps in which the rate rises linearly

@@ -48,9 +48,19 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
     # often: with (1, 1, 2) every third example is reduced by 2.
     config.data.scales = (1, 1, 2)
     config.data.augment = True  # flips and quarter turns
+    # From 0, where every tile is drawn equally often, to 1, where every label is.
+    config.data.balance = 0.0
     config.data.threads = 0  # decoding threads; 0: one per core
     # Training tiles that the linear path and the wider PCA of the report are fitted to.
     config.data.fit_tiles = 1024
+
+    # Training examples as other cameras would have taken them: strengths in [0, 1]; 0 is none.
+    # Half of the examples keep each property (vae/models/cameras.py).
+    config.cameras = ConfigDict()
+    config.cameras.colour = 0.0  # gain and colour balance
+    config.cameras.grain = 0.0  # noise of the sensor
+    config.cameras.sharpness = 0.0  # mild blur, or unsharp masking
+    config.cameras.jpeg = 0.0  # JPEG at a random quality and phase of the grid
 
     config.loss = ConfigDict()
     config.loss.likelihood = "gaussian"  # or "laplace"; one learned scale
@@ -61,6 +71,7 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
     config.optimizer = ConfigDict()
     config.optimizer.name = "muon"  # for kernels, with adam for the rest; or "adam" for all
     config.optimizer.learning_rate = 3e-3  # after the warm-up
+    config.optimizer.init_from_factor = 0.1  # of the learning rate, with init_from
     config.optimizer.linear_multiplier = 0.01  # of the linear path's rate; 0 freezes it
     config.optimizer.schedule = "cosine"  # to 0 at train.steps; or "constant"
     config.optimizer.warmup_steps = 100  # steps in which the rate rises linearly

@@ -43,8 +43,18 @@ def get_config(preset: str = "full") -> ConfigDict:
     config.data.crop = 256  # training examples have the model's size
     config.data.scales = (1,)  # factors that examples are reduced by
     config.data.augment = True  # flips and quarter turns
+    # From 0, where every tile is drawn equally often, to 1, where every label is.
+    config.data.balance = 0.0
     config.data.threads = 0  # decoding threads; 0: one per core
     config.data.fit_tiles = 1024  # training tiles that the PCA baseline is fitted to
+
+    # Training examples as other cameras would have taken them: strengths in [0, 1]; 0 is none.
+    # Half of the examples keep each property (vae/models/cameras.py).
+    config.cameras = ConfigDict()
+    config.cameras.colour = 0.0  # gain and colour balance
+    config.cameras.grain = 0.0  # noise of the sensor
+    config.cameras.sharpness = 0.0  # mild blur, or unsharp masking
+    config.cameras.jpeg = 0.0  # JPEG at a random quality and phase of the grid
 
     # Sum of squares in [0, 1] + KL + (1 - SSIM), of each tile. The first is the likelihood of a
     # Gaussian of fixed scale, which this architecture has, up to a constant.
@@ -58,6 +68,7 @@ def get_config(preset: str = "full") -> ConfigDict:
     config.optimizer = ConfigDict()
     config.optimizer.name = "adam"  # for all parameters; or "muon" for kernels
     config.optimizer.learning_rate = 1e-4  # after the warm-up
+    config.optimizer.init_from_factor = 1.0  # of the learning rate, with init_from
     config.optimizer.schedule = "constant"  # or "cosine", to 0 at train.steps
     config.optimizer.warmup_steps = 0  # steps in which the rate rises linearly
     config.optimizer.b1 = 0.9  # decay of adam's mean of the gradients

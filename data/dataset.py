@@ -10,8 +10,10 @@ import numpy as np
 
 from vae.data import manifest, records, schema, storage, thumbnails
 from vae.data.errors import DataError, UsageError
+from vae.data.examples import read_examples
 from vae.data.fundus_tiles import NAME, VERSION
 from vae.data.local_copy import local_copy
+from vae.data.order import BalancedOrder, Order
 from vae.data.splits import SPLITS
 from vae.data.storage import AnyPath
 
@@ -114,6 +116,26 @@ class Dataset:
             hashes = [self.metadata["shards"][file.name] for file in files]
             self._sources[split] = records.open_source(files, counts=counts, hashes=hashes)
         return self._sources[split]
+
+    def labels(self, split: str) -> np.ndarray:
+        """Returns the label of every record of a split, str [N]; reads the whole split.
+
+        Raises:
+          UsageError: The dataset has no such split.
+          DataError: A shard is missing or damaged.
+        """
+        source = self.source(split)
+        found = []
+        for start in range(0, len(source), 64):
+            numbers = range(start, min(start + 64, len(source)))
+            found += [example.text("label") for example in read_examples(source, numbers)]
+        return np.array(found)
+
+    def order(self, split: str, seed: int, balance: float = 0.0) -> Order:
+        """Returns the order of training examples (`vae.data.order`); `balance` is in [0, 1]."""
+        if balance:
+            return BalancedOrder(self.labels(split), seed, balance)
+        return Order(len(self.source(split)), seed)
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -53,8 +53,8 @@ def whole_split(
 
 def numbered_batches(
     tile_ids: np.ndarray,
+    order: Order,
     *,
-    seed: int,
     batch_size: int,
     rows: Sequence[int] | None = None,
     start_step: int = 0,
@@ -63,7 +63,7 @@ def numbered_batches(
 
     Args:
       tile_ids: The ids of all tiles, str [N].
-      seed: Seed of the order.
+      order: From `Dataset.order`.
       batch_size: Number of rows of a global batch.
       rows: The rows of each global batch that this process needs; None for all.
       start_step: Number of batches already taken.
@@ -71,7 +71,7 @@ def numbered_batches(
     Yields:
       Dicts with `number`, int32 [rows], and `tile_id`, str [rows].
     """
-    rows, order = checked_rows(rows, batch_size), Order(len(tile_ids), seed)
+    rows = checked_rows(rows, batch_size)
     for step in itertools.count(start_step):
         numbers = np.array([order.at(step * batch_size + row) for row in rows], np.int32)
         yield {"number": numbers, "tile_id": tile_ids[numbers]}

@@ -24,7 +24,7 @@ def checked_rows(rows: Sequence[int] | None, batch_size: int) -> Sequence[int]:
 class Order:
     """The record at each position of an endless stream: one permutation per epoch."""
 
-    def __init__(self, length: int, seed: int):
+    def __init__(self, length: int, seed: int | str):
         self._length = length
         self._epoch = functools.lru_cache(maxsize=2)(
             lambda epoch: permutation(length, f"{seed}:{epoch}")
@@ -34,6 +34,38 @@ class Order:
         """Returns the number of the record at a position."""
         epoch, place = divmod(position, self._length)
         return int(self._epoch(epoch)[place])
+
+
+class BalancedOrder(Order):
+    """A stream in which the share of a label is that in the records to the power 1 - `balance`.
+
+    With balance 1 every label is equally frequent. The records of a label follow one another in
+    permutations of their own, so all are equally frequent over several epochs.
+    """
+
+    def __init__(self, labels: np.ndarray, seed: int, balance: float):
+        """Prepares the stream for `labels` str [N], the label of each record."""
+        super().__init__(len(labels), seed)
+        names, counts = np.unique(labels, return_counts=True)
+        shares = (counts / len(labels)) ** (1 - balance)
+        # Rounding the cumulated shares keeps the length of an epoch at N.
+        ends = np.rint(len(labels) * np.cumsum(shares) / shares.sum()).astype(int)
+        quotas = np.diff(ends, prepend=0)
+        members = [np.flatnonzero(labels == name) for name in names]
+        streams = [
+            (found, Order(len(found), f"{seed}:{name}"), quota)
+            for found, name, quota in zip(members, names, quotas, strict=True)
+        ]
+
+        def epoch(number: int) -> np.ndarray:
+            records = [
+                found[order.at(number * quota + place)]
+                for found, order, quota in streams
+                for place in range(quota)
+            ]
+            return np.array(records)[permutation(len(records), f"{seed}:{number}")]
+
+        self._epoch = functools.lru_cache(maxsize=2)(epoch)
 
 
 def permutation(length: int, key: str) -> np.ndarray:

@@ -16,7 +16,7 @@ from vae.data.cores import available_cores
 from vae.data.dataset import Dataset, open_dataset
 from vae.data.errors import DataError
 from vae.data.examples import Example, read_examples
-from vae.data.order import Order, checked_rows, draw, permutation
+from vae.data.order import checked_rows, draw, permutation
 from vae.data.thumbnails import THUMBNAIL
 
 __all__ = ["Dataset", "eval_batches", "first_tiles", "open_dataset", "train_batches"]
@@ -32,14 +32,16 @@ def train_batches(
     start_step: int = 0,
     context: bool = False,
     labels: bool = False,
+    balance: float = 0.0,
     split: str = "train",
     threads: int | None = None,
     prefetch: int | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Returns endless batches; batch k is a function of (seed, k).
 
-    Every epoch is a new permutation of the split. An epoch may begin inside a batch: no tile is
-    dropped. The crop of a larger tile is a function of the seed and the row's number since step 0.
+    Every epoch is a new permutation of the split (without `balance`). An epoch may begin inside a
+    batch: no tile is dropped. The crop of a larger tile is a function of the seed and the row's
+    number since step 0.
 
     Args:
       dataset: From `open_dataset`.
@@ -50,6 +52,8 @@ def train_batches(
       start_step: Number of the first batch.
       context: Adds `thumbnail` and `fov_circle` of each tile's photograph.
       labels: Adds `label`.
+      balance: From 0, where every tile is equally frequent, to 1, where every label is. Above 0
+        the split is read once at the start, for the labels.
       split: Name of the split.
       threads: Decoding threads; None for one per core.
       prefetch: Number of batches decoded in advance; None for two more than the threads.
@@ -68,7 +72,7 @@ def train_batches(
     _check_size(dataset, size)
     contexts = _Contexts(dataset) if context else None
     rows = checked_rows(rows, batch_size)
-    order = Order(len(source), seed)
+    order = dataset.order(split, seed, balance)
 
     def decode_batch(step: int) -> dict[str, np.ndarray]:
         images = np.empty((len(rows), size, size, 3), np.uint8)
@@ -169,14 +173,17 @@ def first_tiles(
     count: int = 1024,
     split: str = "train",
     batch_size: int = 64,
+    balance: float = 0.0,
 ) -> Iterator[np.ndarray]:
-    """Yields the first `count` tiles of `train_batches` for this seed; all, if there are fewer.
+    """Yields the first `count` tiles of `train_batches` for these arguments; at most one epoch.
 
     Yields:
       uint8 [b, size, size, 3], b <= batch_size.
     """
     count = min(count, dataset.counts.get(split, 0))
-    batches = train_batches(dataset, size=size, seed=seed, batch_size=batch_size, split=split)
+    batches = train_batches(
+        dataset, size=size, seed=seed, batch_size=batch_size, split=split, balance=balance
+    )
     with contextlib.closing(batches):
         for done in range(0, count, batch_size):
             yield next(batches)["image"][: count - done]

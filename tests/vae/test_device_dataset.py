@@ -18,9 +18,10 @@ def dataset(small_data):
     return open_dataset(small_data)
 
 
-def test_batches_equal_those_read_from_disk(dataset):
+@pytest.mark.parametrize("balance", [0.0, 1.0])
+def test_batches_equal_those_read_from_disk(dataset, balance):
     config = fundus256.get_config("smoke")
-    config.seed, config.batch_size = 5, 16
+    config.seed, config.batch_size, config.data.balance = 5, 16, balance
     mesh = make_mesh()
     tiles = DeviceDataset(config, dataset, mesh)
     assert tiles.images.shape == (dataset.counts["train"], 64, 64, 3)
@@ -28,7 +29,8 @@ def test_batches_equal_those_read_from_disk(dataset):
     rows = local_rows(mesh, 16)
     # From the middle of one epoch into the next.
     start = dataset.counts["train"] // 16 - 1
-    read = train_batches(dataset, size=64, seed=5, batch_size=16, rows=rows, start_step=start)
+    options = {"size": 64, "seed": 5, "batch_size": 16, "balance": balance}
+    read = train_batches(dataset, **options, rows=rows, start_step=start)
     for expected, batch in zip(read, tiles.batches(rows, start), strict=False):
         assert batch["tile_id"].tolist() == expected["tile_id"].tolist()
         taken = tiles.take(batch["number"])

@@ -294,5 +294,8 @@ def test_schedule(config):
     assert float(rate(10)) == pytest.approx(1e-3)
     assert float(rate(60)) == pytest.approx(5e-4)
     assert float(rate(110)) == pytest.approx(0, abs=1e-9)
+    config.init_from, config.optimizer.init_from_factor = "f8c32", 0.1
+    assert float(learning_rate_schedule(config)(60)) == pytest.approx(5e-5)
+    config.init_from = ""
     config.optimizer.schedule = "constant"
     assert float(learning_rate_schedule(config)(90)) == pytest.approx(1e-3)

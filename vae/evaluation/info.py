@@ -124,8 +124,8 @@ def _enhancer_lines(info: dict[str, Any]) -> list[tuple[str, str]]:
         ("by", _command(info)),
         ("metrics", "none measured: `fundus-vae evaluate --model M --data DIR`" if scores is None
          else f"split {scores['split']}, {scores['photographs']:,d} photographs of "
-         f"{scores['patients']:,d} patients: several degradations {scores['before']:.2f} dB before, "
-         f"{scores['after']:.2f} dB after; SSIM of clean photographs {scores['clean']:.4f}"),
+         f"{scores['patients']:,d} patients: several degradations {scores['before']:.2f} dB, "
+         f"{scores['after']:.2f} dB after; clean: SSIM photographs {scores['clean']:.4f}"),
     ]  # fmt: skip
 
 

@@ -23,7 +23,18 @@ from jax.extend.random import threefry_2x32
 
 from vae.models.filters import REACH, along_axes, convolve, disc, gaussian, line
 
-__all__ = ["BLURS", "DEGRADATIONS", "GAMMA", "REACH", "WHOLE", "FovGeometry", "degrade"]
+__all__ = [
+    "BLOCK",
+    "BLURS",
+    "DEGRADATIONS",
+    "GAMMA",
+    "REACH",
+    "WHOLE",
+    "FovGeometry",
+    "degrade",
+    "jpeg_at_quality",
+    "noise",
+]
 
 GAMMA = 2.2
 SPOTS = 6
@@ -212,9 +223,19 @@ def _enlarged(side: int, factor: int) -> np.ndarray:
 
 
 def jpeg(image: jax.Array, geometry: FovGeometry, severity: jax.Array, key: jax.Array) -> jax.Array:
-    """Quantises the 8 x 8 blocks of JPEG (ITU-T T.81) at quality 90 to 25, without subsampling."""
+    """Encodes as JPEG at quality 90 to 25 (`jpeg_at_quality`)."""
     del key
-    quality = 90 - 65 * severity
+    return jpeg_at_quality(image, geometry, 90 - 65 * severity)
+
+
+def jpeg_at_quality(image: jax.Array, geometry: FovGeometry, quality: jax.Array) -> jax.Array:
+    """Quantises the 8 x 8 blocks of JPEG (ITU-T T.81), without subsampling.
+
+    Args:
+      image: [3, H, W], sRGB in [0, 1].
+      geometry: Position of the tile, which places the block grid.
+      quality: float32 [], 1 to 100.
+    """
     # Quality scaling as in the Independent JPEG Group's library.
     scale = jnp.where(quality < 50, 50 / quality, 2 - quality / 50)
     steps = jnp.clip(jnp.round(TABLES * scale), 1, 255)  # [3, 8, 8]

@@ -7,6 +7,7 @@ from vae.data.pipeline import open_dataset, paired
 from vae.metrics import SSIM_WINDOW, to_float
 from vae.models.augment import augment, mask_squares
 from vae.models.autoencoder import LINEAR
+from vae.models.cameras import simulate_cameras
 from vae.multihost import say
 from vae.sharding import local_rows, put_batch
 from vae.tasks.device_dataset import DeviceDataset
@@ -51,6 +52,9 @@ class Autoencoding(ElboTask):
         check_loss(config, problems)
         check_crops(config, problems)
         problems.choice("train.mask", train.mask, MASKS)
+        for group, name in (("data", "balance"), *(("cameras", name) for name in config.cameras)):
+            value = config[group][name]
+            problems.require(0 <= value <= 1, f"{group}.{name}={value} must lie in [0, 1]")
         problems.positive(config, "eval.batch_size")
         problems.not_negative(config, "eval.photographs")
         problems.divisible_by_devices("eval.batch_size", config.eval.batch_size)
@@ -75,6 +79,10 @@ class Autoencoding(ElboTask):
             not (data.on_device and data.masked_dir),
             "data.on_device=True is for autoencoders, without data.masked_dir",
         )
+        problems.require(
+            not (any(config.cameras.values()) and data.masked_dir),
+            f"cameras={config.cameras.to_dict()} is for training without data.masked_dir",
+        )
 
     # ---- Initialization -------------------------------------------------------------------------
 
@@ -93,7 +101,8 @@ class Autoencoding(ElboTask):
         """Fits the linear codec; the published architecture is initialized at random."""
         if not has_linear_path(self.config):
             return None
-        return fit_linear(self.config, training_tiles(self.config, dataset))
+        balance = self.config.data.balance
+        return fit_linear(self.config, training_tiles(self.config, dataset, balance))
 
     # ---- Steps ----------------------------------------------------------------------------------
 
@@ -106,9 +115,11 @@ class Autoencoding(ElboTask):
             rows = local_rows(mesh, self.config.batch_size)
             batches = on_device.batches(rows, start)
             return Feed(batches, lambda batch, step: on_device.take(batch["number"]))
-        batches = read_batches(self.config, dataset, mesh, start)
+        balance = self.config.data.balance
+        batches = read_batches(self.config, dataset, mesh, start, balance=balance)
         if self._masked is not None:
-            batches = paired(batches, read_batches(self.config, self._masked, mesh, start))
+            masked = read_batches(self.config, self._masked, mesh, start, balance=balance)
+            batches = paired(batches, masked)
 
         def to_device(batch, step):
             return put_batch(mesh, {"image": batch["image"]})["image"]
@@ -120,6 +131,8 @@ class Autoencoding(ElboTask):
         data, seed = self.config.data, self.config.seed
         key = step_key(seed, "augment", step)
         images = augment(batch, key, rows, data.crop, data.augment, data.scales)
+        camera_key = step_key(seed, "camera", step)
+        images = simulate_cameras(images, camera_key, rows, self.config.cameras)
         # Channels 0 to 2 are the target. With masked tiles the encoder's input is channels 3 to 5.
         target, seen = images[..., :3], images[..., -3:]
         if self.config.train.mask == "squares":

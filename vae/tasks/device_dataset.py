@@ -26,6 +26,7 @@ class DeviceDataset:
         images, self._tile_ids = whole_split(
             dataset, size=config.data.size, threads=config.data.threads or None
         )
+        self._order = dataset.order("train", config.seed, config.data.balance)
         self._config, self._mesh = config, mesh
         self.images = jax.make_array_from_process_local_data(replicated(mesh), images)
         self._take = jax.jit(
@@ -36,7 +37,7 @@ class DeviceDataset:
         """Yields the batches of `train_batches`: `number` and `tile_id` of this process's rows."""
         return numbered_batches(
             self._tile_ids,
-            seed=self._config.seed,
+            self._order,
             batch_size=self._config.batch_size,
             rows=rows,
             start_step=start_step,

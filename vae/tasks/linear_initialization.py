@@ -37,7 +37,9 @@ def fit_linear(config: ConfigDict, read: Callable[[], Iterable[np.ndarray]]) -> 
     return by_first_process(fit, abstract_fit(config))
 
 
-def training_tiles(config: ConfigDict, dataset: Dataset) -> Callable[[], Iterable[np.ndarray]]:
+def training_tiles(
+    config: ConfigDict, dataset: Dataset, balance: float = 0.0
+) -> Callable[[], Iterable[np.ndarray]]:
     """Returns a function that reads the first `data.fit_tiles` training tiles, always the same."""
     return functools.partial(
         first_tiles,
@@ -45,6 +47,7 @@ def training_tiles(config: ConfigDict, dataset: Dataset) -> Callable[[], Iterabl
         size=config.data.size,
         seed=config.seed,
         count=config.data.fit_tiles,
+        balance=balance,
     )
 
 

@@ -48,9 +48,12 @@ class Task(abc.ABC):
       config: Config of the run; `open` adds the settings that depend on the data.
       model: The flax module.
       console_metrics: Names of metrics to print, next to the loss and the gradient norm.
+      quality: Name of a metric that `evaluate` logs and that rises with quality. The run says if it
+        is lower at the end than at step 0; "" for no such metric.
       evaluates_checkpoint: True if `evaluate` reads the newest checkpoint; the loop saves it first.
     """
 
+    quality: ClassVar[str] = ""
     evaluates_checkpoint: ClassVar[bool] = False
     console_metrics: ClassVar[tuple[str, ...]] = ()
 
@@ -230,7 +233,7 @@ class Task(abc.ABC):
 
 
 def read_batches(
-    config: ConfigDict, dataset: Dataset, mesh: Mesh, start: int, **columns: bool
+    config: ConfigDict, dataset: Dataset, mesh: Mesh, start: int, **options: Any
 ) -> Iterator[HostBatch]:
     """Reads this process's rows of the training batches (`vae.data.pipeline.train_batches`)."""
     return train_batches(
@@ -241,7 +244,7 @@ def read_batches(
         rows=local_rows(mesh, config.batch_size),
         start_step=start,
         threads=config.data.threads or None,
-        **columns,
+        **options,
     )
 
 

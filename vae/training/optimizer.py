@@ -17,17 +17,21 @@ MUON_RMS = 0.2
 
 
 def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
-    """Returns the learning rate as a function of the step (`optimizer.*`, `train.steps`)."""
+    """Returns the learning rate as a function of the step (`optimizer.*`, `train.steps`).
+
+    A run that starts from a trained model has a lower rate, `optimizer.init_from_factor`.
+    """
     c, steps = config.optimizer, config.train.steps
+    highest = c.learning_rate * (c.init_from_factor if config.init_from else 1)
     warmup = min(c.warmup_steps, steps - 1)
     if c.schedule == "constant":
-        decay = optax.constant_schedule(c.learning_rate)
+        decay = optax.constant_schedule(highest)
     else:
-        decay = optax.cosine_decay_schedule(c.learning_rate, max(steps - warmup, 1))
+        decay = optax.cosine_decay_schedule(highest, max(steps - warmup, 1))
     if not warmup:
         return decay
     # The first step has 1 / warmup of the rate, not zero, so that it is not wasted.
-    ramp = optax.linear_schedule(c.learning_rate / warmup, c.learning_rate, warmup)
+    ramp = optax.linear_schedule(highest / warmup, highest, warmup)
     return optax.join_schedules([ramp, decay], [warmup])
 
 

@@ -119,6 +119,7 @@ def _check_values(config: ConfigDict, problems: Problems) -> None:
         "train.keep_checkpoints",
         "mesh.fsdp",
         "optimizer.learning_rate",
+        "optimizer.init_from_factor",
     )
     problems.not_negative(
         config,
