@@ -41,11 +41,19 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
     # Root mean square of a photograph's change of tone, grey levels: up to the first value the
     # change is not applied, from the second on in full. Chosen on val's mixed degradations.
     config.model.tone_evidence = (10.0, 15.0)
-    # Root mean square error of the toned photographs, grey levels, measured on val.
-    config.model.tone_rms_error = 13.0
+    # Mean R, G and B of the training photographs, to which `colour="correct"` moves a photograph.
+    config.model.typical_colour = (0.57, 0.30, 0.12)
     # Power spectrum of the training photographs, rounded: dB (of squared grey levels) at one cycle
     # per window, dB by which it falls per decade, and standard deviation from this line, dB.
     config.model.typical_spectrum = (35.0, 26.0, 6.0)
+
+    # Clean examples as other cameras would have taken them: strengths in [0, 1]; 0 is none. Half of
+    # the examples keep each property (vae/models/cameras.py).
+    config.cameras = ConfigDict()
+    config.cameras.colour = 1.0  # gain, colour balance, saturation and contrast curve
+    config.cameras.grain = 0.0  # noise of the sensor
+    config.cameras.sharpness = 0.0  # mild blur, or unsharp masking
+    config.cameras.jpeg = 0.0  # JPEG at a random quality and phase of the grid
 
     config.degrade = ConfigDict()
     config.degrade.clean = 0.15  # probability that a tile stays clean
@@ -56,7 +64,7 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
     # such degradation.
     config.degrade.haze = 1.0
     config.degrade.illumination = 1.0
-    config.degrade.colour_cast = 1.0
+    config.degrade.colour_cast = 0.0  # the colours of the camera are kept
     config.degrade.defocus = 1.0
     config.degrade.motion = 1.0
     config.degrade.spots = 1.0
@@ -121,12 +129,15 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.split = "val"  # part of the dataset that is evaluated
     config.eval.every = 5000  # steps; 0: only at the end
-    # About this many tiles, equally many per patient, in a scheduled evaluation; 0: 22.
-    config.eval.limit = 512
+    config.eval.limit = 8  # photographs of a scheduled evaluation
 
     if preset in ("tone", "sharpening", "detail"):
         config.train.stage = preset
         config.loss.likelihood = "per_example_gaussian"
+    if preset == "tone":
+        # Bounded influence of hard examples, and no change where nothing is certain.
+        config.loss.likelihood = "spherical_laplace"
+        config.loss.ssim_weight = 0.0
     if preset == "sharpening":
         # The larger the crop, the clearer its spectrum; there is little to compute.
         config.data.crop = 224
@@ -140,7 +151,6 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
         # The tone stage undoes these.
         config.degrade.haze = 0.0
         config.degrade.illumination = 0.0
-        config.degrade.colour_cast = 0.0
         config.degrade.low_contrast = 0.0
     if preset == "smoke":
         config.data.source = "synthetic"

@@ -27,13 +27,12 @@ def add(commands) -> None:
         "  DIR/enhanced/      the enhanced photograph\n"
         "  DIR/comparisons/   before, after and difference side by side\n"
         "  DIR/changes/       a map of the change at each pixel\n"
-        "  DIR/uncertainty/   with --uncertainty: a map of the estimated error\n"
         "  DIR/enhanced.csv   metrics of the change\n\n"
         "Photographs of one colour only (grey, red-free, angiograms) are left as they are.\n"
         + NOT_FOR_DIAGNOSIS,
         epilog="examples:\n"
         "  fundus-vae enhance eye.jpg --out result\n"
-        "  fundus-vae enhance photographs/ --out result --strength 0.5 --uncertainty",
+        "  fundus-vae enhance photographs/ --out result --strength 0.5",
     )
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="photographs, or folders of them")
@@ -43,8 +42,8 @@ def add(commands) -> None:
     add("--out", required=True, metavar="DIR", help="output folder; existing files are replaced")
     add("--strength", type=float, default=1.0, metavar="S",
         help="strength of the change, from 0 to 1 (1)")  # fmt: skip
-    add("--uncertainty", action="store_true",
-        help="estimate the error at strength 1 from 8 samples: 9 times the work")  # fmt: skip
+    add("--colour", choices=("keep", "correct"), default="keep",
+        help="keep the hue, or move the mean colour to that of the training photographs (keep)")  # fmt: skip
     add("--format", dest="file_format", choices=("png", "jpg"), default="png",
         help="format of the pictures; jpg has quality 95 (png)")  # fmt: skip
     add("--levels", type=float, default=50.0, metavar="N",
@@ -59,7 +58,7 @@ def _enhance(
     model: str | Path,
     out: str,
     strength: float,
-    uncertainty: bool,
+    colour: str,
     file_format: str,
     levels: float,
     fov: str,
@@ -81,9 +80,7 @@ def _enhance(
     loaded = load_enhancer(model)
     print(f"model {loaded.saved.path}, step {loaded.saved.step}, {loaded.hash}")
     start = time.monotonic()
-    results = enhanced_files.enhance_inputs(
-        loaded, photographs, strength=strength, samples=8 if uncertainty else 0
-    )
+    results = enhanced_files.enhance_inputs(loaded, photographs, strength=strength, colour=colour)
     written = enhanced_files.write_enhancements(
         results,
         out,
@@ -98,11 +95,11 @@ def _enhance(
         for result in written:
             (failures if isinstance(result, Failure) else rows).append(result)
             if not isinstance(result, Failure):
-                done = result["note"] or (
+                print(
+                    f"{result['id']}  {result['width']} x {result['height']}  {result['judged']}; "
                     f"changed by {result['mean_change']:.1f} grey levels on average, "
                     f"{result['share_changed']:.0%} of pixels by more than {enhanced_files.CHANGED}"
                 )
-                print(f"{result['id']}  {result['width']} x {result['height']}  {done}")
     except KeyboardInterrupt:
         print(f"interrupted; {len(rows):,} of {len(photographs):,} photographs are written to "
               f"{out}; the same command starts over", file=sys.stderr)  # fmt: skip

@@ -11,15 +11,13 @@ from vae.data.failures import Failure, failure_of
 from vae.data.inputs import Inputs, Item
 from vae.inference import pictures
 from vae.inference.enhance import EnhancementModel
+from vae.inference.judgement import Judgement
 from vae.inference.reconstruct import file_name, without_repeats, write_in_order, write_picture
 
 ENHANCED, COMPARISONS, CHANGES = "enhanced", "comparisons", "changes"
-UNCERTAINTY = "uncertainty"
 TABLE = "enhanced.csv"
 # The table counts pixels that changed by more than this number of grey levels.
 CHANGED = 5
-# Grey levels at the top of the colour scale of uncertainty.
-UNCERTAINTY_LEVELS = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,19 +28,17 @@ class Enhancement:
       item: The input as it was read.
       image: uint8 [H, W, 3], black outside a known field of view.
       output: uint8 [H, W, 3], the enhanced image.
-      uncertainty: float32 [H, W] in grey levels, or None.
-      note: The reason why nothing was changed, or "".
+      judgement: The quality of the photograph, and the reasons for what was changed.
     """
 
     item: Item
     image: np.ndarray
     output: np.ndarray
-    uncertainty: np.ndarray | None
-    note: str = ""
+    judgement: Judgement
 
 
 def enhance_inputs(
-    model: EnhancementModel, inputs: Inputs, *, strength: float = 1.0, samples: int = 0
+    model: EnhancementModel, inputs: Inputs, *, strength: float = 1.0, colour: str = "keep"
 ) -> Iterator[Enhancement | Failure]:
     """Enhances photographs one after another.
 
@@ -50,7 +46,7 @@ def enhance_inputs(
       model: The enhancer.
       inputs: Photographs.
       strength: Between 0 and 1.
-      samples: Number of posterior samples for the uncertainty; 0 for none.
+      colour: "keep" or "correct"; see `EnhancementModel.enhanced`.
 
     Yields:
       An enhancement for each photograph, or a failure in its place; a failure for each tile.
@@ -67,16 +63,16 @@ def enhance_inputs(
             )
         else:
             try:
-                result = _enhance(model, item, strength, samples)
+                result = _enhance(model, item, strength, colour)
             except Exception as error:
                 result = failure_of(item.item_id, item.path, error)
             yield result
 
 
-def _enhance(model: EnhancementModel, item: Item, strength: float, samples: int) -> Enhancement:
+def _enhance(model: EnhancementModel, item: Item, strength: float, colour: str) -> Enhancement:
     image = item.inside()
-    made = model.enhanced(image, item.fov, strength=strength, samples=samples)
-    return Enhancement(item, image, item.inside(made.image), made.uncertainty, made.note)
+    made = model.enhanced(image, item.fov, strength=strength, colour=colour)
+    return Enhancement(item, image, item.inside(made.image), made.judgement)
 
 
 def write_enhancements(
@@ -92,8 +88,7 @@ def write_enhancements(
 
     Args:
       results: From `enhance_inputs`.
-      out: Folder for `enhanced/<id>.png`, `comparisons/<id>.png`, `changes/<id>.png` and, if
-        uncertainties were estimated, `uncertainty/<id>.png`.
+      out: Folder for `enhanced/<id>.png`, `comparisons/<id>.png` and `changes/<id>.png`.
       strength: Strength that the results were made with.
       origin: Provenance, stored in the files and in the rows of the table.
       suffix: ".png" or ".jpg".
@@ -111,7 +106,8 @@ def write_enhancements(
         change = pictures.difference(image, output)
         height, width = image.shape[:2]
         caption = (
-            f"{item.item_id}  {width} x {height}  strength {strength:g}  model {origin['model']}  "
+            f"{item.item_id}  {width} x {height}  judged: {result.judgement}  "
+            f"strength {strength:g}  model {origin['model']}  "
             "not for diagnosis"
         )
         write_picture(out / ENHANCED / name, output, origin)
@@ -129,20 +125,13 @@ def write_enhancements(
             "height": height,
             "width": width,
             "fov": item.field,
+            "judged": str(result.judgement),
+            "quality": round(result.judgement.quality, 4),
             "mean_change": round(float(inside.mean()), 3),
             "largest_change": round(float(inside.max()), 1),
             "share_changed": round(float((inside > CHANGED).mean()), 4),
         }
-        if result.uncertainty is not None:
-            scale = (
-                "standard deviation, of posterior samples and tone: black 0, pale yellow "
-                f"{UNCERTAINTY_LEVELS:g} grey levels"
-            )
-            picture = pictures.difference_map(result.uncertainty, UNCERTAINTY_LEVELS)
-            write_picture(out / UNCERTAINTY / name, picture, {**origin, "scale": scale})
-            uncertainty = result.uncertainty[mask] if mask.any() else inside
-            row["mean_uncertainty"] = round(float(uncertainty.mean()), 3)
-        return row | {"label": item.label, "note": result.note} | origin
+        return row | {"label": item.label} | origin
 
     once = without_repeats(results)
     yield from write_in_order(once, write, lambda result: 4 * result.image.nbytes)

@@ -23,7 +23,18 @@ from jax.extend.random import threefry_2x32
 
 from vae.models.filters import REACH, along_axes, convolve, disc, gaussian, line
 
-__all__ = ["BLURS", "DEGRADATIONS", "GAMMA", "REACH", "WHOLE", "FovGeometry", "degrade"]
+__all__ = [
+    "BLOCK",
+    "BLURS",
+    "DEGRADATIONS",
+    "GAMMA",
+    "REACH",
+    "WHOLE",
+    "FovGeometry",
+    "degrade",
+    "jpeg_at_quality",
+    "noise",
+]
 
 GAMMA = 2.2
 SPOTS = 6
@@ -87,19 +98,21 @@ Degradation = Callable[[jax.Array, FovGeometry, jax.Array, jax.Array], jax.Array
 def illumination(
     light: jax.Array, geometry: FovGeometry, severity: jax.Array, key: jax.Array
 ) -> jax.Array:
-    """Simulates a misaligned flash: an illumination gradient and falloff towards the rim.
+    """Simulates a weak or misaligned flash: dim light, a gradient, and falloff towards the rim.
 
-    The falloff is the cosine-fourth law (Reiss, 1945) at up to 50 degrees off axis. The gradient
-    removes up to 85% of the light on one side. The whole image is dimmed by up to 60%.
+    Each of the three has its own random strength, so that one alone occurs too. The whole image is
+    dimmed by up to 80%. The gradient removes up to 85% of the light on one side. The falloff is the
+    cosine-fourth law (Reiss, 1945) at up to 50 degrees off axis.
     """
-    slope_key, angle_key, dim_key = jax.random.split(key, 3)
+    angle_key, strength_key = jax.random.split(key)
     v, u = geometry.grid(light.shape[1:])
     angle = jax.random.uniform(angle_key, maxval=2 * np.pi)
-    slope = 0.85 * jax.random.uniform(slope_key, minval=0.5)
+    # The largest of the three is 1, so that severity 1 is severe in each photograph.
+    strengths = jax.random.uniform(strength_key, (3,))
+    dim, slope, fall = severity * strengths / strengths.max()
     across = 0.5 + 0.5 * (v * jnp.sin(angle) + u * jnp.cos(angle))
-    falloff = (1 + (np.tan(np.radians(50)) * severity) ** 2 * (v**2 + u**2)) ** -2
-    dim = 1 - 0.6 * severity * jax.random.uniform(dim_key)
-    return light * (dim * falloff * (1 - severity * slope * jnp.clip(across, 0, 1)))
+    falloff = (1 + (np.tan(np.radians(50)) * fall) ** 2 * (v**2 + u**2)) ** -2
+    return light * ((1 - 0.8 * dim) * falloff * (1 - 0.85 * slope * jnp.clip(across, 0, 1)))
 
 
 def haze(light: jax.Array, geometry: FovGeometry, severity: jax.Array, key: jax.Array) -> jax.Array:
@@ -212,9 +225,19 @@ def _enlarged(side: int, factor: int) -> np.ndarray:
 
 
 def jpeg(image: jax.Array, geometry: FovGeometry, severity: jax.Array, key: jax.Array) -> jax.Array:
-    """Quantises the 8 x 8 blocks of JPEG (ITU-T T.81) at quality 90 to 25, without subsampling."""
+    """Encodes as JPEG at quality 90 to 25 (`jpeg_at_quality`)."""
     del key
-    quality = 90 - 65 * severity
+    return jpeg_at_quality(image, geometry, 90 - 65 * severity)
+
+
+def jpeg_at_quality(image: jax.Array, geometry: FovGeometry, quality: jax.Array) -> jax.Array:
+    """Quantises the 8 x 8 blocks of JPEG (ITU-T T.81), without subsampling.
+
+    Args:
+      image: [3, H, W], sRGB in [0, 1].
+      geometry: Position of the tile, which places the block grid.
+      quality: float32 [], 1 to 100.
+    """
     # Quality scaling as in the Independent JPEG Group's library.
     scale = jnp.where(quality < 50, 50 / quality, 2 - quality / 50)
     steps = jnp.clip(jnp.round(TABLES * scale), 1, 255)  # [3, 8, 8]

@@ -40,9 +40,10 @@ class Enhancement(ElboTask):
         check_loss(config, problems)
         check_crops(config, problems)
         problems.choice("train.stage", config.train.stage, STAGES)
-        problems.positive(config, "train.thumbnail_draws", "model.tone_rms_error")
-        for key, value in config.degrade.items():
-            problems.require(0 <= value <= 1, f"degrade.{key}={value} must lie in [0, 1]")
+        problems.positive(config, "train.thumbnail_draws")
+        for section in ("cameras", "degrade"):
+            for key, value in config[section].items():
+                problems.require(0 <= value <= 1, f"{section}.{key}={value} must lie in [0, 1]")
         if problems:
             return
         check_reach(config, problems)
@@ -125,7 +126,7 @@ class Enhancement(ElboTask):
     # ---- Evaluation -----------------------------------------------------------------------------
 
     def evaluate(self, variables, step, dataset, mesh, workdir, log):
-        """Restores degraded tiles of `eval.split`."""
+        """Restores degraded photographs of `eval.split`."""
         from vae.evaluation.enhancement import quick_scores
 
         settings = self.config.eval
@@ -134,7 +135,8 @@ class Enhancement(ElboTask):
         say(
             f"step {step}  {settings.split}, degraded: {scores['psnr_before']:.2f} -> "
             f"{scores['psnr']:.2f} dB, SSIM {scores['ssim_before']:.4f} -> "
-            f"{scores['ssim']:.4f}, clean {scores['ssim_clean']:.4f}  ({scores['tiles']} tiles)"
+            f"{scores['ssim']:.4f}, clean {scores['ssim_clean']:.4f}  "
+            f"({scores['photographs']} photographs)"
         )
 
     def report(self, variables, step, dataset, mesh, workdir):
