@@ -37,7 +37,7 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
     config.model.deep_width = 128  # channels at 1/8 resolution
     config.model.encoder_depth = (1, 2)  # residual blocks at 1/4 and 1/8 resolution
     config.model.decoder_depth = (3, 2)  # the same for the decoder
-    config.model.tone_width = 48  # channels of the tone stage
+    config.model.tone_width = 32  # channels of the tone stage
     # Root mean square of a photograph's change of tone, grey levels: up to the first value the
     # change is not applied, from the second on in full. Chosen on val's mixed degradations.
     config.model.tone_evidence = (10.0, 15.0)
@@ -83,6 +83,8 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
     # often: with (1, 1, 2) every third example is reduced by 2.
     config.data.scales = (1, 1, 2)
     config.data.augment = True  # flips and quarter turns
+    # From 0, where every tile is drawn equally often, to 1, where every label is.
+    config.data.balance = 0.8
     config.data.threads = 0  # decoding threads; 0: one per core
     config.data.fit_tiles = 1024  # training tiles that the linear path is fitted to
 

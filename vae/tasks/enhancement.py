@@ -41,6 +41,8 @@ class Enhancement(ElboTask):
         check_crops(config, problems)
         problems.choice("train.stage", config.train.stage, STAGES)
         problems.positive(config, "train.thumbnail_draws")
+        balance = self.config.data.balance
+        problems.require(0 <= balance <= 1, f"data.balance={balance} must lie in [0, 1]")
         for section in ("cameras", "degrade"):
             for key, value in config[section].items():
                 problems.require(0 <= value <= 1, f"{section}.{key}={value} must lie in [0, 1]")
@@ -73,7 +75,8 @@ class Enhancement(ElboTask):
 
     def feed(self, dataset, mesh, start):
         """Feeds tiles with the thumbnails and FOV circles of their photographs."""
-        batches = read_batches(self.config, dataset, mesh, start, context=True)
+        balance = self.config.data.balance
+        batches = read_batches(self.config, dataset, mesh, start, context=True, balance=balance)
 
         def to_device(batch, step):
             return put_batch(

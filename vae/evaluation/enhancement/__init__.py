@@ -1,4 +1,4 @@
-"""Evaluation of an enhancer on degraded photographs, next to doing nothing and classical methods."""
+"""Evaluation of an enhancer on degraded photographs, next to classical methods."""
 
 from vae.evaluation.enhancement.cases import CASES, Photograph, degraded, read_photograph
 from vae.evaluation.enhancement.run import evaluate_enhancement, evaluate_enhancer, quick_scores

@@ -78,10 +78,10 @@ def compare_structure(structure: Structure, image: np.ndarray) -> dict[str, floa
       image: uint8 [H, W, 3].
 
     Returns:
-      `vesselness`: correlation with the clean photograph's; `false_vessels`: share of the non-vessel
-      pixels detected as vessel; `missed_vessels`: share of the vessel pixels no longer detected;
-      `lesions_kept`: median contrast of the spots, relative to the clean photograph; `lesions`: number of
-      spots. NaN where there is nothing to compare.
+      `vesselness`: correlation with the clean photograph's; `false_vessels`: share of the
+      non-vessel pixels detected as vessel; `missed_vessels`: share of the vessel pixels no longer
+      detected; `lesions_kept`: median contrast of the spots, relative to the clean photograph. NaN
+      where there is nothing to compare.
     """
     ridges, inside, threshold = vesselness(image), structure.inside, structure.threshold
     nan = float("nan")
@@ -102,11 +102,10 @@ def compare_structure(structure: Structure, image: np.ndarray) -> dict[str, floa
         "false_vessels": float(now[nowhere].mean()) if nowhere.any() else nan,
         "missed_vessels": float(1 - _grown(now, SLACK)[vessels].mean()) if vessels.any() else nan,
         "lesions_kept": float(np.median(kept)) if kept else nan,
-        "lesions": float(len(kept)),
     }
 
 
-STRUCTURE_METRICS = ("vesselness", "false_vessels", "missed_vessels", "lesions_kept", "lesions")
+STRUCTURE_METRICS = ("vesselness", "false_vessels", "missed_vessels", "lesions_kept")
 
 
 def _top_hat(image: np.ndarray, bright: bool) -> np.ndarray:

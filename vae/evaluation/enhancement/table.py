@@ -7,13 +7,12 @@ import numpy as np
 
 from vae.data import files
 from vae.evaluation.aggregate import patient_intervals
+from vae.evaluation.enhancement.structure import STRUCTURE_METRICS
 
 NOTHING, MODEL_ROW = "do_nothing", "enhance"
 # A photograph counts as worse from this loss of PSNR on, dB.
 WORSE = 0.1
-METRICS = (
-    "psnr", "ssim", "hue", "vesselness", "false_vessels", "missed_vessels", "lesions_kept",
-)  # fmt: skip
+METRICS = ("psnr", "ssim", "hue", *STRUCTURE_METRICS)
 
 
 def rows_of(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -23,10 +22,10 @@ def rows_of(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
       scores: One dict per photograph, case and method: case, method, name, patient, and `METRICS`.
 
     Returns:
-      Rows in order of appearance: case, method, photographs, patients, `METRICS` (None where nothing
-      could be compared), gain (dB above doing nothing), worse (share of the photographs that lose
-      more than `WORSE`), ssim_min, and `interval`: 95% intervals over patients of psnr, ssim and
-      gain; None with one patient.
+      Rows in order of appearance: case, method, photographs, patients, `METRICS` (None where
+      nothing could be compared), gain (dB above doing nothing), worse (share of the photographs
+      that lose more than `WORSE`), ssim_min, and `interval`: 95% intervals over patients of psnr,
+      ssim and gain; None with one patient.
     """
     nothing = {(s["case"], s["name"]): s["psnr"] for s in scores if s["method"] == NOTHING}
     groups: dict[tuple, list[dict]] = {}
@@ -65,19 +64,19 @@ def by_case(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any
 
 
 def format_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Formats gain, share made worse, SSIM and hue shift by case, and the gains of other methods."""
+    """Formats the metrics of each case, and the gains of other methods."""
     table = by_case(rows)
     others = [m for m in next(iter(table.values())) if m not in (NOTHING, MODEL_ROW)]
     width = max(map(len, table)) + 2
-    head = (
-        f"{'':<{width}}{'PSNR, dB':>16}{'gain':>7}{'worse':>7}{'SSIM':>15}{'hue':>6}{'vessels':>15}"
-    )
-    lines = [head + "".join(f"{name:>17}" for name in others)]
+    columns = (("PSNR, dB", 16), ("gain", 7), ("worse", 7), ("SSIM", 15), ("hue", 6))
+    columns += (("vessels", 15), *((name, 17) for name in others))
+    lines = [" " * width + "".join(f"{name:>{space}}" for name, space in columns)]
     for case, found in table.items():
         before, after = found[NOTHING], found[MODEL_ROW]
         cells = (
-            f"{before['psnr']:>7.2f} {after['psnr']:>8.2f}{after['gain']:>+7.2f}{after['worse']:>7.0%}"
-            f"{before['ssim']:>8.4f} {after['ssim']:.4f}{_number(after['hue'], 6, '.1f')}"
+            f"{before['psnr']:>7.2f} {after['psnr']:>8.2f}{after['gain']:>+7.2f}"
+            f"{after['worse']:>7.0%}{before['ssim']:>8.4f} {after['ssim']:.4f}"
+            f"{_number(after['hue'], 6, '.1f')}"
             f"{_number(before['vesselness'], 8, '.3f')}{_number(after['vesselness'], 7, '.3f')}"
         )
         gains = "".join(f"{found[name]['gain']:>+17.2f}" for name in others)
