@@ -41,8 +41,8 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
     # Root mean square of a photograph's change of tone, grey levels: up to the first value the
     # change is not applied, from the second on in full. Chosen on val's mixed degradations.
     config.model.tone_evidence = (10.0, 15.0)
-    # Mean R, G and B of the training photographs, to which `colour="correct"` moves a photograph.
-    config.model.typical_colour = (0.57, 0.30, 0.12)
+    # Mean R, G and B of the training photographs: to these colours `--colour correct` moves others.
+    config.model.typical_colour = (145.0, 75.0, 28.0)
     # Power spectrum of the training photographs, rounded: dB (of squared grey levels) at one cycle
     # per window, dB by which it falls per decade, and standard deviation from this line, dB.
     config.model.typical_spectrum = (35.0, 26.0, 6.0)
@@ -140,6 +140,9 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
         # Bounded influence of hard examples, and no change where nothing is certain.
         config.loss.likelihood = "spherical_laplace"
         config.loss.ssim_weight = 0.0
+        # A thumbnail does not show the other degradations.
+        for name in ("defocus", "motion", "noise", "downsampling", "jpeg"):
+            config.degrade[name] = 0.0
     if preset == "sharpening":
         # The larger the crop, the clearer its spectrum; there is little to compute.
         config.data.crop = 224

@@ -1,4 +1,4 @@
-"""Enhancement of photographs: seams, strength, uncertainty, the command."""
+"""Enhancement of photographs: seams, strength, colour, judgement, the command."""
 
 import csv
 import math
@@ -138,43 +138,45 @@ def test_sharpening_in_strips_equals_the_module(model, photograph, monkeypatch):
     monkeypatch.setattr(enhance, "STRIP", 64)
     inside = round_fov.mask(*photograph.shape[:2])
     masked = np.where(inside[..., None], photograph, np.uint8(0))
-    toned = model._toned(masked, make_thumbnail(photograph, round_fov)[None], round_fov)
+    coefficients = model._stages.coefficients(make_thumbnail(photograph, round_fov)[None])
+    toned = model._toned(masked, coefficients, round_fov)
     circle = circle_of(round_fov, *photograph.shape[:2])
-    whole = np.asarray(model._stages.sharpen(toned[None], circle[None]))[0]
+    variables = model.saved.variables
+    sharpen = jax.jit(lambda *x: model._module.apply(variables, *x, method="sharpen"))
+    whole = np.asarray(sharpen(toned[None], circle[None]))[0]
     made = model._sharpened(toned.copy(), inside)
     # Float32 sums of 289 products against FFTs.
     np.testing.assert_allclose(made, whole, atol=1e-4)
     assert np.abs(made - toned).mean() > 1e-3
 
 
-def test_uncertainty_does_not_depend_on_the_windows(model, photograph, monkeypatch):
-    tone = np.asarray(model._stages.tone_error(make_thumbnail(photograph, FOV)[None]))[0]
-
-    inside = FOV.mask(*photograph.shape[:2])
-
-    def of_samples(seed):
-        found = model.enhanced(photograph, FOV, samples=3, seed=seed).uncertainty[inside]
-        return np.sqrt(np.maximum(found**2 - tone**2, 0))
-
-    whole = of_samples(0)
-    assert whole.min() > 0
-    assert not model.enhanced(photograph, FOV, samples=3).uncertainty[~inside].any()
-    monkeypatch.setattr(windows, "LARGEST", 128)
-    np.testing.assert_allclose(of_samples(0), whole, atol=2e-2)
-    assert np.abs(of_samples(1) - whole).max() > 0.1
-    with pytest.raises(ValueError, match="at least 2"):
-        model.enhanced(photograph, FOV, samples=1)
+def test_nothing_is_clipped_that_was_not(model, photograph):
+    dark = (photograph // 3).astype(np.uint8)
+    bright = (255 - dark).astype(np.uint8)
+    for image in (dark, bright):
+        made = model.enhance(image, UNKNOWN)
+        assert not ((made == 0) & (image > 0)).any() and not ((made == 255) & (image < 255)).any()
 
 
-def test_uncertainty_includes_the_tone_error(model, config, fresh, photograph):
-    thumbnail = make_thumbnail(photograph, FOV)[None]
-    tile, circle = photograph[None, :64, :64], circle_of(FOV, *photograph.shape[:2])[None]
-    tone = float(model._stages.tone_error(thumbnail)[0])
-    assert tone > 1
-    assert model.tile_uncertainty(tile, thumbnail, circle, samples=2).min() >= tone
-    assert model.enhanced(photograph, FOV, samples=2).uncertainty[150, 170] >= tone
-    # If the tone is not changed, it adds no uncertainty.
-    assert not EnhancementModel(saved_model(config, fresh))._stages.tone_error(thumbnail).any()
+def test_corrected_colour_is_the_typical_one(config, fresh):
+    """An untrained model keeps the photograph; "correct" moves its mean colour."""
+    model = EnhancementModel(saved_model(config, fresh))
+    rng = np.random.default_rng(4)
+    image = np.rint(rng.uniform(0.7, 1, (96, 96, 1)) * (150, 120, 60)).astype(np.uint8)
+    made = model.enhance(image, UNKNOWN, colour="correct")
+    mean = made.astype(float).mean(axis=(0, 1))
+    typical = np.array(config.model.typical_colour)
+    # Two grey levels for rounding and for black beyond the photograph in the thumbnail.
+    np.testing.assert_allclose(mean / mean.sum(), typical / typical.sum(), atol=0.01)
+    assert mean.sum() == pytest.approx(image.astype(float).mean(axis=(0, 1)).sum(), rel=0.01)
+    np.testing.assert_array_equal(model.enhance(image, UNKNOWN), image)
+    with pytest.raises(ValueError, match="expected one of keep, correct"):
+        model.enhance(image, UNKNOWN, colour="blue")
+
+
+def test_a_good_photograph_is_judged_good(config, fresh, photograph):
+    judgement = EnhancementModel(saved_model(config, fresh)).enhanced(photograph, UNKNOWN).judgement
+    assert str(judgement) == "good" and judgement.quality == pytest.approx(1.0)
 
 
 @pytest.fixture(scope="module")
@@ -194,11 +196,11 @@ def picture(photograph, tmp_path_factory):
 
 def test_command(exported, picture, tmp_path, capsys):
     out = tmp_path / "out"
-    arguments = ["--model", str(exported), "--out", str(out), "--uncertainty", "--strength", "0.5"]
+    arguments = ["--model", str(exported), "--out", str(out), "--strength", "0.5"]
     assert main(["enhance", str(picture), *arguments]) == 0
     assert "Not for diagnosis" in capsys.readouterr().out
     before = Image.open(picture)
-    for folder in ("enhanced", "changes", "uncertainty"):
+    for folder in ("enhanced", "changes"):
         after = Image.open(out / folder / "eye.png")
         assert after.size == before.size
         assert after.text["strength"] == "0.5" and len(after.text["model"]) == 16
@@ -207,7 +209,8 @@ def test_command(exported, picture, tmp_path, capsys):
         (row,) = csv.DictReader(file)
     change = np.abs(np.asarray(Image.open(out / "enhanced" / "eye.png")).astype(int) - before)
     assert float(row["largest_change"]) == pytest.approx(change.mean(axis=-1).max(), abs=0.06)
-    assert 0 < float(row["share_changed"]) <= 1 and float(row["mean_uncertainty"]) > 0
+    assert 0 < float(row["share_changed"]) <= 1 and 0 < float(row["quality"]) < 1
+    assert row["judged"]
 
 
 def test_bad_input(exported, picture, tmp_path, capsys):
@@ -258,7 +261,7 @@ def test_every_kind_of_file(exported, tmp_path, capsys):
     with (out / "enhanced.csv").open(encoding="utf-8") as file:
         rows = {row["id"]: row for row in csv.DictReader(file)}
     assert {row["fov"] for row in rows.values()} == {"lit region"}
-    assert {name for name in rows if rows[name]["note"]} == {"grey", "deep"}
+    assert {name for name in rows if "one colour" in rows[name]["judged"]} == {"grey", "deep"}
     opened = {name: np.asarray(Image.open(out / "enhanced" / f"{name}.png")) for name in done}
     np.testing.assert_array_equal(opened["plain"], opened["auge-ü"])
     np.testing.assert_array_equal(opened["plain"], opened["alpha"])
@@ -273,7 +276,6 @@ def test_one_colour_photographs_are_not_changed(exported, model, tmp_path, capsy
     green[:20, :40] = (255, 255, 0)
     fov = find_fov(green)
     np.testing.assert_array_equal(model.enhance(green, fov), green)
-    assert not model.enhanced(green, fov, samples=2).uncertainty.any()
     assert (model.enhance(photograph, fov) != photograph).any()
 
     folder, out = tmp_path / "eyes", tmp_path / "out"
@@ -282,17 +284,16 @@ def test_one_colour_photographs_are_not_changed(exported, model, tmp_path, capsy
     for name, image in (("colour", photograph), ("grey", green)):
         large = cv2.resize(image, (400, 400), interpolation=cv2.INTER_AREA)
         Image.fromarray(large).save(folder / f"{name}.png")
-    arguments = ["--model", str(exported), "--out", str(out), "--uncertainty"]
+    arguments = ["--model", str(exported), "--out", str(out)]
     assert main(["enhance", str(folder), *arguments]) == 0
     lines = capsys.readouterr().out.splitlines()
     (line,) = (line for line in lines if line.startswith("grey"))
     note = "one colour only (grey, red-free or angiogram): left as it is"
-    assert line == f"grey  400 x 400  {note}"
+    assert line.startswith(f"grey  400 x 400  {note}; changed by 0.0 grey levels")
     with (out / "enhanced.csv").open() as file:
         colour, grey = csv.DictReader(file)
-    assert grey["note"] == note and colour["note"] == ""
-    assert float(grey["largest_change"]) == float(grey["mean_uncertainty"]) == 0
-    assert float(colour["largest_change"]) > 0 and float(colour["mean_uncertainty"]) > 0
+    assert grey["judged"] == note != colour["judged"]
+    assert float(grey["largest_change"]) == 0 < float(colour["largest_change"])
     (item,) = open_inputs([folder / "grey.png"]).read()
     after = read_image(out / "enhanced" / "grey.png")
     assert item.fov.known

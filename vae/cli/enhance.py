@@ -43,7 +43,7 @@ def add(commands) -> None:
     add("--strength", type=float, default=1.0, metavar="S",
         help="strength of the change, from 0 to 1 (1)")  # fmt: skip
     add("--colour", choices=("keep", "correct"), default="keep",
-        help="keep the hue, or move the mean colour to the training photographs' (keep)")  # fmt: skip
+        help="keep the hue, or move the mean colour to a typical one (keep)")  # fmt: skip
     add("--format", dest="file_format", choices=("png", "jpg"), default="png",
         help="format of the pictures; jpg has quality 95 (png)")  # fmt: skip
     add("--levels", type=float, default=50.0, metavar="N",

@@ -46,7 +46,7 @@ class Enhancer(AutoencoderKL, kw_only=True):
       tone_width: Channels of the tone stage at its first resolution; at half of it, twice as many.
       tone_evidence: Sizes of a tone change in grey levels: up to the first the change is not
         applied, from the second on it is applied in full (`vae.models.tone.evidence`).
-      typical_colour: Mean R, G and B of typical photographs, in any unit.
+      typical_colour: Mean R, G and B of typical photographs, grey levels.
       typical_spectrum: Level, fall and spread of typical photographs (`periodogram.signature`), dB.
     """
 

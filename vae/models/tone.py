@@ -83,7 +83,8 @@ def apply_tone(x: jax.Array, coefficients: jax.Array, circle: jax.Array) -> jax.
     brightest = toned.max(axis=-1, keepdims=True)
     knee = jnp.maximum(SHOULDER, values.max(axis=-1, keepdims=True))
     room = jnp.maximum(1 - knee, 1e-6)
-    bounded = knee - room * jnp.expm1(-jnp.maximum(brightest - knee, 0) / room)
+    over = jnp.maximum(brightest - knee, 0)
+    bounded = knee + room * over / (over + room)
     toned *= jnp.where(brightest > knee, bounded / jnp.maximum(brightest, knee), 1)
     # Added as a difference, so that zero coefficients give x exactly.
     return x + 2 * (toned - values)

@@ -99,8 +99,8 @@ def degrade_trained(photograph: Photograph, name: str) -> np.ndarray:
     key = jax.random.key(_number(f"{photograph.name}:{name}"))
     severities = np.array([SEVERITY * (name == one) for one in DEGRADATIONS], np.float32)
     shape = photograph.image.shape[:2]
-    # One shape for all photographs, so that the function compiles once.
-    side = max(SIDE, *shape)
+    # Few shapes for all photographs, so that the function is seldom compiled.
+    side = 128 * -(-max(shape) // 128)
     padding = [(0, side - n) for n in shape]
     inside = photograph.fov.mask(*shape) if photograph.fov.known else np.ones(shape, bool)
     made = _degrade(
