@@ -137,6 +137,10 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
         config.train.stage = preset
         config.loss.likelihood = "per_example_gaussian"
     if preset == "tone":
+        # Orthogonal updates of all kernels would take longer than this small network.
+        config.optimizer.name = "adam"
+        config.optimizer.learning_rate = 2e-3
+        config.train.thumbnail_draws = 4
         # Bounded influence of hard examples, and no change where nothing is certain.
         config.loss.likelihood = "spherical_laplace"
         config.loss.ssim_weight = 0.0

@@ -1,15 +1,16 @@
 """Enhanced photographs as files: results, comparisons, maps of changes, and a table."""
 
+import csv
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from vae.data.failures import Failure, failure_of
 from vae.data.inputs import Inputs, Item
-from vae.inference import pictures
+from vae.inference import enhanced_page, pictures
 from vae.inference.enhance import EnhancementModel
 from vae.inference.judgement import Judgement
 from vae.inference.reconstruct import file_name, without_repeats, write_in_order, write_picture
@@ -38,7 +39,12 @@ class Enhancement:
 
 
 def enhance_inputs(
-    model: EnhancementModel, inputs: Inputs, *, strength: float = 1.0, colour: str = "keep"
+    model: EnhancementModel,
+    inputs: Inputs,
+    *,
+    strength: float = 1.0,
+    colour: str = "keep",
+    without: Collection[str] = frozenset(),
 ) -> Iterator[Enhancement | Failure]:
     """Enhances photographs one after another.
 
@@ -47,11 +53,12 @@ def enhance_inputs(
       inputs: Photographs.
       strength: Between 0 and 1.
       colour: "keep" or "correct"; see `EnhancementModel.enhanced`.
+      without: Ids of photographs to skip.
 
     Yields:
       An enhancement for each photograph, or a failure in its place; a failure for each tile.
     """
-    for item in inputs.read():
+    for item in inputs.read(without=without):
         if isinstance(item, Failure):
             yield item
         elif item.photograph not in ("", item.item_id):
@@ -69,6 +76,36 @@ def enhance_inputs(
             yield result
 
 
+def finished(
+    out: str | os.PathLike, origin: Mapping[str, str], suffix: str
+) -> list[dict[str, str]]:
+    """Returns the table rows that an interrupted run of the same command has written.
+
+    Args:
+      out: Folder of the results.
+      origin: Provenance of this run; rows of another command or model do not count.
+      suffix: Suffix of the enhanced pictures. A picture that is missing or older than its
+        photograph is made again.
+    """
+    out = Path(out)
+    try:
+        with (out / TABLE).open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return []
+
+    def done(row: dict[str, str]) -> bool:
+        if any(row.get(name) != value for name, value in origin.items()):
+            return False
+        try:
+            made = (out / ENHANCED / f"{row['id']}{suffix}").stat().st_mtime
+            return os.stat(row["path"]).st_mtime < made
+        except (OSError, KeyError, ValueError):
+            return False
+
+    return [row for row in rows if done(row)]
+
+
 def _enhance(model: EnhancementModel, item: Item, strength: float, colour: str) -> Enhancement:
     image = item.inside()
     made = model.enhanced(image, item.fov, strength=strength, colour=colour)
@@ -79,7 +116,6 @@ def write_enhancements(
     results: Iterator[Enhancement | Failure],
     out: str | os.PathLike,
     *,
-    strength: float,
     origin: Mapping[str, str],
     suffix: str = ".png",
     levels: float = 50.0,
@@ -88,9 +124,10 @@ def write_enhancements(
 
     Args:
       results: From `enhance_inputs`.
-      out: Folder for `enhanced/<id>.png`, `comparisons/<id>.png` and `changes/<id>.png`.
-      strength: Strength that the results were made with.
-      origin: Provenance, stored in the files and in the rows of the table.
+      out: Folder for `enhanced/<id>.png`, `comparisons/<id>.png`, `changes/<id>.png` and the
+        reduced pictures `previews/<id>_before.jpg` and `_after.jpg` of the page.
+      origin: Provenance, and `strength` and `colour` that the results were made with; stored in the
+        files and in the rows of the table.
       suffix: ".png" or ".jpg".
       levels: Grey levels at the top of the colour scale of changes.
 
@@ -98,7 +135,6 @@ def write_enhancements(
       The table row of each photograph once its files are written, or a failure in its place.
     """
     out = Path(out)
-    origin = {**origin, "strength": f"{strength:g}"}
 
     def write(result: Enhancement) -> dict[str, str | int | float]:
         item, image, output = result.item, result.image, result.output
@@ -107,7 +143,7 @@ def write_enhancements(
         height, width = image.shape[:2]
         caption = (
             f"{item.item_id}  {width} x {height}  judged: {result.judgement}  "
-            f"strength {strength:g}  model {origin['model']}  "
+            f"strength {origin['strength']}  model {origin['model']}  "
             "not for diagnosis"
         )
         write_picture(out / ENHANCED / name, output, origin)
@@ -118,6 +154,10 @@ def write_enhancements(
         scale = f"mean absolute change of R, G, B: black 0, pale yellow {levels:g} grey levels"
         picture = pictures.difference_map(change, levels)
         write_picture(out / CHANGES / name, picture, {**origin, "scale": scale})
+        for which, shown in (("before", image), ("after", output)):
+            small = enhanced_page.preview(shown)
+            path = out / enhanced_page.PREVIEWS / enhanced_page.preview_name(item.item_id, which)
+            write_picture(path, small, origin)
         inside = change[mask] if mask.any() else np.zeros(1, np.float32)
         row = {
             "id": item.item_id,

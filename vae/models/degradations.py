@@ -100,19 +100,21 @@ def illumination(
 ) -> jax.Array:
     """Simulates a weak or misaligned flash: dim light, a gradient, and falloff towards the rim.
 
-    Each of the three has its own random strength, so that one alone occurs too. The whole image is
-    dimmed by up to 80%. The gradient removes up to 85% of the light on one side. The falloff is the
-    cosine-fourth law (Reiss, 1945) at up to 50 degrees off axis.
+    One of the three has the full severity. Each of the others is present in two photographs of
+    five, with a random strength. The whole image is dimmed by up to 85%. The gradient removes up to
+    85% of the light on one side. The falloff is the cosine-fourth law (Reiss, 1945) at up to 50
+    degrees off axis.
     """
-    angle_key, strength_key = jax.random.split(key)
+    angle_key, main_key, present_key, strength_key = jax.random.split(key, 4)
     v, u = geometry.grid(light.shape[1:])
     angle = jax.random.uniform(angle_key, maxval=2 * np.pi)
-    # The largest of the three is 1, so that severity 1 is severe in each photograph.
-    strengths = jax.random.uniform(strength_key, (3,))
-    dim, slope, fall = severity * strengths / strengths.max()
+    main = jnp.arange(3) == jax.random.randint(main_key, (), 0, 3)
+    present = jax.random.bernoulli(present_key, 0.4, (3,))
+    strengths = jnp.where(main, 1.0, present * jax.random.uniform(strength_key, (3,)))
+    dim, slope, fall = severity * strengths
     across = 0.5 + 0.5 * (v * jnp.sin(angle) + u * jnp.cos(angle))
     falloff = (1 + (np.tan(np.radians(50)) * fall) ** 2 * (v**2 + u**2)) ** -2
-    return light * ((1 - 0.8 * dim) * falloff * (1 - 0.85 * slope * jnp.clip(across, 0, 1)))
+    return light * ((1 - 0.85 * dim) * falloff * (1 - 0.85 * slope * jnp.clip(across, 0, 1)))
 
 
 def haze(light: jax.Array, geometry: FovGeometry, severity: jax.Array, key: jax.Array) -> jax.Array:
