@@ -120,24 +120,6 @@ def test_an_untrained_model_changes_nothing(config, fresh, photograph):
     np.testing.assert_array_equal(model.enhance(photograph, UNKNOWN), photograph)
 
 
-def test_a_tile_is_enhanced_as_in_its_photograph(config, moved, photograph):
-    # Sharpening is excluded (zero kernels): a tile estimates blur from fewer windows.
-    params = dict(moved["params"])
-    head = jax.tree.map(np.zeros_like, params["sharpening"]["head"])
-    params["sharpening"] = {**params["sharpening"], "head": head}
-    model = EnhancementModel(saved_model(config, {**moved, "params": params}))
-    y, x, side, halo = 40, 48, 240, model._module.detail_halo
-    inside = np.where(FOV.mask(*photograph.shape[:2])[..., None], photograph, np.uint8(0))
-    tile = inside[y : y + side, x : x + side]
-    circle = circle_of(FOV, *photograph.shape[:2], y=y, x=x)
-    alone = model.enhance_tiles(tile[None], make_thumbnail(photograph, FOV)[None], circle[None])[0]
-    whole = model.enhance(photograph, FOV)[y : y + side, x : x + side]
-    deep = np.s_[halo + 8 : -halo - 8, halo + 8 : -halo - 8]
-    known = FOV.mask(*photograph.shape[:2])[y : y + side, x : x + side][deep]
-    difference = np.abs(alone[deep].astype(int) - whole[deep])[known]
-    assert difference.size > 1000 and difference.max() <= 1
-
-
 def test_sharpening_in_strips_equals_the_module(model, photograph, monkeypatch):
     """Strips with OpenCV equal the module on the whole photograph, for a full FOV circle."""
     round_fov = FieldOfView(FOV.x, FOV.y, 120.0, *2 * (-math.inf, math.inf))

@@ -1,4 +1,4 @@
-"""Enhancement of degraded photographs and tiles, uint8 arrays, by a model loaded from a path.
+"""Enhancement of degraded photographs, uint8 arrays, by a model loaded from a path.
 
 The tone stage depends on each pixel, its position and the photograph's thumbnail. Sharpening is one
 filter for the whole photograph. The detail stage has a bounded receptive field. Photographs of any
@@ -22,10 +22,9 @@ from vae.checkpoints.modules import make_model
 from vae.data.errors import DataError
 from vae.data.fov import FieldOfView
 from vae.data.thumbnails import circle_of, make_thumbnail
-from vae.inference.batches import batch_size, in_batches
 from vae.inference.judgement import Judgement, judge, refusal
 from vae.inference.windows import filter_windows
-from vae.metrics import to_float, to_uint8
+from vae.metrics import to_float
 from vae.models.periodogram import HOP, SIDE, window_powers
 from vae.models.tone import THUMBNAIL_CIRCLE, WITHIN, apply_tone
 
@@ -126,29 +125,6 @@ class EnhancementModel:
         judgement = judge(photograph, np.asarray(coefficients)[0], toned, sharp, made, inside)
         return Enhanced(image, judgement)
 
-    def enhance_tiles(
-        self,
-        images: np.ndarray,
-        thumbnails: np.ndarray,
-        circles: np.ndarray,
-    ) -> np.ndarray:
-        """Enhances tiles separately, which is less exact than enhancing their photographs.
-
-        A tile shows less of the blur, and pixels near its border have less context.
-
-        Args:
-          images: uint8 [N, S, S, 3], sides divisible by 8.
-          thumbnails: uint8 [N, THUMBNAIL, THUMBNAIL, 3], thumbnails of their photographs
-            (`vae.data.thumbnails.make_thumbnail`).
-          circles: float32 [N, 3], FOV circle of each tile (`vae.data.thumbnails.circle_of`).
-
-        Returns:
-          uint8 [N, S, S, 3].
-        """
-        size = min(batch_size(images.shape[1] * images.shape[2]), len(images))
-        made = in_batches(self._stages.all, images, thumbnails, circles, size=size, fixed=True)
-        return np.array(to_uint8(made))
-
     def _toned(
         self, photograph: np.ndarray, coefficients: jax.Array, fov: FieldOfView
     ) -> np.ndarray:
@@ -219,7 +195,6 @@ class _Stages(NamedTuple):
     coefficients: Callable  # (thumbnails)
     kernels: Callable  # (powers, count)
     detail: Callable  # (sharpened)
-    all: Callable  # (images, thumbnails, circles)
 
 
 def _compiled(module: nn.Module) -> _Stages:
@@ -237,11 +212,7 @@ def _compiled(module: nn.Module) -> _Stages:
     def detail(variables, sharpened):
         return module.apply(variables, sharpened, method="detail")
 
-    @jax.jit
-    def everything(variables, images, thumbnails, circles):
-        return module.apply(variables, to_float(images), to_float(thumbnails), circles)
-
-    return _Stages(coefficients, kernels, detail, everything)
+    return _Stages(coefficients, kernels, detail)
 
 
 @jax.jit

@@ -37,6 +37,7 @@ from vae.evaluation.enhancement.table import (
     write_csv,
 )
 from vae.evaluation.table import write_results
+from vae.evaluation.vessels import Segmentation, dice
 from vae.inference.compare import compare
 from vae.inference.enhance import EnhancementModel
 
@@ -56,6 +57,7 @@ def evaluate_enhancement(
     cases: Sequence[str] = CASES,
     methods: dict[str, classical.Method] | None = None,
     structure: bool = True,
+    vessels: Segmentation | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """Measures each photograph, case and method.
 
@@ -64,7 +66,8 @@ def evaluate_enhancement(
       photographs: Clean photographs.
       cases: Names of `CASES`.
       methods: Classical methods by name; None for all of `classical.METHODS`.
-      structure: If true, compares the vessels before and after, the slowest part.
+      structure: If true, compares vesselness and small spots, the slowest part.
+      vessels: Segmentation of vessels (`vae.evaluation.vessels`), whose maps are compared.
 
     Yields:
       For each photograph dicts of case, method, name, patient, label, judged, quality, and
@@ -74,6 +77,7 @@ def evaluate_enhancement(
     methods = classical.METHODS if methods is None else methods
     for photograph in photographs:
         known = find_structure(photograph.image, photograph.measured) if structure else None
+        clean = vessels(photograph.image, photograph.fov) if vessels else None
         found = []
         for case in cases:
             seen = degraded(photograph, case)
@@ -94,6 +98,8 @@ def evaluate_enhancement(
                     "quality": enhanced.judgement.quality if ours else math.nan,
                     **_scores(photograph, image, known if ours else None),
                 })  # fmt: skip
+                if vessels and ours:
+                    found[-1]["dice"] = dice(clean, vessels(image, photograph.fov))
         yield found
 
 
@@ -106,6 +112,7 @@ def evaluate_enhancer(
     out: Path | str | None = None,
     report: Path | str | None = None,
     cases: Sequence[str] = CASES,
+    vessels: Segmentation | None = None,
 ) -> list[dict[str, Any]]:
     """Evaluates an enhancer on the photographs of a split and prints the table.
 
@@ -119,6 +126,7 @@ def evaluate_enhancer(
       out: Folder for `enhancement.json`, `enhancement.csv` and `enhancement.png`; None for none.
       report: Folder for `index.html` and `enhancement.json`; None for none.
       cases: Names of `cases.CASES`.
+      vessels: See `evaluate_enhancement`.
 
     Returns:
       Rows of the table; see `table.rows_of`.
@@ -136,7 +144,8 @@ def evaluate_enhancer(
     config, model = saved.config, EnhancementModel(saved)
     photographs = read_photographs(dataset, split, limit or PHOTOGRAPH_COUNT)
     scores = []
-    for number, found in enumerate(evaluate_enhancement(model, photographs, cases=cases), 1):
+    measured = evaluate_enhancement(model, photographs, cases=cases, vessels=vessels)
+    for number, found in enumerate(measured, 1):
         scores += found
         print(f"{number} of {len(photographs)}: {found[0]['name']}, judged {found[0]['judged']}")
     rows = rows_of(scores)

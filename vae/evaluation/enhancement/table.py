@@ -12,7 +12,7 @@ from vae.evaluation.enhancement.structure import STRUCTURE_METRICS
 NOTHING, MODEL_ROW = "do_nothing", "enhance"
 # A photograph counts as worse from this loss of PSNR on, dB.
 WORSE = 0.1
-METRICS = ("psnr", "ssim", "hue", *STRUCTURE_METRICS)
+METRICS = ("psnr", "ssim", "hue", "dice", *STRUCTURE_METRICS)
 
 
 def rows_of(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -69,7 +69,7 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
     others = [m for m in next(iter(table.values())) if m not in (NOTHING, MODEL_ROW)]
     width = max(map(len, table)) + 2
     columns = (("PSNR, dB", 16), ("gain", 7), ("worse", 7), ("SSIM", 15), ("hue", 6))
-    columns += (("vessels", 15), *((name, 17) for name in others))
+    columns += (("vesselness", 15), ("Dice", 15), *((name, 17) for name in others))
     lines = [" " * width + "".join(f"{name:>{space}}" for name, space in columns)]
     for case, found in table.items():
         before, after = found[NOTHING], found[MODEL_ROW]
@@ -78,13 +78,14 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
             f"{after['worse']:>7.0%}{before['ssim']:>8.4f} {after['ssim']:.4f}"
             f"{_number(after['hue'], 6, '.1f')}"
             f"{_number(before['vesselness'], 8, '.3f')}{_number(after['vesselness'], 7, '.3f')}"
+            f"{_number(before['dice'], 8, '.3f')}{_number(after['dice'], 7, '.3f')}"
         )
         gains = "".join(f"{found[name]['gain']:>+17.2f}" for name in others)
         lines.append(f"{case:<{width}}{cells}{gains}")
     lines.append(
         "PSNR before and after; gain over doing nothing, also of other methods, dB; share of the "
         f"photographs that lose more than {WORSE} dB; shift of the hue, degrees; correlation of "
-        "vesselness; inside the field of view"
+        "vesselness and Dice of vessel maps, before and after; inside the field of view"
     )
     return "\n".join(lines)
 
