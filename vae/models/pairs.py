@@ -76,8 +76,7 @@ def degrade_tile(
     """
     y, x, radius = circle
     there = FovGeometry(origin[0], origin[1], y + origin[0], x + origin[1], radius)
-    v, u = there.grid(tile.shape[:2])
-    degraded = degrade(tile / jnp.float32(255), v**2 + u**2 <= 1, there, severities, key)
+    degraded = degrade(tile / jnp.float32(255), _inside(tile, there), there, severities, key)
     thumbnail = _degrade_thumbnail(thumbnail, radius, severities, key)
     return jnp.round(degraded * 255) / 255, thumbnail
 
@@ -86,10 +85,20 @@ def _degrade_thumbnail(thumbnail, radius, severities, key):
     """Degrades a thumbnail; `radius` is in pixels of the photograph. Returns float32 in [0, 1]."""
     zero = jnp.zeros((), jnp.int32)
     whole = FovGeometry(zero, zero, *THUMBNAIL_CIRCLE, step=radius / THUMBNAIL_CIRCLE[2])
-    v, u = whole.grid(thumbnail.shape[:2])
+    inside = _inside(thumbnail, whole)
     shown = {name: severity for name, severity in severities.items() if name in WHOLE}
-    thumbnail = degrade(thumbnail / jnp.float32(255), v**2 + u**2 <= 1, whole, shown, key)
+    thumbnail = degrade(thumbnail / jnp.float32(255), inside, whole, shown, key)
     return jnp.round(thumbnail * 255) / 255
+
+
+def _inside(image: jax.Array, place: FovGeometry) -> jax.Array:
+    """Marks the field of view: the FOV circle without what bars or the frame cut off, bool [H, W].
+
+    What is cut off is black in the thumbnail and in the tile. With haze on it, the tone stage would
+    recognise haze by these parts, which have none in a photograph.
+    """
+    v, u = place.grid(image.shape[:2])
+    return (v**2 + u**2 <= 1) & (image.max(axis=-1) > 0)
 
 
 def make_thumbnail_pairs(
