@@ -38,7 +38,6 @@ from vae.data.fov import find_fov
 from vae.data.images import encode_image, write_image
 from vae.data.inputs import open_inputs
 from vae.data.synthetic import fundus_photograph
-from vae.data.thumbnails import circle_of, make_thumbnail
 from vae.inference.batches import MAX_BATCH
 from vae.inference.enhance import load_enhancer
 from vae.inference.model import Model
@@ -214,27 +213,13 @@ def encode_dataset(model: Model, photograph: np.ndarray, count: int, folder: Pat
 
 
 def enhance_photograph(photograph: np.ndarray, repeats: int, folder: Path) -> None:
-    """Prints time, memory and halo share of `enhance`, next to the bare function on tiles."""
+    """Prints time and memory of `enhance`."""
     model, fov = load_enhancer(), find_fov(photograph)
-    tiles, batch = HEIGHT * WIDTH / TILE**2, 4
-    images = np.stack([photograph[i : i + TILE, 1000:1256] for i in range(batch)])
-    thumbnails = np.stack([make_thumbnail(photograph, fov)] * batch)
-    circles = np.stack([circle_of(fov, HEIGHT, WIDTH, y=i, x=1000) for i in range(batch)])
-    f, halo, computed = model._module.downsample, model._module.detail_halo, 1
-    for length in (HEIGHT, WIDTH):
-        length = -(-length // f)
-        side = window_side(length, -(-halo // f), largest=LARGEST // f, step=STEP // f)
-        computed *= side * len(window_origins(length, side, -(-halo // f)))
-    share = computed * f * f / (HEIGHT * WIDTH)
+    tiles = HEIGHT * WIDTH / TILE**2
     whole = lambda: model.enhance(photograph, fov)  # noqa: E731
-    bare = lambda: model.enhance_tiles(images, thumbnails, circles)  # noqa: E731
-    whole(), bare()
-    pairs = [(seconds(whole), seconds(bare) / batch) for _ in range(repeats)]
-    spent, tile = (statistics.median(column) for column in zip(*pairs, strict=True))
-    ratio = statistics.median(share * tiles * b / a for a, b in pairs)
-    print(f"enhance {WIDTH} x {HEIGHT}             {tiles / spent:7.2f} tiles/s   {spent:.2f} s; "
-          f"bare {1 / tile:.2f} tiles/s; halo: {share - 1:.1%} more pixels, without it {ratio:.2f} "
-          "of the bare rate")  # fmt: skip
+    whole()
+    spent = statistics.median(seconds(whole) for _ in range(repeats))
+    print(f"enhance {WIDTH} x {HEIGHT}             {tiles / spent:7.2f} tiles/s   {spent:.2f} s")
     write_image(folder / "eye.jpg", photograph)
     program = ("import resource, sys; from vae.cli import main; main(sys.argv[1:]); "
                "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")  # fmt: skip

@@ -37,15 +37,23 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
     config.model.deep_width = 128  # channels at 1/8 resolution
     config.model.encoder_depth = (1, 2)  # residual blocks at 1/4 and 1/8 resolution
     config.model.decoder_depth = (3, 2)  # the same for the decoder
-    config.model.tone_width = 48  # channels of the tone stage
+    config.model.tone_width = 32  # channels of the tone stage
     # Root mean square of a photograph's change of tone, grey levels: up to the first value the
     # change is not applied, from the second on in full. Chosen on val's mixed degradations.
     config.model.tone_evidence = (10.0, 15.0)
-    # Root mean square error of the toned photographs, grey levels, measured on val.
-    config.model.tone_rms_error = 13.0
+    # Mean R, G and B of the training photographs: to these colours `--colour correct` moves others.
+    config.model.typical_colour = (145.0, 75.0, 28.0)
     # Power spectrum of the training photographs, rounded: dB (of squared grey levels) at one cycle
     # per window, dB by which it falls per decade, and standard deviation from this line, dB.
     config.model.typical_spectrum = (35.0, 26.0, 6.0)
+
+    # Clean examples as other cameras would have taken them: strengths in [0, 1]; 0 is none. Half of
+    # the examples keep each property (vae/models/cameras.py).
+    config.cameras = ConfigDict()
+    config.cameras.colour = 1.0  # gain, colour balance, saturation and contrast curve
+    config.cameras.grain = 0.0  # noise of the sensor
+    config.cameras.sharpness = 0.0  # mild blur, or unsharp masking
+    config.cameras.jpeg = 0.0  # JPEG at a random quality and phase of the grid
 
     config.degrade = ConfigDict()
     config.degrade.clean = 0.15  # probability that a tile stays clean
@@ -56,7 +64,7 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
     # such degradation.
     config.degrade.haze = 1.0
     config.degrade.illumination = 1.0
-    config.degrade.colour_cast = 1.0
+    config.degrade.colour_cast = 0.0  # the colours of the camera are kept
     config.degrade.defocus = 1.0
     config.degrade.motion = 1.0
     config.degrade.spots = 1.0
@@ -75,6 +83,8 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
     # often: with (1, 1, 2) every third example is reduced by 2.
     config.data.scales = (1, 1, 2)
     config.data.augment = True  # flips and quarter turns
+    # From 0, where every tile is drawn equally often, to 1, where every label is.
+    config.data.balance = 0.8
     config.data.threads = 0  # decoding threads; 0: one per core
     config.data.fit_tiles = 1024  # training tiles that the linear path is fitted to
 
@@ -122,12 +132,22 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.split = "val"  # part of the dataset that is evaluated
     config.eval.every = 5000  # steps; 0: only at the end
-    # About this many tiles, equally many per patient, in a scheduled evaluation; 0: 22.
-    config.eval.limit = 512
+    config.eval.limit = 8  # photographs of a scheduled evaluation
 
     if preset in ("tone", "sharpening", "detail"):
         config.train.stage = preset
         config.loss.likelihood = "per_example_gaussian"
+    if preset == "tone":
+        # Orthogonal updates of all kernels would take longer than this small network.
+        config.optimizer.name = "adam"
+        config.optimizer.learning_rate = 2e-3
+        config.train.thumbnail_draws = 4
+        # Bounded influence of hard examples, and no change where nothing is certain.
+        config.loss.likelihood = "spherical_laplace"
+        config.loss.ssim_weight = 0.0
+        # A thumbnail does not show the other degradations.
+        for name in ("defocus", "motion", "noise", "downsampling", "jpeg"):
+            config.degrade[name] = 0.0
     if preset == "sharpening":
         # The larger the crop, the clearer its spectrum; there is little to compute.
         config.data.crop = 224
@@ -141,7 +161,6 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
         # The tone stage undoes these.
         config.degrade.haze = 0.0
         config.degrade.illumination = 0.0
-        config.degrade.colour_cast = 0.0
         config.degrade.low_contrast = 0.0
     if preset == "smoke":
         config.data.source = "synthetic"

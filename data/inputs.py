@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,16 +116,19 @@ class Inputs:
         """Returns the ids of all items in order; reads every record but decodes no image."""
         return [name for part in self._parts for name in part.names()]
 
-    def read(self, start: int = 0) -> Iterator[Item | Failure]:
+    def read(
+        self, start: int = 0, without: Collection[str] = frozenset()
+    ) -> Iterator[Item | Failure]:
         """Yields the images from index `start` on.
 
         Args:
           start: Number of images to skip without reading them.
+          without: Ids of images to skip without reading them.
 
         Yields:
           For each image an `Item`, or a `Failure` if it cannot be read.
         """
-        jobs = itertools.islice(self._jobs(start), len(self))
+        jobs = self._jobs(start, without)
         with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
             waiting = collections.deque()
             try:
@@ -144,10 +147,12 @@ class Inputs:
                 for future in waiting:
                     future.cancel()
 
-    def _jobs(self, start: int) -> Iterator[Callable[[], Item | Failure]]:
+    def _jobs(self, start: int, without: Collection[str]) -> Iterator[Callable[[], Item | Failure]]:
         for part in self._parts:
+            names = list(part.names()) if without else [""] * len(part)
             for number in range(min(start, len(part)), len(part)):
-                yield lambda part=part, number=number: part.read(number)
+                if names[number] not in without:
+                    yield lambda part=part, number=number: part.read(number)
             start = max(0, start - len(part))
 
 

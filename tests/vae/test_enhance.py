@@ -1,8 +1,13 @@
-"""Enhancement of photographs: seams, strength, uncertainty, the command."""
+"""Enhancement of photographs: seams, strength, colour, judgement, the command."""
 
 import csv
 import math
+import os
+import re
 import resource
+import shutil
+import time
+import urllib.parse
 
 import cv2
 import jax
@@ -70,7 +75,8 @@ def photograph():
     rng = np.random.default_rng(0)
     coarse = rng.integers(40, 220, (SIDE // 8 + 1, SIDE // 8 + 1, 3), np.uint8)
     smooth = Image.fromarray(coarse).resize((SIDE - 5, SIDE), Image.Resampling.BICUBIC)
-    return np.asarray(smooth)
+    # R > G > B, as in fundus photographs.
+    return np.sort(np.asarray(smooth), axis=-1)[..., ::-1].copy()
 
 
 def test_windows_equal_the_whole(model, photograph, monkeypatch):
@@ -87,7 +93,7 @@ def test_strength(model, photograph):
     none, half, full = (model.enhance(photograph, FOV, strength=s) for s in (0.0, 0.5, 1.0))
     np.testing.assert_array_equal(none, photograph)
     np.testing.assert_array_equal(full[~inside], photograph[~inside])
-    free = inside[..., None] & (full > 0) & (full < 255)
+    free = inside[..., None] & (full > 1) & (full < 254)
     middle = (photograph.astype(float) + full) / 2
     assert np.abs(half - middle)[free].max() <= 1  # both are rounded
     for strength in (-0.1, 1.5, float("nan")):
@@ -114,67 +120,50 @@ def test_an_untrained_model_changes_nothing(config, fresh, photograph):
     np.testing.assert_array_equal(model.enhance(photograph, UNKNOWN), photograph)
 
 
-def test_a_tile_is_enhanced_as_in_its_photograph(config, moved, photograph):
-    # Sharpening is excluded (zero kernels): a tile estimates blur from fewer windows.
-    params = dict(moved["params"])
-    head = jax.tree.map(np.zeros_like, params["sharpening"]["head"])
-    params["sharpening"] = {**params["sharpening"], "head": head}
-    model = EnhancementModel(saved_model(config, {**moved, "params": params}))
-    y, x, side, halo = 40, 48, 240, model._module.detail_halo
-    inside = np.where(FOV.mask(*photograph.shape[:2])[..., None], photograph, np.uint8(0))
-    tile = inside[y : y + side, x : x + side]
-    circle = circle_of(FOV, *photograph.shape[:2], y=y, x=x)
-    alone = model.enhance_tiles(tile[None], make_thumbnail(photograph, FOV)[None], circle[None])[0]
-    whole = model.enhance(photograph, FOV)[y : y + side, x : x + side]
-    deep = np.s_[halo + 8 : -halo - 8, halo + 8 : -halo - 8]
-    known = FOV.mask(*photograph.shape[:2])[y : y + side, x : x + side][deep]
-    difference = np.abs(alone[deep].astype(int) - whole[deep])[known]
-    assert difference.size > 1000 and difference.max() <= 1
-
-
 def test_sharpening_in_strips_equals_the_module(model, photograph, monkeypatch):
     """Strips with OpenCV equal the module on the whole photograph, for a full FOV circle."""
     round_fov = FieldOfView(FOV.x, FOV.y, 120.0, *2 * (-math.inf, math.inf))
     monkeypatch.setattr(enhance, "STRIP", 64)
     inside = round_fov.mask(*photograph.shape[:2])
     masked = np.where(inside[..., None], photograph, np.uint8(0))
-    toned = model._toned(masked, make_thumbnail(photograph, round_fov)[None], round_fov)
+    coefficients = model._stages.coefficients(make_thumbnail(photograph, round_fov)[None])
+    toned = model._toned(masked, coefficients, round_fov)
     circle = circle_of(round_fov, *photograph.shape[:2])
-    whole = np.asarray(model._stages.sharpen(toned[None], circle[None]))[0]
+    variables = model.saved.variables
+    sharpen = jax.jit(lambda *x: model._module.apply(variables, *x, method="sharpen"))
+    whole = np.asarray(sharpen(toned[None], circle[None]))[0]
     made = model._sharpened(toned.copy(), inside)
     # Float32 sums of 289 products against FFTs.
     np.testing.assert_allclose(made, whole, atol=1e-4)
     assert np.abs(made - toned).mean() > 1e-3
 
 
-def test_uncertainty_does_not_depend_on_the_windows(model, photograph, monkeypatch):
-    tone = np.asarray(model._stages.tone_error(make_thumbnail(photograph, FOV)[None]))[0]
-
-    inside = FOV.mask(*photograph.shape[:2])
-
-    def of_samples(seed):
-        found = model.enhanced(photograph, FOV, samples=3, seed=seed).uncertainty[inside]
-        return np.sqrt(np.maximum(found**2 - tone**2, 0))
-
-    whole = of_samples(0)
-    assert whole.min() > 0
-    assert not model.enhanced(photograph, FOV, samples=3).uncertainty[~inside].any()
-    monkeypatch.setattr(windows, "LARGEST", 128)
-    np.testing.assert_allclose(of_samples(0), whole, atol=2e-2)
-    assert np.abs(of_samples(1) - whole).max() > 0.1
-    with pytest.raises(ValueError, match="at least 2"):
-        model.enhanced(photograph, FOV, samples=1)
+def test_nothing_is_clipped_that_was_not(model, photograph):
+    dark = (photograph // 3).astype(np.uint8)
+    bright = (255 - dark).astype(np.uint8)
+    for image in (dark, bright):
+        made = model.enhance(image, UNKNOWN)
+        assert not ((made == 0) & (image > 0)).any() and not ((made == 255) & (image < 255)).any()
 
 
-def test_uncertainty_includes_the_tone_error(model, config, fresh, photograph):
-    thumbnail = make_thumbnail(photograph, FOV)[None]
-    tile, circle = photograph[None, :64, :64], circle_of(FOV, *photograph.shape[:2])[None]
-    tone = float(model._stages.tone_error(thumbnail)[0])
-    assert tone > 1
-    assert model.tile_uncertainty(tile, thumbnail, circle, samples=2).min() >= tone
-    assert model.enhanced(photograph, FOV, samples=2).uncertainty[150, 170] >= tone
-    # If the tone is not changed, it adds no uncertainty.
-    assert not EnhancementModel(saved_model(config, fresh))._stages.tone_error(thumbnail).any()
+def test_corrected_colour_is_the_typical_one(config, fresh, photograph):
+    """An untrained model keeps the photograph; "correct" moves its mean colour."""
+    model = EnhancementModel(saved_model(config, fresh))
+    image = (photograph * 0.6).astype(np.uint8)
+    made = model.enhance(image, UNKNOWN, colour="correct")
+    mean = made.astype(float).mean(axis=(0, 1))
+    typical = np.array(config.model.typical_colour)
+    # The factors come from the thumbnail's disc, and the mean is of the whole square.
+    np.testing.assert_allclose(mean / mean.sum(), typical / typical.sum(), atol=0.02)
+    assert mean.sum() == pytest.approx(image.astype(float).mean(axis=(0, 1)).sum(), rel=0.03)
+    np.testing.assert_array_equal(model.enhance(image, UNKNOWN), image)
+    with pytest.raises(ValueError, match="expected one of keep, correct"):
+        model.enhance(image, UNKNOWN, colour="blue")
+
+
+def test_a_good_photograph_is_judged_good(config, fresh, photograph):
+    judgement = EnhancementModel(saved_model(config, fresh)).enhanced(photograph, UNKNOWN).judgement
+    assert str(judgement) == "good" and judgement.quality == pytest.approx(1.0)
 
 
 @pytest.fixture(scope="module")
@@ -194,11 +183,11 @@ def picture(photograph, tmp_path_factory):
 
 def test_command(exported, picture, tmp_path, capsys):
     out = tmp_path / "out"
-    arguments = ["--model", str(exported), "--out", str(out), "--uncertainty", "--strength", "0.5"]
+    arguments = ["--model", str(exported), "--out", str(out), "--strength", "0.5"]
     assert main(["enhance", str(picture), *arguments]) == 0
     assert "Not for diagnosis" in capsys.readouterr().out
     before = Image.open(picture)
-    for folder in ("enhanced", "changes", "uncertainty"):
+    for folder in ("enhanced", "changes"):
         after = Image.open(out / folder / "eye.png")
         assert after.size == before.size
         assert after.text["strength"] == "0.5" and len(after.text["model"]) == 16
@@ -207,7 +196,47 @@ def test_command(exported, picture, tmp_path, capsys):
         (row,) = csv.DictReader(file)
     change = np.abs(np.asarray(Image.open(out / "enhanced" / "eye.png")).astype(int) - before)
     assert float(row["largest_change"]) == pytest.approx(change.mean(axis=-1).max(), abs=0.06)
-    assert 0 < float(row["share_changed"]) <= 1 and float(row["mean_uncertainty"]) > 0
+    assert 0 < float(row["share_changed"]) <= 1 and 0 < float(row["quality"]) < 1
+    assert row["judged"]
+
+
+def test_the_same_command_continues(exported, picture, tmp_path, capsys, monkeypatch):
+    folder, out = tmp_path / "eyes", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a", "b"):
+        shutil.copy(picture, folder / f"{name}.png")
+    arguments = ["enhance", str(folder), "--model", str(exported), "--out", str(out)]
+    monkeypatch.setattr("sys.argv", ["fundus-vae", *arguments])
+    assert main(arguments) == 0
+    whole = {path: path.read_bytes() for path in out.rglob("*.png")}
+    table = (out / "enhanced.csv").read_text()
+    # As after an interruption: one photograph lacks its results, another its row.
+    (out / "enhanced" / "b.png").unlink()
+    capsys.readouterr()
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "1 of 2 photographs are done already" in said and said.count("judged") == 0
+    assert "b  323 x 328" in said and "a  323 x 328" not in said
+    assert whole == {path: path.read_bytes() for path in out.rglob("*.png")}
+    assert (out / "enhanced.csv").read_text() == table
+    # A photograph that is newer than its result is enhanced again.
+    os.utime(folder / "a.png", (time.time() + 5,) * 2)
+    assert main(arguments) == 0
+    assert "a  323 x 328" in capsys.readouterr().out
+
+
+def test_the_page_shows_each_photograph(exported, picture, tmp_path):
+    folder, out = tmp_path / "eyes", tmp_path / "out"
+    folder.mkdir()
+    shutil.copy(picture, folder / "a 1 & <b>.png")
+    assert main(["enhance", str(folder), "--model", str(exported), "--out", str(out)]) == 0
+    page = (out / "index.html").read_text()
+    assert "a 1 &amp; &lt;b&gt;" in page and "<b>.png" not in page
+    assert "http" not in page.replace("http-equiv", "") and "Not for diagnosis" in page
+    links = re.findall(r'(?:href|src)="([^"]+)"', page)
+    assert len(links) == 4
+    for link in links:
+        assert (out / urllib.parse.unquote(link)).is_file(), link
 
 
 def test_bad_input(exported, picture, tmp_path, capsys):
@@ -258,7 +287,7 @@ def test_every_kind_of_file(exported, tmp_path, capsys):
     with (out / "enhanced.csv").open(encoding="utf-8") as file:
         rows = {row["id"]: row for row in csv.DictReader(file)}
     assert {row["fov"] for row in rows.values()} == {"lit region"}
-    assert {name for name in rows if rows[name]["note"]} == {"grey", "deep"}
+    assert {name for name in rows if "one colour" in rows[name]["judged"]} == {"grey", "deep"}
     opened = {name: np.asarray(Image.open(out / "enhanced" / f"{name}.png")) for name in done}
     np.testing.assert_array_equal(opened["plain"], opened["auge-ü"])
     np.testing.assert_array_equal(opened["plain"], opened["alpha"])
@@ -273,7 +302,6 @@ def test_one_colour_photographs_are_not_changed(exported, model, tmp_path, capsy
     green[:20, :40] = (255, 255, 0)
     fov = find_fov(green)
     np.testing.assert_array_equal(model.enhance(green, fov), green)
-    assert not model.enhanced(green, fov, samples=2).uncertainty.any()
     assert (model.enhance(photograph, fov) != photograph).any()
 
     folder, out = tmp_path / "eyes", tmp_path / "out"
@@ -282,17 +310,16 @@ def test_one_colour_photographs_are_not_changed(exported, model, tmp_path, capsy
     for name, image in (("colour", photograph), ("grey", green)):
         large = cv2.resize(image, (400, 400), interpolation=cv2.INTER_AREA)
         Image.fromarray(large).save(folder / f"{name}.png")
-    arguments = ["--model", str(exported), "--out", str(out), "--uncertainty"]
+    arguments = ["--model", str(exported), "--out", str(out)]
     assert main(["enhance", str(folder), *arguments]) == 0
     lines = capsys.readouterr().out.splitlines()
     (line,) = (line for line in lines if line.startswith("grey"))
     note = "one colour only (grey, red-free or angiogram): left as it is"
-    assert line == f"grey  400 x 400  {note}"
+    assert line.startswith(f"grey  400 x 400  {note}; changed by 0.0 grey levels")
     with (out / "enhanced.csv").open() as file:
         colour, grey = csv.DictReader(file)
-    assert grey["note"] == note and colour["note"] == ""
-    assert float(grey["largest_change"]) == float(grey["mean_uncertainty"]) == 0
-    assert float(colour["largest_change"]) > 0 and float(colour["mean_uncertainty"]) > 0
+    assert grey["judged"] == note != colour["judged"]
+    assert float(grey["largest_change"]) == 0 < float(colour["largest_change"])
     (item,) = open_inputs([folder / "grey.png"]).read()
     after = read_image(out / "enhanced" / "grey.png")
     assert item.fov.known
@@ -303,6 +330,7 @@ def test_colour_profiles_are_applied(exported, tmp_path):
     """The same colours in another colour space give the same result."""
     coarse = np.random.default_rng(3).integers(60, 200, (6, 8, 3), np.uint8)
     picture = np.asarray(Image.fromarray(coarse).resize((64, 48), Image.Resampling.BICUBIC))
+    picture = np.sort(picture, axis=-1)[..., ::-1]
     folder = tmp_path / "eyes"
     folder.mkdir()
     # The same colours twice, the second time in a colour space with red and blue exchanged.

@@ -1,5 +1,7 @@
 """The enhancer: identity at step 0, receptive field, tone, and posterior samples."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,8 +81,8 @@ def test_starts_as_the_identity(model, fresh, inputs):
 
 def test_the_output_depends_on_every_parameter(model, variables, inputs):
     def loss(params):
-        noise = jnp.ones((1, SIDE // 8, SIDE // 8, 8))
-        image = model.apply({**variables, "params": params}, *inputs, noise)
+        draw = lambda p: p.mean + jnp.exp(0.5 * p.log_var)  # noqa: E731
+        image, _ = model.apply({**variables, "params": params}, *inputs, draw, method="restore")
         scale = model.apply({**variables, "params": params}, method="log_scale")
         return jnp.sum(image**2) + scale
 
@@ -128,16 +130,14 @@ def test_grid_cells_match_the_pixels_of_the_thumbnail():
     np.testing.assert_allclose(found[2:-2], middles[2:-2], atol=0.5)
 
 
-def test_noise_is_a_sample_of_the_posterior(model, variables, inputs):
-    toned = model.apply(variables, *inputs, method="tone")
+def test_training_samples_the_posterior_and_inference_uses_its_mean(model, variables, inputs):
+    toned = model.apply(variables, *inputs, method="tone_in_training")
     toned = model.apply(variables, toned, inputs[2], method="sharpen")
-    posterior = model.apply(variables, toned, method="encode")
+    detailed = model.apply(variables, toned, method="detail")
+    restore = functools.partial(model.apply, variables, *inputs, method="restore")
+    mean, posterior = restore(lambda p: p.mean)
+    np.testing.assert_allclose(detailed, mean, atol=1e-5)
     noise = jax.random.normal(jax.random.key(2), posterior.mean.shape)
-    sampled = model.apply(variables, toned, noise, method="detail")
-    drawn, same = model.apply(
-        variables, *inputs, lambda p: p.mean + jnp.exp(0.5 * p.log_var) * noise, method="restore"
-    )
-    np.testing.assert_allclose(sampled, drawn, atol=1e-5)
+    sampled, same = restore(lambda p: p.mean + jnp.exp(0.5 * p.log_var) * noise)
     np.testing.assert_allclose(same.mean, posterior.mean, atol=1e-5)
-    mean = model.apply(variables, toned, method="detail")
     assert np.abs(sampled - mean).mean() > 0.01

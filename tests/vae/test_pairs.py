@@ -35,6 +35,7 @@ def coordinates(y, x, side, step=1.0):
 def config():
     config = enhance256.get_config("smoke")
     config.data.size, config.data.crop, config.data.scales = SIZE, 32, (1, 2)
+    config.cameras.colour = 0.0
     return config
 
 
@@ -93,18 +94,18 @@ def test_severities_follow_the_config(config):
     settings.noise, settings.jpeg, settings.alone = 0.5, 0.0, 0.0
     keys = jax.random.split(jax.random.key(1), 4000)
     drawn = jax.vmap(lambda key: draw_severities(key, settings))(keys)
-    assert sorted(drawn) == sorted(set(DEGRADATIONS) - {"jpeg"})
+    assert sorted(drawn) == sorted(set(DEGRADATIONS) - {"jpeg", "colour_cast"})
     spared = np.all([np.asarray(values) == 0 for values in drawn.values()], axis=0)
     present = np.asarray(drawn["haze"])
     # Four standard deviations of a binomial with 4,000 draws.
     assert np.mean(present > 0) == pytest.approx(0.85 * 0.3, abs=0.028)
-    others = (1 - 0.85) + 0.85 * 0.7**9 * 1.0
+    others = (1 - 0.85) + 0.85 * 0.7**8 * 1.0
     assert spared.mean() == pytest.approx(others, abs=0.026)
     assert 0.98 < present.max() <= 1 and 0.48 < np.max(drawn["noise"]) <= 0.5
     settings.jpeg, settings.clean, settings.alone = 1.0, 0.0, 0.4
     drawn = jax.vmap(lambda key: draw_severities(key, settings))(keys)
     count = sum(np.asarray(values) > 0 for values in drawn.values())
-    assert (count == 1).mean() == pytest.approx(0.4 + 0.6 * 10 * 0.3 * 0.7**9, abs=0.032)
+    assert (count == 1).mean() == pytest.approx(0.4 + 0.6 * 9 * 0.3 * 0.7**8, abs=0.032)
     # A degradation with severity 0 is never chosen as the single one.
     settings.update(dict.fromkeys(DEGRADATIONS, 0.0), noise=1.0, motion=1.0, alone=1.0)
     drawn = jax.vmap(lambda key: draw_severities(key, settings))(keys)
@@ -126,6 +127,24 @@ def test_a_pair_is_a_function_of_key_and_row(config):
     assert np.abs(whole.degraded - whole.clean).max() > 0.05
     other = make(images, thumbnails, circles, jax.random.key(6), jnp.arange(4))
     assert np.abs(other.clean - whole.clean).max() > 0.1
+
+
+def test_tile_and_thumbnail_are_of_the_same_camera(config):
+    """With equal colours everywhere, a simulated camera changes tile and thumbnail equally."""
+    config = config.copy_and_resolve_references()
+    config.cameras.colour, config.degrade.clean = 1.0, 1.0
+    colour = np.array([150, 80, 40], np.uint8)
+    images = np.tile(colour, (8, SIZE, SIZE, 1))
+    thumbnails = np.tile(colour, (8, THUMBNAIL, THUMBNAIL, 1))
+    circles = np.float32([[40, 50, 200]] * 8)
+    pairs = make_pairs(images, thumbnails, circles, jax.random.key(1), jnp.arange(8), config)
+    tiles, thumbs = pairs.clean[:, 5, 5], pairs.thumbnail[:, 32, 32]
+    np.testing.assert_allclose(tiles, thumbs, atol=1e-6)
+    changed = np.abs((tiles + 1) * 127.5 - colour).max(axis=-1) > 1
+    assert 0 < changed.sum() < 8  # half of the examples keep the colours
+    tones = make_thumbnail_pairs(thumbnails, circles, jax.random.key(1), jnp.arange(8), config)
+    np.testing.assert_array_equal(tones.clean, tones.degraded)
+    assert len(np.unique(np.round(tones.clean[:, 32, 32], 5), axis=0)) > 4
 
 
 @pytest.mark.parametrize("name", ["noise", "defocus"])

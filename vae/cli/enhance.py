@@ -11,6 +11,8 @@ from vae.data.errors import UsageError
 from vae.data.region import add_options as add_fov_options
 from vae.weights import ENHANCE
 
+# The table is written this often, so that an interrupted run can continue.
+SAVE_SECONDS = 20
 NOT_FOR_DIAGNOSIS = (
     "Not for diagnosis: enhancement can hide lesions, and can show what is not there."
 )
@@ -27,13 +29,16 @@ def add(commands) -> None:
         "  DIR/enhanced/      the enhanced photograph\n"
         "  DIR/comparisons/   before, after and difference side by side\n"
         "  DIR/changes/       a map of the change at each pixel\n"
-        "  DIR/uncertainty/   with --uncertainty: a map of the estimated error\n"
-        "  DIR/enhanced.csv   metrics of the change\n\n"
-        "Photographs of one colour only (grey, red-free, angiograms) are left as they are.\n"
-        + NOT_FOR_DIAGNOSIS,
+        "  DIR/previews/      reduced pictures for the page\n"
+        "  DIR/enhanced.csv   judgement, quality and metrics of the change\n"
+        "  DIR/index.html     all photographs, before and after, with a slider\n\n"
+        "The judgement names what was found: good, dim, bright, hazy, uneven, blurred, noisy, "
+        "coded. Photographs of\none colour only (grey, red-free, angiograms) and those unlike a "
+        "fundus photograph are left as they are.\nAfter an interruption the same command "
+        "continues.\n" + NOT_FOR_DIAGNOSIS,
         epilog="examples:\n"
         "  fundus-vae enhance eye.jpg --out result\n"
-        "  fundus-vae enhance photographs/ --out result --strength 0.5 --uncertainty",
+        "  fundus-vae enhance photographs/ --out result --strength 0.5",
     )
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="photographs, or folders of them")
@@ -43,8 +48,8 @@ def add(commands) -> None:
     add("--out", required=True, metavar="DIR", help="output folder; existing files are replaced")
     add("--strength", type=float, default=1.0, metavar="S",
         help="strength of the change, from 0 to 1 (1)")  # fmt: skip
-    add("--uncertainty", action="store_true",
-        help="estimate the error at strength 1 from 8 samples: 9 times the work")  # fmt: skip
+    add("--colour", choices=("keep", "correct"), default="keep",
+        help="keep the hue, or move the mean colour to a typical one (keep)")  # fmt: skip
     add("--format", dest="file_format", choices=("png", "jpg"), default="png",
         help="format of the pictures; jpg has quality 95 (png)")  # fmt: skip
     add("--levels", type=float, default=50.0, metavar="N",
@@ -59,7 +64,7 @@ def _enhance(
     model: str | Path,
     out: str,
     strength: float,
-    uncertainty: bool,
+    colour: str,
     file_format: str,
     levels: float,
     fov: str,
@@ -75,43 +80,60 @@ def _enhance(
     from vae.data.region import FovChoice
     from vae.inference import enhanced_files
     from vae.inference.enhance import load_enhancer
+    from vae.inference.enhanced_page import PAGE, write_page
     from vae.inference.reconstruct import origin_of, write_table
 
     photographs = open_inputs(inputs, choice=FovChoice(fov, fov_mask, max_lost_share))
     loaded = load_enhancer(model)
     print(f"model {loaded.saved.path}, step {loaded.saved.step}, {loaded.hash}")
-    start = time.monotonic()
+    start, suffix = time.monotonic(), f".{file_format}"
+    origin = origin_of(loaded) | {"strength": f"{strength:g}", "colour": colour}
+    rows: list[dict] = enhanced_files.finished(out, origin, suffix)
+    if rows:
+        print(f"{len(rows):,} of {len(photographs):,} photographs are done already")
     results = enhanced_files.enhance_inputs(
-        loaded, photographs, strength=strength, samples=8 if uncertainty else 0
+        loaded,
+        photographs,
+        strength=strength,
+        colour=colour,
+        without={row["id"] for row in rows},
     )
     written = enhanced_files.write_enhancements(
-        results,
-        out,
-        strength=strength,
-        origin=origin_of(loaded),
-        suffix=f".{file_format}",
-        levels=levels,
+        results, out, origin=origin, suffix=suffix, levels=levels
     )
-    rows: list[dict] = []
     failures: list[Failure] = []
+
+    def finish() -> None:
+        if rows:
+            write_table(Path(out) / enhanced_files.TABLE, rows)
+            folders = {name: name for name in (enhanced_files.ENHANCED, enhanced_files.CHANGES)}
+            write_page(Path(out), rows, folders, suffix, origin)
+
+    saved = start
+    megapixels = 0.0
     try:
         for result in written:
-            (failures if isinstance(result, Failure) else rows).append(result)
-            if not isinstance(result, Failure):
-                done = result["note"] or (
-                    f"changed by {result['mean_change']:.1f} grey levels on average, "
-                    f"{result['share_changed']:.0%} of pixels by more than {enhanced_files.CHANGED}"
-                )
-                print(f"{result['id']}  {result['width']} x {result['height']}  {done}")
+            if isinstance(result, Failure):
+                failures.append(result)
+                continue
+            rows.append(result)
+            megapixels += result["height"] * result["width"] / 1e6
+            print(
+                f"{result['id']}  {result['width']} x {result['height']}  {result['judged']}; "
+                f"changed by {result['mean_change']:.1f} grey levels on average, "
+                f"{result['share_changed']:.0%} of pixels by more than {enhanced_files.CHANGED}"
+            )
+            if time.monotonic() > saved + SAVE_SECONDS:
+                write_table(Path(out) / enhanced_files.TABLE, rows)
+                saved = time.monotonic()
     except KeyboardInterrupt:
+        finish()
         print(f"interrupted; {len(rows):,} of {len(photographs):,} photographs are written to "
-              f"{out}; the same command starts over", file=sys.stderr)  # fmt: skip
+              f"{out}; the same command continues", file=sys.stderr)  # fmt: skip
         return 130
+    finish()
     if rows:
-        table = Path(out) / enhanced_files.TABLE
-        write_table(table, rows)
-        megapixels = sum(row["height"] * row["width"] for row in rows) / 1e6
-        print(f"{megapixels:,.1f} megapixels in {time.monotonic() - start:,.1f} s; written to "
-              f"{out}, metrics in {table}")  # fmt: skip
+        print(f"{megapixels:,.1f} megapixels in {time.monotonic() - start:,.1f} s; open "
+              f"{Path(out) / PAGE}; metrics in {Path(out) / enhanced_files.TABLE}")  # fmt: skip
         print(NOT_FOR_DIAGNOSIS)
     return report_failures(failures, len(photographs), Path(out) / REJECTED)

@@ -42,11 +42,14 @@ def _add_evaluate(commands) -> None:
     add("--data", required=True, metavar="DIR", help="the dataset, as `fundus-vae build` wrote it")
     add("--split", default="test", help="split: train, val or test (test)")
     add("--limit", type=int, default=0, metavar="N",
-        help="use a random sample of N tiles (all; for an enhancer 22)")  # fmt: skip
+        help="use a random sample of N tiles (all); of an enhancer N photographs (16)")  # fmt: skip
     add("--out", metavar="DIR", help="folder for results.json, tiles.csv and a figure")
     add("--report", metavar="DIR", help="folder for index.html, a page that opens offline")
     add("--beside", nargs="+", default=(), metavar="M", help="more models for the page's curves")
-    declare(parser, results("out", "report"), reads=("model", "data", "beside"))
+    add("--vessel_weights", metavar="FILE",
+        help="of an enhancer: also compare vessel maps by this network")  # fmt: skip
+    reads = ("model", "data", "beside", "vessel_weights")
+    declare(parser, results("out", "report"), reads=reads)
     parser.set_defaults(run=_evaluate)
 
 
@@ -109,6 +112,7 @@ def _evaluate(
     out: str | None,
     report: str | None,
     beside: Sequence[str],
+    vessel_weights: str | None,
 ) -> int:
     if limit < 0:
         raise UsageError(f"--limit {limit}: expected a number of tiles, or 0 for all")
@@ -129,8 +133,17 @@ def _evaluate(
             raise UsageError(f"{model} is an enhancer; --beside adds curves of reconstruction")
         from vae.evaluation.enhancement import evaluate_enhancer
 
-        evaluate_enhancer(saved, data, split=split, limit=limit, out=out, report=report)
+        vessels = None
+        if vessel_weights:
+            from vae.evaluation.vessels import load_segmentation
+
+            vessels = load_segmentation(vessel_weights)
+        evaluate_enhancer(
+            saved, data, split=split, limit=limit, out=out, report=report, vessels=vessels
+        )
         return 0
+    if vessel_weights:
+        raise UsageError("--vessel_weights is for enhancers; for reconstructions see benchmarks/")
     from vae.evaluation.run import evaluate_model
 
     evaluate_model(

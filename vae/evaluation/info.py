@@ -50,7 +50,8 @@ def model_info(saved: SavedModel) -> dict[str, Any]:
       NAME.safetensors; None if there is no such file or it is of another model. For an autoencoder
       it holds split, tiles, patients, ssim, psnr, bytes and pca (ssim, psnr); for an enhancer
       split, photographs, patients, the PSNR `before` and `after` under several degradations, and
-      the SSIM `clean` of photographs without; for a prior `tiles`, and the values of samples and held-out tiles.
+      the SSIM `clean` of photographs without; for a prior `tiles`, and the values of samples and
+      held-out tiles.
     """
     kind = saved.config.model.architecture
     describe_it, schema, metrics = {
@@ -125,7 +126,7 @@ def _enhancer_lines(info: dict[str, Any]) -> list[tuple[str, str]]:
         ("metrics", "none measured: `fundus-vae evaluate --model M --data DIR`" if scores is None
          else f"split {scores['split']}, {scores['photographs']:,d} photographs of "
          f"{scores['patients']:,d} patients: several degradations {scores['before']:.2f} dB, "
-         f"{scores['after']:.2f} dB after; clean: SSIM photographs {scores['clean']:.4f}"),
+         f"{scores['after']:.2f} dB enhanced; clean: SSIM {scores['clean']:.4f}"),
     ]  # fmt: skip
 
 

@@ -15,6 +15,8 @@ from vae.models.filters import along_axes
 
 # Largest factor of all channels together and of each channel, in linear light.
 GAIN, BALANCE = 1.5, 1.3
+# Largest change of the saturation, and largest exponent of the contrast curve.
+SATURATION, CURVE = 0.25, 1.25
 # Largest severity of `degradations.noise`: 2.5 grey levels at medium brightness.
 GRAIN = 0.3
 # Standard deviations of the blur whose difference is added or removed, pixels.
@@ -24,12 +26,14 @@ QUALITY = 70
 
 
 def colour(image: jax.Array, strength: float, key: jax.Array) -> jax.Array:
-    """Multiplies the light by a random factor, and each channel by another one."""
-    together, each = jax.random.split(key)
-    power = jax.random.uniform(together, (), minval=-1, maxval=1) * np.log(GAIN)
-    power += jax.random.uniform(each, (3, 1, 1), minval=-1, maxval=1) * np.log(BALANCE)
+    """Changes gain, colour balance, saturation and contrast curve; black stays black."""
+    drawn = strength * jax.random.uniform(key, (6, 1, 1), minval=-1, maxval=1)
     # A factor of linear light is a factor of its power, the sRGB values.
-    return image * jnp.exp(strength / GAMMA * power)
+    made = image * jnp.exp((drawn[0] * np.log(GAIN) + drawn[1:4] * np.log(BALANCE)) / GAMMA)
+    grey = made.mean(axis=0)
+    made = jnp.maximum(grey + (1 + SATURATION * drawn[4]) * (made - grey), 0)
+    # The tiny term keeps gradients and logarithms finite.
+    return jnp.where(image > 0, (made + 1e-6) ** (CURVE ** drawn[5]), 0)
 
 
 def grain(image: jax.Array, strength: float, key: jax.Array) -> jax.Array:

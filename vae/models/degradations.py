@@ -98,19 +98,23 @@ Degradation = Callable[[jax.Array, FovGeometry, jax.Array, jax.Array], jax.Array
 def illumination(
     light: jax.Array, geometry: FovGeometry, severity: jax.Array, key: jax.Array
 ) -> jax.Array:
-    """Simulates a misaligned flash: an illumination gradient and falloff towards the rim.
+    """Simulates a weak or misaligned flash: dim light, a gradient, and falloff towards the rim.
 
-    The falloff is the cosine-fourth law (Reiss, 1945) at up to 50 degrees off axis. The gradient
-    removes up to 85% of the light on one side. The whole image is dimmed by up to 60%.
+    One of the three has the full severity. Each of the others is present in two photographs of
+    five, with a random strength. The whole image is dimmed by up to 85%. The gradient removes up to
+    85% of the light on one side. The falloff is the cosine-fourth law (Reiss, 1945) at up to 50
+    degrees off axis.
     """
-    slope_key, angle_key, dim_key = jax.random.split(key, 3)
+    angle_key, main_key, present_key, strength_key = jax.random.split(key, 4)
     v, u = geometry.grid(light.shape[1:])
     angle = jax.random.uniform(angle_key, maxval=2 * np.pi)
-    slope = 0.85 * jax.random.uniform(slope_key, minval=0.5)
+    main = jnp.arange(3) == jax.random.randint(main_key, (), 0, 3)
+    present = jax.random.bernoulli(present_key, 0.4, (3,))
+    strengths = jnp.where(main, 1.0, present * jax.random.uniform(strength_key, (3,)))
+    dim, slope, fall = severity * strengths
     across = 0.5 + 0.5 * (v * jnp.sin(angle) + u * jnp.cos(angle))
-    falloff = (1 + (np.tan(np.radians(50)) * severity) ** 2 * (v**2 + u**2)) ** -2
-    dim = 1 - 0.6 * severity * jax.random.uniform(dim_key)
-    return light * (dim * falloff * (1 - severity * slope * jnp.clip(across, 0, 1)))
+    falloff = (1 + (np.tan(np.radians(50)) * fall) ** 2 * (v**2 + u**2)) ** -2
+    return light * ((1 - 0.85 * dim) * falloff * (1 - 0.85 * slope * jnp.clip(across, 0, 1)))
 
 
 def haze(light: jax.Array, geometry: FovGeometry, severity: jax.Array, key: jax.Array) -> jax.Array:

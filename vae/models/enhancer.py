@@ -1,10 +1,10 @@
 """Enhancer: restores degraded photographs in three stages.
 
-    toned    = x with light, haze, colour and contrast corrected       from a thumbnail
+    toned    = x with light, haze and contrast corrected               from a thumbnail
     sharp    = toned, deblurred                                        from its periodogram
     enhanced = sharp + gate * (D * (sd z - A * sharp) + gain * conv path(z, sharp) + filters(sharp))
 
-A tile does not show the light, haze and colour of the whole photograph, so the tone stage
+A tile does not show the light and haze of the whole photograph, so the tone stage
 (`vae.models.tone`) uses a thumbnail. A tile does not show the blur reliably, so the sharpening
 stage (`vae.models.sharpening`) uses the photograph's averaged periodogram. The detail stage removes
 grain and blocks with a bounded receptive field. It is an `AutoencoderKL` whose decoder also sees
@@ -27,7 +27,7 @@ from vae.models.layers import depth_to_space
 from vae.models.periodogram import window_powers
 from vae.models.posterior import Posterior
 from vae.models.sharpening import Sharpening, correlate_each
-from vae.models.tone import ToneField, apply_tone, change_size, evidence, expected_error
+from vae.models.tone import ToneField, apply_tone, change_size, evidence
 
 # Errors of a degraded photograph are larger than a codec's residual by about this factor.
 GAIN = 8.0
@@ -46,13 +46,13 @@ class Enhancer(AutoencoderKL, kw_only=True):
       tone_width: Channels of the tone stage at its first resolution; at half of it, twice as many.
       tone_evidence: Sizes of a tone change in grey levels: up to the first the change is not
         applied, from the second on it is applied in full (`vae.models.tone.evidence`).
-      tone_rms_error: Root mean square error of toned photographs, grey levels.
+      typical_colour: Mean R, G and B of typical photographs, grey levels.
       typical_spectrum: Level, fall and spread of typical photographs (`periodogram.signature`), dB.
     """
 
     tone_width: int
     tone_evidence: tuple[float, float]
-    tone_rms_error: float
+    typical_colour: tuple[float, float, float]
     typical_spectrum: tuple[float, float, float]
 
     def setup(self):
@@ -73,16 +73,21 @@ class Enhancer(AutoencoderKL, kw_only=True):
         Returns:
           float32 [B, H, W, 3], not clipped.
         """
+        return apply_tone(x, self.coefficients(thumbnail), circle)
+
+    def coefficients(self, thumbnail: jax.Array) -> jax.Array:
+        """Returns gain and offset of the tone stage; zero if their change is too small.
+
+        Args:
+          thumbnail: See `tone`.
+
+        Returns:
+          float32 [B, GRID, GRID, COEFFICIENTS] of `vae.models.tone`.
+        """
         thumbnail = thumbnail.astype(jnp.float32)
         coefficients = self.tone_field(thumbnail)
         share = evidence(change_size(thumbnail, coefficients), *self.tone_evidence)
-        return x + share[:, None, None, None] * (apply_tone(x, coefficients, circle) - x)
-
-    def tone_error(self, thumbnail: jax.Array) -> jax.Array:
-        """Returns the expected error of `tone` in grey levels, float32 [B]."""
-        thumbnail = thumbnail.astype(jnp.float32)
-        size = change_size(thumbnail, self.tone_field(thumbnail))
-        return expected_error(size, evidence(size, *self.tone_evidence), self.tone_rms_error)
+        return share[:, None, None, None] * coefficients
 
     def tone_in_training(self, x: jax.Array, thumbnail: jax.Array, circle: jax.Array) -> jax.Array:
         """Applies `tone` at full strength: a change that is not applied has no gradient."""
@@ -112,20 +117,13 @@ class Enhancer(AutoencoderKL, kw_only=True):
         inside = away <= jnp.square(radius)[..., None]
         return toned + correlate_each(toned, self.kernels(*window_powers(toned, inside)))
 
-    def detail(self, toned: jax.Array, noise: jax.Array | None = None) -> jax.Array:
+    def detail(self, toned: jax.Array) -> jax.Array:
         """Applies the detail stage: [B, H, W, 3] -> the same shape, H and W divisible by f.
 
         Args:
           toned: Output of the tone stage, sharpened.
-          noise: float32 [B, H/f, W/f, C], standard normal, to sample the posterior; None for its
-            mean.
         """
-
-        def draw(posterior):
-            spread = 0 if noise is None else jnp.exp(0.5 * posterior.log_var) * noise
-            return posterior.mean + spread
-
-        return self._restore(toned, draw)[0]
+        return self._restore(toned, lambda posterior: posterior.mean)[0]
 
     def restore(
         self,
@@ -150,12 +148,10 @@ class Enhancer(AutoencoderKL, kw_only=True):
         gate = jnp.repeat(jnp.repeat(gate, STEM, axis=1), STEM, axis=2)
         return toned + gate * change, posterior
 
-    def __call__(
-        self, x: jax.Array, thumbnail: jax.Array, circle: jax.Array, noise: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, thumbnail: jax.Array, circle: jax.Array) -> jax.Array:
         """Returns the enhanced image [B, H, W, 3], not clipped; uses every parameter."""
         self.log_scale()
-        return self.detail(self.sharpen(self.tone(x, thumbnail, circle), circle), noise)
+        return self.detail(self.sharpen(self.tone(x, thumbnail, circle), circle))
 
     @property
     def detail_halo(self) -> int:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from vae.metrics import to_float
 from vae.models.augment import CropAndTurn, augment_placed
+from vae.models.cameras import CHANGES, simulate_cameras
 from vae.models.degradations import BLURS, DEGRADATIONS, REACH, WHOLE, FovGeometry, degrade
 from vae.models.tone import THUMBNAIL_CIRCLE, WITHIN
 from vae.precision import HIGHEST
@@ -75,8 +76,7 @@ def degrade_tile(
     """
     y, x, radius = circle
     there = FovGeometry(origin[0], origin[1], y + origin[0], x + origin[1], radius)
-    v, u = there.grid(tile.shape[:2])
-    degraded = degrade(tile / jnp.float32(255), v**2 + u**2 <= 1, there, severities, key)
+    degraded = degrade(tile / jnp.float32(255), _inside(tile, there), there, severities, key)
     thumbnail = _degrade_thumbnail(thumbnail, radius, severities, key)
     return jnp.round(degraded * 255) / 255, thumbnail
 
@@ -85,10 +85,20 @@ def _degrade_thumbnail(thumbnail, radius, severities, key):
     """Degrades a thumbnail; `radius` is in pixels of the photograph. Returns float32 in [0, 1]."""
     zero = jnp.zeros((), jnp.int32)
     whole = FovGeometry(zero, zero, *THUMBNAIL_CIRCLE, step=radius / THUMBNAIL_CIRCLE[2])
-    v, u = whole.grid(thumbnail.shape[:2])
+    inside = _inside(thumbnail, whole)
     shown = {name: severity for name, severity in severities.items() if name in WHOLE}
-    thumbnail = degrade(thumbnail / jnp.float32(255), v**2 + u**2 <= 1, whole, shown, key)
+    thumbnail = degrade(thumbnail / jnp.float32(255), inside, whole, shown, key)
     return jnp.round(thumbnail * 255) / 255
+
+
+def _inside(image: jax.Array, place: FovGeometry) -> jax.Array:
+    """Marks the field of view: the FOV circle without what bars or the frame cut off, bool [H, W].
+
+    What is cut off is black in the thumbnail and in the tile. With haze on it, the tone stage would
+    recognise haze by these parts, which have none in a photograph.
+    """
+    v, u = place.grid(image.shape[:2])
+    return (v**2 + u**2 <= 1) & (image.max(axis=-1) > 0)
 
 
 def make_thumbnail_pairs(
@@ -101,16 +111,22 @@ def make_thumbnail_pairs(
       circles: float32 [B, 3], FOV circles of tiles of their photographs.
       key: Random key for augmentation at this step.
       rows: int32 [B], index of each thumbnail in the global batch.
-      config: Config of the run; `train.thumbnail_draws`, `data.augment` and `degrade` are used.
+      config: Config of the run; `train.thumbnail_draws`, `data.augment`, `cameras` and `degrade`
+        are used.
 
     Returns:
       `config.train.thumbnail_draws` times B pairs of THUMBNAIL pixels a side. Pixels outside
       `WITHIN` are the same in input and target.
     """
     draws = config.train.thumbnail_draws
+    thumbnails, circles, rows = (jnp.repeat(x, draws, axis=0) for x in (thumbnails, circles, rows))
+    rows = draws * rows + jnp.tile(jnp.arange(draws), len(rows) // draws)
+    camera_key, key = jax.random.split(key)
+    thumbnails = _thumbnails_by_cameras(thumbnails, camera_key, rows, config)
 
-    def one(thumbnail, circle, key):
-        turn_key, draw_key, photograph_key = jax.random.split(key, 3)
+    def one(thumbnail, circle, row):
+        key_of_row = jax.random.fold_in(key, row)
+        turn_key, draw_key, photograph_key = jax.random.split(key_of_row, 3)
         if config.data.augment:
             thumbnail = _turn(_drawn(CropAndTurn(*jnp.zeros(6, jnp.int32)), turn_key), thumbnail)
         severities = draw_severities(draw_key, config.degrade)
@@ -118,12 +134,7 @@ def make_thumbnail_pairs(
         clean = jnp.where(WITHIN, to_float(thumbnail), degraded)
         return Pairs(clean, degraded, degraded, jnp.array(THUMBNAIL_CIRCLE, jnp.float32))
 
-    def several(thumbnail, circle, row):
-        keys = jax.random.split(jax.random.fold_in(key, row), draws)
-        return jax.vmap(one, in_axes=(None, None, 0))(thumbnail, circle, keys)
-
-    pairs = jax.vmap(several)(thumbnails, circles, rows)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), pairs)
+    return jax.vmap(one)(thumbnails, circles, rows)
 
 
 def make_pairs(
@@ -142,17 +153,19 @@ def make_pairs(
       circles: float32 [B, 3], FOV circles in pixels of the tiles, see `Pairs`.
       key: Random key for augmentation at this step.
       rows: int32 [B], index of each tile in the global batch.
-      config: Config of the run; `data.crop`, `data.augment`, `data.scales`, `degrade` and
-        `train.stage` are used. With "sharpening" the targets keep the input's grain and blocks.
+      config: Config of the run; `data.crop`, `data.augment`, `data.scales`, `cameras`, `degrade`
+        and `train.stage` are used. With "sharpening" the targets keep the input's grain and blocks.
     """
     data = config.data
-    crop_key, degrade_key = jax.random.split(key)
+    crop_key, degrade_key, camera_key = jax.random.split(key, 3)
     # If the tile is large enough, blurs get real pixels from beyond the border of the crop.
     wide = (data.crop + 2 * REACH) * max(data.scales) <= data.size
     border = REACH if wide else 0
     side = data.crop + 2 * border
     inside = slice(border, side - border)
     images, crops = augment_placed(images, crop_key, rows, side, False, data.scales)
+    images = simulate_cameras(images, camera_key, rows, config.cameras)
+    thumbnails = _thumbnails_by_cameras(thumbnails, camera_key, rows, config)
 
     def one(image, crop, thumbnail, circle, row):
         draw_key, origin_key, photograph_key, turn_key = jax.random.split(
@@ -176,6 +189,12 @@ def make_pairs(
         return Pairs(clean, 2 * degraded[inside, inside] - 1, 2 * thumbnail - 1, circle)
 
     return jax.vmap(one)(images, crops, thumbnails, circles, rows)
+
+
+def _thumbnails_by_cameras(thumbnails, key, rows, config):
+    """Gives thumbnails the colours that `simulate_cameras` gives tiles of the same key and row."""
+    strengths = {name: config.cameras[name] if name == "colour" else 0.0 for name in CHANGES}
+    return simulate_cameras(thumbnails, key, rows, strengths)
 
 
 def _drawn(crop: CropAndTurn, key: jax.Array) -> CropAndTurn:

@@ -1,14 +1,12 @@
-"""The tone stage: corrects light, haze, colour and contrast of a photograph, from its thumbnail.
+"""The tone stage: corrects light, haze and contrast of a photograph, from its thumbnail.
 
-The pixelwise degradations are inverted in reverse order, the last one first:
+    toned = exp(gain) * (x - offset),        x in [0, 1]
 
-    v = (x - offset) * exp(stretch)              contrast
-    J = exp(gain) * v ** GAMMA - veil            light and colour; haze, in linear light
-    toned = J ** (1 / GAMMA)
-
-There are eight coefficients at each position: offset, stretch, and a gain and a veil for each
-channel. They are the sum of global values and a smooth field, both predicted from the thumbnail, so
-all tiles of a photograph agree. They are zero at initialization, which is the identity.
+A gain inverts bad light, because light that is lost multiplies all sRGB values by one factor where
+they are a power of the light. An offset and a gain invert low contrast exactly, and haze nearly.
+Both are smooth fields over the photograph, predicted from its thumbnail, so all parts of a
+photograph agree. They are the same for R, G and B, so the hue does not change. They are zero at
+initialization, which is the identity.
 """
 
 import flax.linen as nn
@@ -21,11 +19,10 @@ from vae.models.layers import RMSNorm, Stage, space_to_depth
 
 # Side of the grid of coefficients; a cell is about a quarter of the FOV radius.
 GRID = 8
-# One offset, one stretch, three gains, three veils.
-COEFFICIENTS = 8
-GAMMA = 2.2
-# Below eight grey levels the power function is replaced by its tangent, to bound the slope.
-KNEE = 8 / 255
+# Gain and offset.
+COEFFICIENTS = 2
+# Brightness from which the toned values approach white more slowly, so that nothing is clipped.
+SHOULDER = 0.85
 # FOV circle in a thumbnail: row and column of its centre and its radius, pixels.
 THUMBNAIL_CIRCLE = ((THUMBNAIL - 1) / 2, (THUMBNAIL - 1) / 2, THUMBNAIL / 2 / MARGIN)
 _ACROSS = (np.arange(THUMBNAIL) - THUMBNAIL_CIRCLE[0]) / THUMBNAIL_CIRCLE[2]
@@ -65,7 +62,7 @@ class ToneField(nn.Module):
 
 
 def apply_tone(x: jax.Array, coefficients: jax.Array, circle: jax.Array) -> jax.Array:
-    """Applies the tone curves at every pixel.
+    """Applies gain and offset at every pixel.
 
     Args:
       x: float32 [B, H, W, 3] in [-1, 1].
@@ -73,18 +70,24 @@ def apply_tone(x: jax.Array, coefficients: jax.Array, circle: jax.Array) -> jax.
       circle: float32 [B, 3], FOV circle in pixels of x: row and column of its centre, radius.
 
     Returns:
-      float32 [B, H, W, 3], not clipped; exactly x if all coefficients are zero.
+      float32 [B, H, W, 3], below 1 where x is; exactly x if all coefficients are zero.
     """
     rows = _weights(x.shape[1], circle[:, 0], circle[:, 2])
     columns = _weights(x.shape[2], circle[:, 1], circle[:, 2])
     field = jnp.einsum("bhi,bijk->bhjk", rows, coefficients)
     field = jnp.einsum("bwj,bhjk->bhwk", columns, field)
-    offset, stretch, gain, veil = jnp.split(field, [1, 2, 5], axis=-1)
+    gain, offset = jnp.split(field, 2, axis=-1)
     values = (x.astype(jnp.float32) + 1) / 2
-    stretched = (values - offset) * jnp.exp(stretch)
-    light = jnp.exp(gain) * to_light(stretched) - veil
+    toned = jnp.exp(gain) * (values - offset)
+    # One factor for the three channels keeps the hue.
+    brightest = toned.max(axis=-1, keepdims=True)
+    knee = jnp.maximum(SHOULDER, values.max(axis=-1, keepdims=True))
+    room = jnp.maximum(1 - knee, 1e-6)
+    over = jnp.maximum(brightest - knee, 0)
+    bounded = knee + room * over / (over + room)
+    toned *= jnp.where(brightest > knee, bounded / jnp.maximum(brightest, knee), 1)
     # Added as a difference, so that zero coefficients give x exactly.
-    return x + 2 * (from_light(light) - from_light(to_light(values)))
+    return x + 2 * (toned - values)
 
 
 def change_size(thumbnail: jax.Array, coefficients: jax.Array) -> jax.Array:
@@ -111,35 +114,6 @@ def evidence(size: jax.Array, low: float, high: float) -> jax.Array:
     """
     rise = jnp.clip((size - low) / (high - low), 0, 1)
     return rise**2 * (3 - 2 * rise)
-
-
-def expected_error(size: jax.Array, share: jax.Array, error: float) -> jax.Array:
-    """Returns the expected error of a toned photograph in grey levels, float32 [B].
-
-    Args:
-      size: float32 [B], of `change_size`.
-      share: float32 [B], of `evidence`.
-      error: Root mean square error of full changes; the part not applied counts as error in full.
-    """
-    return jnp.hypot(share * error, (1 - share) * size)
-
-
-def to_light(values: jax.Array) -> jax.Array:
-    """Converts sRGB values to linear light: the power GAMMA, continued linearly below KNEE."""
-    slope = GAMMA * KNEE ** (GAMMA - 1)
-    return jnp.where(
-        values > KNEE,
-        jnp.maximum(values, KNEE) ** GAMMA,
-        KNEE**GAMMA + slope * (values - KNEE),
-    )
-
-
-def from_light(light: jax.Array) -> jax.Array:
-    """Inverts `to_light`."""
-    knee, slope = KNEE**GAMMA, GAMMA * KNEE ** (GAMMA - 1)
-    return jnp.where(
-        light > knee, jnp.maximum(light, knee) ** (1 / GAMMA), KNEE + (light - knee) / slope
-    )
 
 
 def _weights(length: int, centre: jax.Array, radius: jax.Array) -> jax.Array:

@@ -16,7 +16,9 @@ from vae.tasks.task import Metrics, Task
 # Decay per step of the running latent statistics; the first steps use a plain mean.
 LATENT_DECAY = 0.99
 
-LIKELIHOODS = ("gaussian", "laplace", "per_example_gaussian", "per_example_details")
+LIKELIHOODS = (
+    "gaussian", "laplace", "per_example_gaussian", "per_example_details", "spherical_laplace",
+)  # fmt: skip
 LOSS_UNITS = ("value", "tile")
 
 

@@ -40,9 +40,12 @@ class Enhancement(ElboTask):
         check_loss(config, problems)
         check_crops(config, problems)
         problems.choice("train.stage", config.train.stage, STAGES)
-        problems.positive(config, "train.thumbnail_draws", "model.tone_rms_error")
-        for key, value in config.degrade.items():
-            problems.require(0 <= value <= 1, f"degrade.{key}={value} must lie in [0, 1]")
+        problems.positive(config, "train.thumbnail_draws")
+        balance = self.config.data.balance
+        problems.require(0 <= balance <= 1, f"data.balance={balance} must lie in [0, 1]")
+        for section in ("cameras", "degrade"):
+            for key, value in config[section].items():
+                problems.require(0 <= value <= 1, f"{section}.{key}={value} must lie in [0, 1]")
         if problems:
             return
         check_reach(config, problems)
@@ -72,7 +75,8 @@ class Enhancement(ElboTask):
 
     def feed(self, dataset, mesh, start):
         """Feeds tiles with the thumbnails and FOV circles of their photographs."""
-        batches = read_batches(self.config, dataset, mesh, start, context=True)
+        balance = self.config.data.balance
+        batches = read_batches(self.config, dataset, mesh, start, context=True, balance=balance)
 
         def to_device(batch, step):
             return put_batch(
@@ -125,7 +129,7 @@ class Enhancement(ElboTask):
     # ---- Evaluation -----------------------------------------------------------------------------
 
     def evaluate(self, variables, step, dataset, mesh, workdir, log):
-        """Restores degraded tiles of `eval.split`."""
+        """Restores degraded photographs of `eval.split`."""
         from vae.evaluation.enhancement import quick_scores
 
         settings = self.config.eval
@@ -134,7 +138,8 @@ class Enhancement(ElboTask):
         say(
             f"step {step}  {settings.split}, degraded: {scores['psnr_before']:.2f} -> "
             f"{scores['psnr']:.2f} dB, SSIM {scores['ssim_before']:.4f} -> "
-            f"{scores['ssim']:.4f}, clean {scores['ssim_clean']:.4f}  ({scores['tiles']} tiles)"
+            f"{scores['ssim']:.4f}, clean {scores['ssim_clean']:.4f}  "
+            f"({scores['photographs']} photographs)"
         )
 
     def report(self, variables, step, dataset, mesh, workdir):

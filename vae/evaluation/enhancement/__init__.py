@@ -1,17 +1,16 @@
-"""Evaluation of an enhancer on degraded tiles, next to doing nothing and classical methods."""
+"""Evaluation of an enhancer on degraded photographs, next to classical methods."""
 
-from vae.evaluation.enhancement.cases import CASES, Case, Tile, degrade_case, pick_tiles
+from vae.evaluation.enhancement.cases import CASES, Photograph, degraded, read_photograph
 from vae.evaluation.enhancement.run import evaluate_enhancement, evaluate_enhancer, quick_scores
 from vae.evaluation.enhancement.table import format_table
 
 __all__ = [
     "CASES",
-    "Case",
-    "Tile",
-    "degrade_case",
+    "Photograph",
+    "degraded",
     "evaluate_enhancement",
     "evaluate_enhancer",
     "format_table",
-    "pick_tiles",
     "quick_scores",
+    "read_photograph",
 ]

@@ -1,4 +1,4 @@
-"""Evaluation of an enhancer on a dataset, for every case and method."""
+"""Evaluation of an enhancer as users run it: on whole photographs, for every case and method."""
 
 import concurrent.futures
 import math
@@ -6,88 +6,101 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from vae.checkpoints.provenance import dated_provenance
 from vae.checkpoints.safetensors_io import SavedModel
 from vae.data.cores import available_cores
-from vae.data.errors import UsageError
+from vae.data.errors import DataError, UsageError
 from vae.data.files import make_folder, write_beside
 from vae.data.images import encode_image
 from vae.data.pipeline import Dataset, open_dataset
 from vae.evaluation.enhancement import classical
-from vae.evaluation.enhancement.calibration import calibration, format_calibration
 from vae.evaluation.enhancement.cases import (
     CASES,
-    MIXED,
-    Case,
+    CLEAN,
+    SEVERAL,
+    Photograph,
     Shown,
-    Tile,
-    degrade_case,
-    pick_tiles,
+    degraded,
+    read_photograph,
 )
-from vae.evaluation.enhancement.structure import (
-    STRUCTURE_METRICS,
-    Structure,
-    compare_structure,
-    find_structure,
-)
+from vae.evaluation.enhancement.structure import compare_structure, find_structure
 from vae.evaluation.enhancement.table import (
+    METRICS,
     MODEL_ROW,
     NOTHING,
-    averaged,
+    by_case,
     format_table,
-    lesions_by_label,
     rows_of,
     write_csv,
 )
 from vae.evaluation.table import write_results
+from vae.evaluation.vessels import Segmentation, dice
+from vae.inference.compare import compare
 from vae.inference.enhance import EnhancementModel
-from vae.metrics import masked_psnr, masked_ssim
 
 RESULTS, TABLE, FIGURE = "enhancement.json", "enhancement.csv", "enhancement.png"
-TILE_COUNT = 22
+PHOTOGRAPH_COUNT = 16
 EXAMPLES = 6
-# Seed of the tiles and their degradations: fixed, so that all models are measured on the same.
-SEED = 0
+# Longer side of the pictures of the report, pixels.
+PICTURE_SIDE = 512
+# Least saturation of the pixels whose hue is compared.
+SATURATION = 0.1
 
 
 def evaluate_enhancement(
     model: EnhancementModel,
-    tiles: Sequence[Tile],
+    photographs: Sequence[Photograph],
     *,
-    cases: Sequence[Case] = CASES,
+    cases: Sequence[str] = CASES,
     methods: dict[str, classical.Method] | None = None,
     structure: bool = True,
-) -> list[dict[str, Any]]:
-    """Measures each tile, case and method.
+    vessels: Segmentation | None = None,
+) -> Iterator[list[dict[str, Any]]]:
+    """Measures each photograph, case and method.
 
     Args:
       model: The enhancer.
-      tiles: Tiles of `pick_tiles`.
-      cases: Ways of degrading.
+      photographs: Clean photographs.
+      cases: Names of `CASES`.
       methods: Classical methods by name; None for all of `classical.METHODS`.
-      structure: If true, compares vessels and lesions, the slowest part; else those are NaN.
+      structure: If true, compares vesselness and small spots, the slowest part.
+      vessels: Segmentation of vessels (`vae.evaluation.vessels`), whose maps are compared.
 
-    Returns:
-      Dicts of degradation, severity, method, tile_id, patient, label, psnr (dB) and ssim inside
-      the field of view, and `structure.STRUCTURE_METRICS`.
+    Yields:
+      For each photograph dicts of case, method, name, patient, label, judged, quality, and
+      `table.METRICS`: psnr (dB), ssim, hue (absolute shift of the mean hue, degrees), and the
+      measures of vessels; NaN where they are not measured.
     """
     methods = classical.METHODS if methods is None else methods
-    found = []
-    with concurrent.futures.ThreadPoolExecutor(available_cores()) as pool:
-        known = list(pool.map(lambda t: find_structure(t.image, t.fov), tiles)) if structure else []
+    for photograph in photographs:
+        known = find_structure(photograph.image, photograph.measured) if structure else None
+        clean = vessels(photograph.image, photograph.fov) if vessels else None
+        found = []
         for case in cases:
-            pairs = [degrade_case(tile, case, SEED) for tile in tiles]
-            seen, thumbnails = (np.stack(pictures) for pictures in zip(*pairs, strict=True))
-            circles = np.stack([tile.fov_circle for tile in tiles])
-            made = {NOTHING: seen}
-            for name, method in methods.items():
-                made[name] = np.stack(list(pool.map(method, seen)))
-            made[MODEL_ROW] = model.enhance_tiles(seen, thumbnails, circles)
-            for name, images in made.items():
-                found += _scored(tiles, case, name, images, known, pool)
-    return found
+            seen = degraded(photograph, case)
+            enhanced = model.enhanced(seen, photograph.fov)
+            made = {NOTHING: seen, MODEL_ROW: enhanced.image}
+            with concurrent.futures.ThreadPoolExecutor(available_cores()) as pool:
+                results = [pool.submit(method, seen) for method in methods.values()]
+                made |= {name: one.result() for name, one in zip(methods, results, strict=True)}
+            for name, image in made.items():
+                ours = name in (NOTHING, MODEL_ROW)
+                found.append({
+                    "case": case,
+                    "method": name,
+                    "name": photograph.name,
+                    "patient": photograph.patient,
+                    "label": photograph.label,
+                    "judged": str(enhanced.judgement) if ours else "",
+                    "quality": enhanced.judgement.quality if ours else math.nan,
+                    **_scores(photograph, image, known if ours else None),
+                })  # fmt: skip
+                if vessels and ours:
+                    found[-1]["dice"] = dice(clean, vessels(image, photograph.fov))
+        yield found
 
 
 def evaluate_enhancer(
@@ -98,25 +111,29 @@ def evaluate_enhancer(
     limit: int = 0,
     out: Path | str | None = None,
     report: Path | str | None = None,
-    cases: Sequence[Case] = CASES,
+    cases: Sequence[str] = CASES,
+    vessels: Segmentation | None = None,
 ) -> list[dict[str, Any]]:
-    """Evaluates an enhancer and prints the table.
+    """Evaluates an enhancer on the photographs of a split and prints the table.
+
+    The photographs are read from the files that their tiles were cut from.
 
     Args:
       saved: The model.
-      dataset: A dataset with thumbnails of its photographs, or its folder.
+      dataset: A dataset, or its folder.
       split: Name of the split.
-      limit: Approximate number of tiles, equally many per patient; 0 for 22.
+      limit: Largest number of photographs, spread over the labels; 0 for 16.
       out: Folder for `enhancement.json`, `enhancement.csv` and `enhancement.png`; None for none.
       report: Folder for `index.html` and `enhancement.json`; None for none.
-      cases: Ways of degrading, including mixed and clean.
+      cases: Names of `cases.CASES`.
+      vessels: See `evaluate_enhancement`.
 
     Returns:
       Rows of the table; see `table.rows_of`.
 
     Raises:
       UsageError: There is no such split.
-      DataError: The dataset has no thumbnails, or a folder cannot be made.
+      DataError: No photograph of the split can be read, or a folder cannot be made.
     """
     dataset = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
     if split not in dataset.shards:
@@ -125,23 +142,22 @@ def evaluate_enhancer(
         if folder is not None:
             make_folder(folder, option)
     config, model = saved.config, EnhancementModel(saved)
-    tiles = pick_tiles(dataset, split, size=config.data.size, count=limit or TILE_COUNT, seed=SEED)
-    scores = evaluate_enhancement(model, tiles, cases=cases)
-    uncertainty = calibrate(model, tiles)
+    photographs = read_photographs(dataset, split, limit or PHOTOGRAPH_COUNT)
+    scores = []
+    measured = evaluate_enhancement(model, photographs, cases=cases, vessels=vessels)
+    for number, found in enumerate(measured, 1):
+        scores += found
+        print(f"{number} of {len(photographs)}: {found[0]['name']}, judged {found[0]['judged']}")
     rows = rows_of(scores)
-    print(f"{config.name} after {saved.step} steps, split {split}, {len(tiles)} tiles degraded:")
+    print(f"{config.name} after {saved.step} steps, split {split}, {len(photographs)} photographs:")
     print(format_table(rows))
     print(closing_line(rows))
-    print(format_calibration(uncertainty))
     if out is None and report is None:
         return rows
     content = {
         "rows": rows,
-        "labels": lesions_by_label(scores),
-        "uncertainty": uncertainty,
-        "tiles": len(tiles),
+        "photographs": scores,
         "split": split,
-        "seed": SEED,
         "config": config.name,
         "step": saved.step,
         "model": model.hash,
@@ -149,7 +165,7 @@ def evaluate_enhancer(
         "dataset": dataset.fingerprint,
         **dated_provenance(),
     }
-    examples = examples_of(model, tiles)
+    examples = examples_of(model, photographs)
     written = []
     if out is not None:
         out = Path(out)
@@ -166,101 +182,120 @@ def evaluate_enhancer(
     return rows
 
 
+def read_photographs(dataset: Dataset, split: str, count: int, side: int = 0) -> list[Photograph]:
+    """Reads up to `count` photographs of a split, spread over its rows; `side` reduces them.
+
+    Raises:
+      DataError: None can be read.
+    """
+    rows = [row for row in dataset.photographs() if row.split == split]
+    rows = rows[:: -(-len(rows) // count)] if rows else []
+    found, problem = [], f"{dataset.path}: photographs.csv lists no photograph of split {split!r}"
+    for row in rows:
+        try:
+            found.append(read_photograph(row, side) if side else read_photograph(row))
+        except DataError as error:
+            problem = f"{error}; an enhancer is measured on whole photographs"
+            print(problem)
+    if not found:
+        raise DataError(problem)
+    return found
+
+
 def closing_line(rows: Sequence[dict[str, Any]]) -> str:
-    """Summarises the mixed and the clean tiles in one line."""
-    table = averaged(rows)
-    before, after = table[MIXED][NOTHING], table[MIXED][MODEL_ROW]
-    return (
-        f"mixed: {before['psnr']:.2f} -> {after['psnr']:.2f} dB "
-        f"({after['psnr'] - before['psnr']:+.2f}), SSIM {before['ssim']:.4f} -> "
-        f"{after['ssim']:.4f} ({after['ssim'] - before['ssim']:+.4f}); "
-        f"clean tiles: SSIM {table['clean'][MODEL_ROW]['ssim']:.4f} to themselves"
-    )
+    """Summarises several degradations at once and the clean photographs in one line."""
+    table = by_case(rows)
+    parts = []
+    if SEVERAL in table:
+        before, after = table[SEVERAL][NOTHING], table[SEVERAL][MODEL_ROW]
+        parts.append(
+            f"several at once: {before['psnr']:.2f} -> {after['psnr']:.2f} dB "
+            f"({after['gain']:+.2f}), SSIM {before['ssim']:.4f} -> {after['ssim']:.4f}"
+        )
+    if CLEAN in table:
+        clean = table[CLEAN][MODEL_ROW]
+        parts.append(
+            f"clean photographs: SSIM {clean['ssim']:.4f} to themselves, at least "
+            f"{clean['ssim_min']:.4f}"
+        )
+    return "; ".join(parts)
 
 
 def quick_scores(saved: SavedModel, dataset: Dataset, split: str, limit: int) -> dict[str, float]:
-    """Measures mixed and clean tiles for logs, without classical methods and structure.
+    """Measures several degradations at once and clean photographs, for logs.
 
     Args:
       saved: The model.
-      dataset: A dataset with thumbnails.
+      dataset: A dataset whose photographs can be read.
       split: Name of the split.
-      limit: Approximate number of tiles, equally many per patient; 0 for 22.
+      limit: Largest number of photographs.
     """
-    size = saved.config.data.size
-    tiles = pick_tiles(dataset, split, size=size, count=limit or TILE_COUNT, seed=SEED)
-    model = EnhancementModel(saved)
-    found = evaluate_enhancement(model, tiles, cases=CASES[:2], methods={}, structure=False)
-    table = averaged(rows_of(found))
+    photographs = read_photographs(dataset, split, limit, PICTURE_SIDE)
+    found = evaluate_enhancement(
+        EnhancementModel(saved), photographs, cases=(CLEAN, SEVERAL), methods={}, structure=False
+    )
+    table = by_case(rows_of([row for rows in found for row in rows]))
+    before, after = table[SEVERAL][NOTHING], table[SEVERAL][MODEL_ROW]
     return {
-        "psnr": table[MIXED][MODEL_ROW]["psnr"],
-        "ssim": table[MIXED][MODEL_ROW]["ssim"],
-        "psnr_before": table[MIXED][NOTHING]["psnr"],
-        "ssim_before": table[MIXED][NOTHING]["ssim"],
-        "ssim_clean": table["clean"][MODEL_ROW]["ssim"],
-        "tiles": len(tiles),
+        "psnr": after["psnr"],
+        "ssim": after["ssim"],
+        "psnr_before": before["psnr"],
+        "ssim_before": before["ssim"],
+        "ssim_clean": table[CLEAN][MODEL_ROW]["ssim"],
+        "photographs": len(photographs),
     }
 
 
-def calibrate(model: EnhancementModel, tiles: Sequence[Tile]) -> dict[str, Any]:
-    """Compares uncertainty and error on mixed tiles; see `calibration`."""
-    pairs = [degrade_case(tile, Case(MIXED, math.nan), SEED) for tile in tiles]
-    seen, thumbnails = (np.stack(pictures) for pictures in zip(*pairs, strict=True))
-    clean, fov, circles = (
-        np.stack([getattr(tile, name) for tile in tiles]) for name in ("image", "fov", "fov_circle")
-    )
-    made = model.enhance_tiles(seen, thumbnails, circles)
-    return calibration(clean, made, model.tile_uncertainty(seen, thumbnails, circles), fov)
-
-
-def examples_of(model: EnhancementModel, tiles: Sequence[Tile]) -> list[Shown]:
-    """Returns some mixed tiles, before and after enhancement."""
+def examples_of(model: EnhancementModel, photographs: Sequence[Photograph]) -> list[Shown]:
+    """Returns some photographs under several degradations, before and after enhancement."""
     shown = []
-    for tile in tiles[:: max(1, len(tiles) // EXAMPLES)][:EXAMPLES]:
-        seen, thumbnail = degrade_case(tile, Case(MIXED, math.nan), SEED)
-        made = model.enhance_tiles(seen[None], thumbnail[None], tile.fov_circle[None])[0]
-        images = [image / np.float32(255) for image in (tile.image, seen, made)]
-        clean, before, after = (image[None] for image in images)
-        fov = tile.fov[None]
-        ssim = [float(masked_ssim(clean, image, fov)[0]) for image in (before, after)]
-        psnr = [float(masked_psnr(tile.image[None], x[None], fov)[0]) for x in (seen, made)]
+    for one in photographs[:: max(1, len(photographs) // EXAMPLES)][:EXAMPLES]:
+        seen = degraded(one, SEVERAL)
+        made = model.enhanced(seen, one.fov)
+        (s0, p0), (s1, p1) = (compare(one.image, x, one.measured) for x in (seen, made.image))
         caption = (
-            f"SSIM {ssim[0]:.4f} to {ssim[1]:.4f}, {psnr[0]:.1f} to {psnr[1]:.1f} dB\n"
-            f"{tile.tile_id}"
+            f"SSIM {s0:.4f} to {s1:.4f}, {p0:.1f} to {p1:.1f} dB, judged {made.judgement}\n"
+            f"{one.name}"
         )
-        shown.append(Shown(caption, seen, made, tile.image))
+        shown.append(Shown(caption, *(_reduced(x) for x in (seen, made.image, one.image))))
     return shown
 
 
 def draw_examples(examples: Sequence[Shown]) -> np.ndarray:
-    """Draws a column of degraded, enhanced and clean tile per example: uint8 [h, w, 3]."""
+    """Draws a column of degraded, enhanced and clean photograph per example: uint8 [h, w, 3]."""
     columns = [np.concatenate([one.before, one.after, one.clean]) for one in examples]
+    tallest = max(len(column) for column in columns)
+    columns = [np.pad(c, ((0, tallest - len(c)), (0, 0), (0, 0))) for c in columns]
     return np.concatenate(columns, axis=1)
 
 
-def _scored(
-    tiles: Sequence[Tile],
-    case: Case,
-    method: str,
-    images: np.ndarray,
-    known: Sequence[Structure],
-    pool: concurrent.futures.Executor,
-) -> Iterator[dict[str, Any]]:
-    clean, fov = (np.stack([getattr(tile, name) for tile in tiles]) for name in ("image", "fov"))
-    similarity = masked_ssim(clean / np.float32(255), images / np.float32(255), fov)
-    ratio = masked_psnr(clean, images, fov)
-    kept = pool.map(compare_structure, known, images) if known else [{}] * len(tiles)
-    blank = dict.fromkeys(STRUCTURE_METRICS, math.nan)
-    severity = None if math.isnan(case.severity) else case.severity
-    for tile, one_ssim, one_psnr, scores in zip(tiles, similarity, ratio, kept, strict=True):
-        yield {
-            "degradation": case.name,
-            "severity": severity,
-            "method": method,
-            "tile_id": str(tile.tile_id),
-            "patient": str(tile.patient),
-            "label": str(tile.label),
-            "psnr": float(one_psnr),
-            "ssim": float(one_ssim),
-            **(blank | scores),
-        }
+def hue_shift(clean: np.ndarray, image: np.ndarray, inside: np.ndarray) -> float:
+    """Returns the absolute shift of the mean hue in degrees, over coloured pixels.
+
+    Args:
+      clean: uint8 [H, W, 3].
+      image: uint8 [H, W, 3].
+      inside: bool [H, W], pixels to compare.
+    """
+    hsv = [cv2.cvtColor(x.astype(np.float32) / 255, cv2.COLOR_RGB2HSV) for x in (clean, image)]
+    there = inside & (hsv[0][..., 1] > SATURATION) & (hsv[1][..., 1] > SATURATION)
+    if not there.any():
+        return math.nan
+    turn = np.radians(hsv[1][there][:, 0] - hsv[0][there][:, 0])
+    return float(abs(np.degrees(np.angle(np.exp(1j * turn).mean()))))
+
+
+def _scores(photograph: Photograph, image: np.ndarray, known) -> dict[str, float]:
+    ssim, psnr = compare(photograph.image, image, photograph.measured)
+    kept = dict.fromkeys(METRICS, math.nan)
+    if known is not None:
+        found = compare_structure(known, image)
+        kept |= {name: found[name] for name in METRICS if name in found}
+    hue = hue_shift(photograph.image, image, photograph.measured)
+    return kept | {"psnr": float(psnr), "ssim": float(ssim), "hue": hue}
+
+
+def _reduced(image: np.ndarray) -> np.ndarray:
+    factor = min(PICTURE_SIDE / max(image.shape[:2]), 1)
+    size = tuple(round(factor * side) for side in image.shape[1::-1])
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)

@@ -1,27 +1,28 @@
 """Measures of kept and invented anatomy: vessels, and small bright and dark spots."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from skimage import filters, measure
 
-# Standard deviations of vessel profiles, in pixels of a photograph of about 2,000 pixels.
-SIGMAS = (2, 3, 4)
+# Standard deviations of vessel profiles, in pixels of a photograph of about 1,000 pixels.
+SIGMAS = (1, 1.5, 2)
 # Second derivatives of green, in [0, 1], below this value count as noise. It is fixed, because the
 # default follows the image and would find vessels in pure noise.
 FRANGI_GAMMA = 0.01
-# Share of a clean tile's pixels, the strongest, that count as vessels.
+# Share of the strongest pixels of a clean photograph that count as vessels.
 STRONGEST = 0.06
 # Pixels by which a vessel may move.
-SLACK = 3
+SLACK = 2
 # Lesions: diameters in pixels, and least contrast in grey levels of green.
-LARGEST, SMALLEST, CONTRAST = 15, 3, 10
+LARGEST, SMALLEST, CONTRAST = 8, 2, 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
-    """Vessels and small spots of a clean tile.
+    """Vessels and small spots of a clean photograph.
 
     Attributes:
       vesselness: float64 [H, W].
@@ -36,23 +37,23 @@ class Structure:
     lesions: list[tuple[np.ndarray, np.ndarray, bool, float]]
 
 
-def vesselness(image: np.ndarray) -> np.ndarray:
+def vesselness(image: np.ndarray, sigmas: Sequence[float] = SIGMAS) -> np.ndarray:
     """Computes vesselness (Frangi et al., 1998) of green, where vessels are darkest.
 
     uint8 [H, W, 3] -> float64 [H, W].
     """
     green = image[..., 1] / 255
-    return filters.frangi(green, sigmas=SIGMAS, black_ridges=True, gamma=FRANGI_GAMMA)
+    return filters.frangi(green, sigmas=sigmas, black_ridges=True, gamma=FRANGI_GAMMA)
 
 
 def find_structure(clean: np.ndarray, fov: np.ndarray) -> Structure:
-    """Finds the vessels and lesions of a clean tile.
+    """Finds the vessels and lesions of a clean photograph.
 
     Args:
       clean: uint8 [H, W, 3].
       fov: bool [H, W], field of view.
     """
-    size = 4 * max(SIGMAS) + 1
+    size = int(4 * max(SIGMAS)) + 1
     inside = cv2.erode(fov.astype(np.uint8), np.ones((size, size), np.uint8)) > 0
     ridges = vesselness(clean)
     threshold = float(np.quantile(ridges[inside], 1 - STRONGEST)) if inside.any() else 0.0
@@ -70,17 +71,17 @@ def find_structure(clean: np.ndarray, fov: np.ndarray) -> Structure:
 
 
 def compare_structure(structure: Structure, image: np.ndarray) -> dict[str, float]:
-    """Compares an image with the structure of the clean tile of the same place.
+    """Compares an image with the structure of the clean photograph.
 
     Args:
-      structure: Structure of the clean tile.
+      structure: Structure of the clean photograph.
       image: uint8 [H, W, 3].
 
     Returns:
-      `vesselness`: correlation with the clean tile's; `false_vessels`: share of the non-vessel
-      pixels detected as vessel; `missed_vessels`: share of the vessel pixels no longer detected;
-      `lesions_kept`: median contrast of the spots, relative to the clean tile; `lesions`: number of
-      spots. NaN where there is nothing to compare.
+      `vesselness`: correlation with the clean photograph's; `false_vessels`: share of the
+      non-vessel pixels detected as vessel; `missed_vessels`: share of the vessel pixels no longer
+      detected; `lesions_kept`: median contrast of the spots, relative to the clean photograph. NaN
+      where there is nothing to compare.
     """
     ridges, inside, threshold = vesselness(image), structure.inside, structure.threshold
     nan = float("nan")
@@ -101,11 +102,10 @@ def compare_structure(structure: Structure, image: np.ndarray) -> dict[str, floa
         "false_vessels": float(now[nowhere].mean()) if nowhere.any() else nan,
         "missed_vessels": float(1 - _grown(now, SLACK)[vessels].mean()) if vessels.any() else nan,
         "lesions_kept": float(np.median(kept)) if kept else nan,
-        "lesions": float(len(kept)),
     }
 
 
-STRUCTURE_METRICS = ("vesselness", "false_vessels", "missed_vessels", "lesions_kept", "lesions")
+STRUCTURE_METRICS = ("vesselness", "false_vessels", "missed_vessels", "lesions_kept")
 
 
 def _top_hat(image: np.ndarray, bright: bool) -> np.ndarray:

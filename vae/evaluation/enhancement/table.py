@@ -1,6 +1,5 @@
 """Metrics of all cases as table rows, text and CSV."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,122 +9,84 @@ from vae.data import files
 from vae.evaluation.aggregate import patient_intervals
 from vae.evaluation.enhancement.structure import STRUCTURE_METRICS
 
-NOTHING, MODEL_ROW = "do_nothing", "ours"
-COLUMNS = ("psnr", "ssim", *STRUCTURE_METRICS)
+NOTHING, MODEL_ROW = "do_nothing", "enhance"
+# A photograph counts as worse from this loss of PSNR on, dB.
+WORSE = 0.1
+METRICS = ("psnr", "ssim", "hue", "dice", *STRUCTURE_METRICS)
 
 
 def rows_of(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Computes means over tiles for each degradation, severity and method.
+    """Computes means over photographs for each case and method.
 
     Args:
-      scores: One dict per tile: degradation, severity, method, patient, and `COLUMNS`.
+      scores: One dict per photograph, case and method: case, method, name, patient, and `METRICS`.
 
     Returns:
-      Rows in order of appearance: degradation, severity (None for mixed), method, tiles, patients,
-      `COLUMNS` (None where nothing could be compared) and `interval`: 95% intervals over patients
-      of psnr, ssim and vesselness; None with one patient.
+      Rows in order of appearance: case, method, photographs, patients, `METRICS` (None where
+      nothing could be compared), gain (dB above doing nothing), worse (share of the photographs
+      that lose more than `WORSE`), ssim_min, and `interval`: 95% intervals over patients of psnr,
+      ssim and gain; None with one patient.
     """
+    nothing = {(s["case"], s["name"]): s["psnr"] for s in scores if s["method"] == NOTHING}
     groups: dict[tuple, list[dict]] = {}
     for entry in scores:
-        key = (entry["degradation"], entry["severity"], entry["method"])
-        groups.setdefault(key, []).append(entry)
+        gain = entry["psnr"] - nothing[entry["case"], entry["name"]]
+        groups.setdefault((entry["case"], entry["method"]), []).append(entry | {"gain": gain})
     rows = []
-    for (degradation, severity, method), entries in groups.items():
+    for (case, method), entries in groups.items():
         patients = np.array([entry["patient"] for entry in entries])
         row = {
-            "degradation": degradation,
-            "severity": severity,
+            "case": case,
             "method": method,
-            "tiles": len(entries),
+            "photographs": len(entries),
             "patients": len(set(patients)),
         }
-        for column in COLUMNS:
-            values = np.array([entry[column] for entry in entries])
-            known = values[np.isfinite(values)]
-            row[column] = float(known.mean()) if known.size else None
         spans = {}
-        for column in ("psnr", "ssim", "vesselness"):
-            values = np.array([entry[column] for entry in entries])
+        for metric in (*METRICS, "gain"):
+            values = np.array([entry[metric] for entry in entries])
             known = np.isfinite(values)
-            if known.any():
+            row[metric] = float(values[known].mean()) if known.any() else None
+            if metric in ("psnr", "ssim", "gain") and known.any():
                 span = patient_intervals(values[known, None], patients[known])
-                spans[column] = None if span is None else [float(end) for end in span[:, 0]]
+                spans[metric] = None if span is None else [float(end) for end in span[:, 0]]
+        row["worse"] = float(np.mean([entry["gain"] < -WORSE for entry in entries]))
+        row["ssim_min"] = float(min(entry["ssim"] for entry in entries))
         rows.append(row | {"interval": spans})
     return rows
 
 
-def averaged(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Returns degradation -> method -> metrics, as means over severities."""
-    found: dict[str, dict[str, list[dict]]] = {}
+def by_case(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Returns case -> method -> row."""
+    found: dict[str, dict[str, dict]] = {}
     for row in rows:
-        found.setdefault(row["degradation"], {}).setdefault(row["method"], []).append(row)
-    return {
-        degradation: {
-            method: {
-                column: float(np.mean(values))
-                if (values := [row[column] for row in entries if row[column] is not None])
-                else math.nan
-                for column in COLUMNS
-            }
-            for method, entries in methods.items()
-        }
-        for degradation, methods in found.items()
-    }
-
-
-def lesions_by_label(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Computes the kept contrast of small spots per label, for clean and mixed tiles.
-
-    Args:
-      scores: One dict per tile; see `rows_of`.
-
-    Returns:
-      Dicts of label, degradation, tiles (those with spots), lesions (spots per tile), lesions_kept
-      (after enhancement) and lesions_kept_before (without it); means over tiles.
-    """
-    rows = []
-    for label in sorted({entry["label"] for entry in scores}):
-        for degradation in ("clean", "mixed"):
-            of = {
-                method: [
-                    entry
-                    for entry in scores
-                    if (entry["label"], entry["degradation"], entry["method"])
-                    == (label, degradation, method)
-                    and entry["lesions"] > 0
-                ]
-                for method in (NOTHING, MODEL_ROW)
-            }
-            if not of[MODEL_ROW]:
-                continue
-            kept = {
-                method: float(np.mean([entry["lesions_kept"] for entry in entries]))
-                for method, entries in of.items()
-            }
-            rows.append({
-                "label": label,
-                "degradation": degradation,
-                "tiles": len(of[MODEL_ROW]),
-                "lesions": float(np.mean([entry["lesions"] for entry in of[MODEL_ROW]])),
-                "lesions_kept": kept[MODEL_ROW],
-                "lesions_kept_before": kept[NOTHING],
-            })  # fmt: skip
-    return rows
+        found.setdefault(row["case"], {})[row["method"]] = row
+    return found
 
 
 def format_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Formats PSNR, SSIM and vesselness by degradation and method, as means over severities."""
-    table = averaged(rows)
-    methods = list(next(iter(table.values())))
+    """Formats the metrics of each case, and the gains of other methods."""
+    table = by_case(rows)
+    others = [m for m in next(iter(table.values())) if m not in (NOTHING, MODEL_ROW)]
     width = max(map(len, table)) + 2
-    lines = [" " * width + "".join(f"{method:>22}" for method in methods)]
-    for degradation, found in table.items():
+    columns = (("PSNR, dB", 16), ("gain", 7), ("worse", 7), ("SSIM", 15), ("hue", 6))
+    columns += (("vesselness", 15), ("Dice", 15), *((name, 17) for name in others))
+    lines = [" " * width + "".join(f"{name:>{space}}" for name, space in columns)]
+    for case, found in table.items():
+        before, after = found[NOTHING], found[MODEL_ROW]
         cells = (
-            f"{found[m]['psnr']:>8.2f} {found[m]['ssim']:.4f} {found[m]['vesselness']:.3f} "
-            for m in methods
+            f"{before['psnr']:>7.2f} {after['psnr']:>8.2f}{after['gain']:>+7.2f}"
+            f"{after['worse']:>7.0%}{before['ssim']:>8.4f} {after['ssim']:.4f}"
+            f"{_number(after['hue'], 6, '.1f')}"
+            f"{_number(before['vesselness'], 8, '.3f')}{_number(after['vesselness'], 7, '.3f')}"
+            f"{_number(before['dice'], 8, '.3f')}{_number(after['dice'], 7, '.3f')}"
         )
-        lines.append(f"{degradation:<{width}}" + "".join(f"{cell:>22}" for cell in cells))
-    lines.append("PSNR in dB, SSIM, correlation of vesselness; means over tiles and severities")
+        gains = "".join(f"{found[name]['gain']:>+17.2f}" for name in others)
+        lines.append(f"{case:<{width}}{cells}{gains}")
+    lines.append(
+        "PSNR before and after; gain over doing nothing, also of other methods, dB; share of the "
+        f"photographs that lose more than {WORSE} dB; shift of the hue, degrees; correlation of "
+        "vesselness and Dice of vessel maps, before and after; inside the field of view"
+    )
     return "\n".join(lines)
 
 
@@ -133,3 +94,7 @@ def write_csv(path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes the rows as CSV, without intervals, atomically."""
     names = [name for name in rows[0] if name != "interval"]
     files.write_csv(path, names, ([row[name] for name in names] for row in rows))
+
+
+def _number(value: float | None, width: int, form: str) -> str:
+    return " " * width if value is None else f"{value:>{width}{form}}"
