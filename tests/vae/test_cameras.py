@@ -10,7 +10,15 @@ import pytest
 from PIL import Image
 from skimage import data as bundled
 
-from vae.models.cameras import BALANCE, CHANGES, GAIN, QUALITY, simulate_cameras
+from vae.models.cameras import (
+    BALANCE,
+    CHANGES,
+    CURVE,
+    GAIN,
+    QUALITY,
+    SATURATION,
+    simulate_cameras,
+)
 from vae.models.degradations import GAMMA
 
 NONE = dict.fromkeys(CHANGES, 0.0)
@@ -67,11 +75,21 @@ def test_changes_are_drawn_independently(images):
     np.testing.assert_array_equal((both != images).any(axis=(1, 2, 3)), alone | sharp)
 
 
-def test_colour_is_a_factor_of_the_light_for_each_channel():
-    grey = np.full((32, 8, 8, 3), 100, np.uint8)
-    factors = (simulated(grey, {"colour": 1.0})[:, 0, 0] / 100.0) ** GAMMA
-    assert factors.max() <= GAIN * BALANCE * 1.02 and factors.min() >= 0.98 / (GAIN * BALANCE)
-    assert factors.mean(axis=1).std() > 0.1 and (factors / factors[:, :1]).std() > 0.05
+def test_colour_changes_gain_balance_saturation_and_contrast_within_bounds():
+    image = np.tile(np.array([[0, 0, 0], [60, 60, 60], [160, 100, 60]], np.uint8), (32, 8, 1, 1))
+    made = simulated(image, {"colour": 1.0})
+    # One colour curve for the whole image; black stays black.
+    np.testing.assert_array_equal(made, np.broadcast_to(made[:, :1], made.shape))
+    black, grey, colour = made[:, 0].transpose(1, 0, 2).astype(float)
+    assert not black.any()
+    factor = (GAIN * BALANCE) ** (1 / GAMMA)
+    # Half a level of rounding; a grey that is no longer neutral changes by the saturation too.
+    top, low = (255 * (60 / 255 * f) ** p for f, p in ((factor, 1 / CURVE), (1 / factor, CURVE)))
+    assert grey.max() <= (1 + SATURATION) * top and grey.min() >= (1 - SATURATION) * low - 0.5
+    same = (colour == image[0, 0, 2]).all(axis=-1)
+    assert 0.3 < same.mean() < 0.7 and (grey[same] == 60).all()
+    spread = (colour.max(axis=-1) - colour.min(axis=-1)) / colour.mean(axis=-1)
+    assert grey[~same].mean(axis=1).std() > 5 and spread[~same].std() > 0.05
 
 
 def test_jpeg_is_that_of_a_file_in_one_of_the_64_phases(images):

@@ -125,8 +125,8 @@ def _enhancer_lines(info: dict[str, Any]) -> list[tuple[str, str]]:
         ("by", _command(info)),
         ("metrics", "none measured: `fundus-vae evaluate --model M --data DIR`" if scores is None
          else f"split {scores['split']}, {scores['photographs']:,d} photographs of "
-         f"{scores['patients']:,d} patients: several degradations {scores['before']:.2f} dB, "
-         f"{scores['after']:.2f} dB enhanced; clean: SSIM {scores['clean']:.4f}"),
+         f"{scores['patients']:,d} patients: several degradations {scores['before']:.2f} dB before "
+         f"and {scores['after']:.2f} dB after; SSIM of clean ones {scores['clean']:.4f}"),
     ]  # fmt: skip
 
 
