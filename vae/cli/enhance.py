@@ -70,8 +70,11 @@ def _enhance(
         raise UsageError(f"--strength {strength:g}: expected a number from 0 to 1")
     if not (levels > 0 and math.isfinite(levels)):
         raise UsageError(f"--levels {levels:g}: expected grey levels above 0")
+    from tqdm import tqdm
+
     from vae.data.failures import REJECTED, Failure
     from vae.data.inputs import open_inputs
+    from vae.data.progress import watched
     from vae.data.region import FovChoice
     from vae.inference import enhanced_files
     from vae.inference.enhance import load_enhancer
@@ -95,14 +98,14 @@ def _enhance(
     rows: list[dict] = []
     failures: list[Failure] = []
     try:
-        for result in written:
+        for result in watched(written, "enhancing", len(photographs), "photograph"):
             (failures if isinstance(result, Failure) else rows).append(result)
             if not isinstance(result, Failure):
                 done = result["note"] or (
                     f"changed by {result['mean_change']:.1f} grey levels on average, "
                     f"{result['share_changed']:.0%} of pixels by more than {enhanced_files.CHANGED}"
                 )
-                print(f"{result['id']}  {result['width']} x {result['height']}  {done}")
+                tqdm.write(f"{result['id']}  {result['width']} x {result['height']}  {done}")
     except KeyboardInterrupt:
         print(f"interrupted; {len(rows):,} of {len(photographs):,} photographs are written to "
               f"{out}; the same command starts over", file=sys.stderr)  # fmt: skip
