@@ -83,7 +83,7 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.steps = 100_000  # optimizer steps
-    config.train.max_minutes = 0.0  # stop the training after this time; 0: no limit
+    config.train.max_minutes = 0.0  # from the start to the last step; 0: no limit
     config.train.accumulate = 1  # parts of a batch whose gradients are computed one by one
     config.train.compute_dtype = "float32"  # of the convolutions; or "bfloat16"
     config.train.ema_decay = 0.999  # of the averaged parameters; 0: no average
@@ -123,13 +123,13 @@ def get_config(preset: str = "f8c32") -> ConfigDict:
         config.data.crop = 64
         config.batch_size = 32
         config.train.steps = 400
-        config.train.max_minutes = 3.0
+        config.train.max_minutes = 4.0  # three of them for the steps
         config.train.ema_decay = 0.98
         config.train.log_every = 20
         config.train.checkpoint_every = 100
         config.optimizer.warmup_steps = 20
         config.eval.split = "test"  # nothing is chosen by it, and there is no third part
-        config.eval.every = 0
+        config.eval.every = config.train.steps  # at step 0: what the linear codec gives
         config.eval.batch_size = 8
     if preset == "smoke":
         config.data.source = "synthetic"

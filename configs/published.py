@@ -79,7 +79,7 @@ def get_config(preset: str = "full") -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.steps = 100_000  # optimizer steps
-    config.train.max_minutes = 0.0  # stop the training after this time; 0: no limit
+    config.train.max_minutes = 0.0  # from the start to the last step; 0: no limit
     config.train.accumulate = 1  # parts of a batch whose gradients are computed one by one
     config.train.compute_dtype = "float32"  # of the convolutions; or "bfloat16"
     config.train.ema_decay = 0.0  # the published weights are no average, and one takes 1.7 GB

@@ -47,6 +47,11 @@ def one_line(error: Exception | str) -> str:
     return " ".join(str(error).split())
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Returns True if the memory of the machine or of a device was not enough."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
 def show(error: FundusError | OSError) -> int:
     """Prints an error as one line, "error: ...", to stderr.
 

@@ -68,7 +68,12 @@ def report(finished, tiny_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report") / "new"
     saved = load_saved(finished[1])
     evaluation = evaluate_model(
-        saved, tiny_data, split="train", limit=12, report=folder, other_models=[saved]
+        saved,
+        tiny_data,
+        split="train",
+        limit=12,
+        report=folder,
+        other_models={saved.config.name: saved},
     )
     return folder, evaluation
 

@@ -2,16 +2,24 @@
 
 import argparse
 import contextlib
+import difflib
 import importlib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import vae
 from vae.cli.options import claim_outputs
-from vae.data.errors import FundusError, UsageError, escape_output, show
+from vae.data.errors import (
+    DataError,
+    FundusError,
+    UsageError,
+    escape_output,
+    is_out_of_memory,
+    show,
+)
 
 # Each module registers its subcommands by `add(commands)` and imports what they need when they run.
 # A command declares what it writes and reads by `vae.cli.options.declare`.
@@ -28,10 +36,38 @@ MODULES = (
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises a wrong command as a one-line error, without printing all options."""
+    """A parser that raises a wrong command as a one-line error, without printing all options.
+
+    The error suggests the command or option with the most similar name.
+    """
+
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args=None, namespace=None):
+        self._given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; `{self.prog} --help` lists the options")
+        raise UsageError(f"{message}{self._meant()}; `{self.prog} --help` lists the options")
+
+    def _meant(self) -> str:
+        """Returns "; did you mean X?" for the first unknown command or option with such an X."""
+        given, parser = list(self._given), self
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction) and given:
+                if given[0] not in action.choices:
+                    return _suggestion(given[0], action.choices)
+                parser = action.choices[given.pop(0)]
+        options = [name for name in parser._option_string_actions if name.startswith("--")]
+        for word in (word.partition("=")[0] for word in given):
+            if word.startswith("--") and word not in options:
+                return _suggestion(word, options)
+        return ""
+
+
+def _suggestion(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def entry() -> NoReturn:
@@ -66,6 +102,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     escape_output()
+    with _terminable() as signals:
+        code = _run(make_parser(), argv)
+    return 128 + signals[0] if signals else code
+
+
+def make_parser() -> Parser:
+    """Returns the parser of all subcommands."""
     parser = Parser(
         prog="fundus-vae",
         description="Cuts photographs into tiles, builds datasets, trains models and applies them. "
@@ -92,6 +135,10 @@ def _run(argv: Sequence[str]) -> int:
         return 0
     except (FundusError, OSError) as error:
         return show(error)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return show(DataError("out of memory; close other programs, or set JAX_PLATFORMS=cpu"))
     except KeyboardInterrupt:
         return _interrupted()
 

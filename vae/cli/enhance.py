@@ -1,6 +1,7 @@
 """`enhance`: enhancement of degraded photographs."""
 
 import argparse
+import hashlib
 import math
 import sys
 import time
@@ -75,8 +76,11 @@ def _enhance(
         raise UsageError(f"--strength {strength:g}: expected a number from 0 to 1")
     if not (levels > 0 and math.isfinite(levels)):
         raise UsageError(f"--levels {levels:g}: expected grey levels above 0")
+    from tqdm import tqdm
+
     from vae.data.failures import REJECTED, Failure
     from vae.data.inputs import open_inputs
+    from vae.data.progress import watched
     from vae.data.region import FovChoice
     from vae.inference import enhanced_files
     from vae.inference.enhance import load_enhancer
@@ -87,7 +91,13 @@ def _enhance(
     loaded = load_enhancer(model)
     print(f"model {loaded.saved.path}, step {loaded.saved.step}, {loaded.hash}")
     start, suffix = time.monotonic(), f".{file_format}"
-    origin = origin_of(loaded) | {"strength": f"{strength:g}", "colour": colour}
+    options = f"{fov}|{fov_mask}|{max_lost_share}|{levels}".encode()
+    origin = origin_of(loaded) | {
+        "strength": f"{strength:g}",
+        "colour": colour,
+        # Only results of the same options count as done; a digest names no path.
+        "options": hashlib.blake2b(options, digest_size=4).hexdigest(),
+    }
     rows: list[dict] = enhanced_files.finished(out, origin, suffix)
     if rows:
         print(f"{len(rows):,} of {len(photographs):,} photographs are done already")
@@ -112,13 +122,13 @@ def _enhance(
     saved = start
     megapixels = 0.0
     try:
-        for result in written:
+        for result in watched(written, "enhancing", len(photographs) - len(rows), "photograph"):
             if isinstance(result, Failure):
                 failures.append(result)
                 continue
             rows.append(result)
             megapixels += result["height"] * result["width"] / 1e6
-            print(
+            tqdm.write(
                 f"{result['id']}  {result['width']} x {result['height']}  {result['judged']}; "
                 f"changed by {result['mean_change']:.1f} grey levels on average, "
                 f"{result['share_changed']:.0%} of pixels by more than {enhanced_files.CHANGED}"

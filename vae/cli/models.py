@@ -5,12 +5,16 @@ import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vae.cli.options import MODELS, add_model, declare, results
 from vae.data.errors import UsageError
 from vae.data.extras import require_extra
 from vae.data.outputs import claim_new
 from vae.weights import presets
+
+if TYPE_CHECKING:
+    from vae.checkpoints.safetensors_io import SavedModel
 
 # Reasons why a model is no pair of programs, by architecture.
 _NO_PROGRAM = {
@@ -153,9 +157,20 @@ def _evaluate(
         limit=limit,
         out=out,
         report=report,
-        other_models=[load_saved(path) for path in beside],
+        other_models=_named(beside),
     )
     return 0
+
+
+def _named(paths: Sequence[str]) -> "dict[str, SavedModel]":
+    """Loads models by the shortest ends of their paths that tell them apart."""
+    from vae.checkpoints.loading import load_saved
+
+    paths = list(dict.fromkeys(paths))
+    depth = 1
+    while len(set(names := ["/".join(Path(path).parts[-depth:]) for path in paths])) < len(paths):
+        depth += 1
+    return dict(zip(names, map(load_saved, paths), strict=True))
 
 
 def _info(model: str | None, as_json: bool) -> int:

@@ -17,7 +17,14 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from vae import configs
-from vae.data.errors import FundusError, UsageError, escape_output, show
+from vae.data.errors import (
+    DataError,
+    FundusError,
+    UsageError,
+    escape_output,
+    is_out_of_memory,
+    show,
+)
 from vae.data.outputs import claim_folder
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Experiment, FILE.py[:preset].")
@@ -67,8 +74,12 @@ def _main(argv: list[str]) -> None:
     """Runs the command of the flags; a user's mistake is one line, not a traceback."""
     try:
         _run(argv)
-    except (FundusError, OSError) as error:
+    except (FundusError, OSError, MemoryError, RuntimeError) as error:
         sys.stdout.flush()
+        if not isinstance(error, FundusError | OSError):
+            if not is_out_of_memory(error):
+                raise
+            error = _out_of_memory(_CONFIG.value)
         # Exits at once: after a failed write, Orbax's threads would print further tracebacks.
         os._exit(show(error))
 
@@ -100,6 +111,21 @@ def _run(argv: list[str]) -> None:
             train.train(config, _WORKDIR.value)
         else:
             train.evaluate_workdir(config, _WORKDIR.value)
+
+
+def _out_of_memory(config: ConfigDict) -> DataError:
+    """Returns the error of a run whose batch does not fit, with settings that need less."""
+    batch, parts = config.batch_size, config.train.accumulate
+    fewer = [n for n in range(1, batch // parts // 2 + 1) if batch % n == 0]
+    if not fewer:
+        return DataError(
+            f"out of memory with one tile at a time: lower --config.data.crop={config.data.crop}"
+        )
+    return DataError(
+        f"out of memory with {batch // parts} tiles at a time (batch_size={batch}): with "
+        f"--config.train.accumulate={batch // fewer[-1]} they are {fewer[-1]}, and the result is "
+        f"that of the same batch; --config.batch_size={fewer[-1]} is a smaller batch"
+    )
 
 
 def _claim(config: ConfigDict, workdir: str) -> contextlib.AbstractContextManager:

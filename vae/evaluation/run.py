@@ -3,7 +3,7 @@
 import functools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from vae.checkpoints.safetensors_io import SavedModel
 from vae.data.errors import DataError, UsageError
 from vae.data.files import make_folder, require_writable
 from vae.data.pipeline import Dataset, eval_batches, open_dataset
+from vae.data.progress import watched
 from vae.data.thumbnails import THUMBNAILS
 from vae.evaluation import table, tile_pictures
 from vae.evaluation.curves import rate_curves
@@ -90,7 +91,7 @@ def evaluate_and_write(
     step: int,
     limit: int = 0,
     report: epath.Path | None = None,
-    other_models: Sequence[SavedModel] = (),
+    other_models: Mapping[str, SavedModel] | None = None,
 ) -> Evaluation:
     """Evaluates every tile of the split and every photograph that can be found.
 
@@ -135,7 +136,7 @@ def evaluate_and_write(
             evaluation,
             photographs,
             limit,
-            other_models,
+            other_models or {},
         )
     print(f"\n{config.name} after {step} steps, split {config.eval.split}:")
     print(table.format_table(evaluation, photographs))
@@ -151,7 +152,7 @@ def evaluate_model(
     limit: int = 0,
     out: epath.PathLike | None = None,
     report: epath.PathLike | None = None,
-    other_models: Sequence[SavedModel] = (),
+    other_models: Mapping[str, SavedModel] | None = None,
 ) -> Evaluation:
     """Evaluates a saved autoencoder on a dataset, as a run does at its end.
 
@@ -162,7 +163,7 @@ def evaluate_model(
       limit: Size of a seeded sample of tiles; 0 for every tile once.
       out: Folder for `results.json`, `tiles.csv` and the figure; None for none.
       report: Folder for the report page; None for none.
-      other_models: Further models whose quality and size the page's curves show.
+      other_models: Further models, by name, whose quality and size the page's curves show.
 
     Raises:
       UsageError: There is no such split, or a model of `other_models` takes tiles of another size.
@@ -175,7 +176,7 @@ def evaluate_model(
     config.eval.split = split
     config.data.size = module.tile_size or config.data.size
     _check_tiles(dataset, config)
-    for other in other_models:
+    for other in (other_models or {}).values():
         side = make_model(other.config).tile_size
         if side not in (None, config.data.size):
             raise UsageError(
@@ -201,7 +202,7 @@ def evaluate_model(
         step=saved.step,
         limit=limit,
         report=report,
-        other_models=other_models,
+        other_models=other_models or {},
     )
 
 
@@ -215,7 +216,7 @@ def _write_report(
     evaluation: Evaluation,
     photographs: PhotographEvaluation | None,
     limit: int,
-    other_models: Sequence[SavedModel],
+    other_models: Mapping[str, SavedModel],
 ) -> list[os.PathLike]:
     from vae.evaluation.report import pick, write_report
 
@@ -229,11 +230,11 @@ def _write_report(
         pca=wider_pca(pca_of_equal_size(module, config, variables, dataset), config, dataset),
         other_models=[
             (
-                other.config.name,
+                name,
                 make_model(other.config),
                 jax.device_put(other.variables, replicated(mesh)),
             )
-            for other in other_models
+            for name, other in other_models.items()
         ],
         seed=config.seed,
     )
@@ -246,16 +247,21 @@ def _write_report(
 
 
 def _split(config: ConfigDict, dataset: Dataset, mesh: Mesh, limit: int) -> Split:
-    return functools.partial(
+    name, size = config.eval.split, config.eval.batch_size
+    read = functools.partial(
         eval_batches,
         dataset,
-        config.eval.split,
+        name,
         size=config.data.size,
         seed=config.seed,
-        batch_size=config.eval.batch_size,
-        rows=local_rows(mesh, config.eval.batch_size),
+        batch_size=size,
+        rows=local_rows(mesh, size),
         limit=limit or None,
     )
+    if jax.process_index() > 0:
+        return read
+    tiles = min(limit or dataset.counts[name], dataset.counts[name])
+    return lambda: watched(read(), f"reading {name}", math.ceil(tiles / size), "batch")
 
 
 def _photographs(

@@ -8,6 +8,7 @@ import numpy as np
 
 from vae.data.errors import DataError
 from vae.data.files import write_beside, write_csv
+from vae.data.progress import progress
 from vae.inference.latent_store import LatentStore, Row
 
 TABLE = "embedding.csv"
@@ -61,10 +62,12 @@ def pooled_features(store: LatentStore) -> tuple[np.ndarray, list[Row]]:
             f"{store.path}: {len(store)} images; clusters and a map need {SMALLEST} at least"
         )
     features, rows = [], []
-    for group in store.groups:
-        for start, stop in group.pieces():
-            features.append(pool(group.latents(start, stop)))
-            rows.extend(group.rows(start, stop))
+    with progress("pooling latents", len(store), "image") as advance:
+        for group in store.groups:
+            for start, stop in group.pieces():
+                features.append(pool(group.latents(start, stop)))
+                rows.extend(group.rows(start, stop))
+                advance(stop - start)
     order = sorted(range(len(rows)), key=lambda i: rows[i].number)
     return np.concatenate(features)[order], [rows[i] for i in order]
 

@@ -18,6 +18,7 @@ import numpy as np
 import scipy.linalg
 import scipy.optimize
 
+from vae.data.progress import progress
 from vae.models.pca import PCA, QUANTISATION_STD
 
 # Side of the spectral windows in patches; sufficient for kernels of 5 x 5 patches.
@@ -76,14 +77,16 @@ def fit_overlapping_ppca(
         return from_pca(pca)
     problem = _Problem.of(patch_spectra(batches, pca, kernel), pca, kernel, beta)
     bounds = [(None, None)] * (problem.start.size - 1) + [(np.log(QUANTISATION_STD), None)]
-    found = scipy.optimize.minimize(
-        problem.loss_and_gradient,
-        problem.start,
-        jac=True,
-        method="L-BFGS-B",
-        bounds=bounds,
-        options={"maxiter": ITERATIONS, "maxcor": 20},
-    )
+    with progress("fitting the linear codec", ITERATIONS, "step") as advance:
+        found = scipy.optimize.minimize(
+            problem.loss_and_gradient,
+            problem.start,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=bounds,
+            callback=lambda unknowns: advance(1),
+            options={"maxiter": ITERATIONS, "maxcor": 20},
+        )
     return problem.codec(found.x)
 
 

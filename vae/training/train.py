@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from vae.checkpoints.loading import CHECKPOINTS, write_config
 from vae.checkpoints.provenance import provenance
 from vae.data.errors import DataError, FundusError
-from vae.data.files import make_folder
+from vae.data.files import make_folder, write_beside
 from vae.multihost import agreed, say
 from vae.sharding import largest_leaves, make_mesh, tree_sharding
 from vae.tasks import task_of
@@ -36,6 +36,7 @@ from vae.training.validation import validate
 
 # Steps in flight: enough to keep the device busy; each holds a batch in device memory.
 IN_FLIGHT = 2
+PARAMETERS = "parameters.txt"
 
 
 class NonFiniteLossError(FundusError):
@@ -51,6 +52,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
       NonFiniteLossError: Training diverged.
       SystemExit: 143 after SIGTERM and 130 after SIGINT, with the state saved.
     """
+    deadline = time.monotonic() + 60 * config.train.max_minutes
     validate(config, jax.device_count())
     workdir = epath.Path(workdir).absolute()
     make_folder(workdir, "--workdir")
@@ -79,7 +81,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
     if start is None:
         variables = task.variables(dataset, sharding.variables)
         state, start = state_from_variables(task, variables, sharding), 0
-        say(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+        _list_parameters(state.params, workdir / PARAMETERS)
     else:
         check_same_run(checkpoints.provenance(start), made, workdir)
         state = checkpoints.restore(start, _with_sharding(abstract, sharding))
@@ -93,7 +95,6 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
     log = RunLog(workdir, start, config.train.tensorboard)
     clock = Clock(config.batch_size, config.train.steps)
     pending: deque[tuple[int, dict[str, Any], int]] = deque()
-    deadline = time.monotonic() + 60 * config.train.max_minutes
     profile = Profile(workdir, start, say) if config.train.profile else None
     stop = StopSignals()
 
@@ -166,7 +167,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
         raise SystemExit(128 + signalled)
     if out_of_time and not done:
         say(f"train.max_minutes={config.train.max_minutes} are over at step {step} of "
-             f"{config.train.steps}; the same command continues")  # fmt: skip
+             f"{config.train.steps}; the final evaluation follows, and the same command continues "
+             "the training")  # fmt: skip
 
     # ---- The final evaluation -------------------------------------------------------------------
     task.report(state.variables, step, dataset, mesh, workdir)
@@ -192,6 +194,16 @@ def evaluate_workdir(config: ConfigDict, workdir: epath.PathLike) -> None:
     finally:
         checkpoints.close()
     task.report(variables, step, dataset, mesh, workdir)
+
+
+def _list_parameters(params: Any, path: epath.Path) -> None:
+    """Writes the table of parameters and says their number."""
+    if jax.process_index() > 0:
+        return
+    table = parameter_overview.get_parameter_overview(params, include_stats=False)
+    write_beside(path, f"{table}\n".encode())
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    say(f"{count:,} parameters, listed in {path}")
 
 
 def _with_sharding(abstract: TrainState, sharding: TrainState) -> TrainState:
