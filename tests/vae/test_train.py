@@ -82,7 +82,7 @@ def test_files_of_a_run(finished):
     assert read_config(workdir) == config
     written = lines(workdir)
     evaluations = [line for line in written if "eval_ssim" in line]
-    assert [line["step"] for line in evaluations] == [0, 4]
+    assert [line["step"] for line in evaluations] == [0, 4, 8]
     written = [line for line in written if "loss" in line]
     assert [line["step"] for line in written] == list(range(8))
     assert all(np.isfinite(line["loss"]) and 0 <= line["input_wait"] <= 1 for line in written)
@@ -196,6 +196,21 @@ def test_init_from_another_run(finished, tiny_config, tmp_path, monkeypatch):
     # The average d x + (1 - d) x is rounded once or twice.
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, rtol=np.finfo(np.float32).eps, atol=1e-9)
+
+
+def test_a_run_that_ends_worse_than_its_start_says_so(finished, tiny_config, tmp_path, capsys):
+    tiny_config.init_from = str(finished[1])
+    tiny_config.optimizer.init_from_factor = 1.0
+    tiny_config.optimizer.update(learning_rate=0.3, warmup_steps=0, schedule="constant")
+    tiny_config.train.update(steps=1, ema_decay=0.0)
+    train(tiny_config, tmp_path / "worse")
+    output = capsys.readouterr().out
+    assert "warning: the model is worse than at step 0 (eval_psnr" in output
+    assert "lower optimizer.init_from_factor" in output
+    tiny_config.optimizer.init_from_factor = 1e-12
+    train(tiny_config, tmp_path / "same")
+    first, last = (x["eval_psnr"] for x in lines(tmp_path / "same") if "eval_psnr" in x)
+    assert ("warning" in capsys.readouterr().out) == (last < first)
 
 
 def test_wrong_models_are_named(finished, tmp_path):

@@ -25,6 +25,7 @@ LOSS_UNITS = ("value", "tile")
 class ElboTask(Task):
     """A task that is trained with the ELBO. An example is (model input, target image)."""
 
+    quality = "eval_psnr"
     console_metrics = ("bits_per_dim", "ssim", "psnr")
 
     def statistics(self, variables):

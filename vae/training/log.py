@@ -47,6 +47,14 @@ class RunLog:
             numbers.pop("step")
             self._events.write_scalars(step, numbers)
 
+    def first_and_last(self, name: str) -> tuple[float, float] | None:
+        """Returns a metric at step 0 and in the last line that has it; None without either."""
+        if not self._active:
+            return None
+        lines = map(json.loads, self._path.read_text().splitlines())
+        found = [(line["step"], line[name]) for line in lines if name in line]
+        return (found[0][1], found[-1][1]) if len(found) > 1 and found[0][0] == 0 else None
+
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """Writes a picture, uint8 [H, W, 3], to the TensorBoard events."""
         if self._active and self._events is not None:

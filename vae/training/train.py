@@ -135,7 +135,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
             out_of_time = config.train.max_minutes > 0 and agreed(time.monotonic() > deadline)
             signalled = stop.at(step)
             leave = done or out_of_time or signalled
-            if config.eval.every and step % config.eval.every == 0 and not leave:
+            every, at_end = config.eval.every, leave and not signalled and task.quality
+            if every and (at_end or (not leave and step % every == 0)):
                 read_pending(keep=0)
                 if task.evaluates_checkpoint:
                     save(step)
@@ -171,6 +172,12 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
              "the training")  # fmt: skip
 
     # ---- The final evaluation -------------------------------------------------------------------
+    if before_and_after := log.first_and_last(task.quality):
+        before, after = before_and_after
+        if after < before:
+            rate = "optimizer.init_from_factor" if config.init_from else "optimizer.learning_rate"
+            say(f"warning: the model is worse than at step 0 ({task.quality} {before:.4f} then, "
+                f"{after:.4f} now); train for more steps or lower {rate}")  # fmt: skip
     task.report(state.variables, step, dataset, mesh, workdir)
 
 
