@@ -95,15 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             return _interrupted()
         train.main(["fundus-vae train", *argv[1:]])
+    escape_output()
     with terminable() as signals:
         code = _run(argv)
-    return 128 + signals[0] if signals else code
-
-
-def _parser() -> argparse.ArgumentParser:
-    escape_output()
-    with _terminable() as signals:
-        code = _run(make_parser(), argv)
     return 128 + signals[0] if signals else code
 
 
@@ -126,7 +120,7 @@ def make_parser() -> Parser:
 
 def _run(argv: Sequence[str]) -> int:
     try:
-        arguments: dict[str, Any] = vars(_parser().parse_args(argv))
+        arguments: dict[str, Any] = vars(make_parser().parse_args(argv))
         run, command = arguments.pop("run"), arguments.pop("command")
         with claim_outputs(command, arguments):
             return run(**arguments)

@@ -23,6 +23,8 @@ GRID = 8
 COEFFICIENTS = 2
 # Brightness from which the toned values approach white more slowly, so that nothing is clipped.
 SHOULDER = 0.85
+# Pixels of a thumbnail that the network does not see, inwards from the edge of the field of view.
+RIM = 2
 # FOV circle in a thumbnail: row and column of its centre and its radius, pixels.
 THUMBNAIL_CIRCLE = ((THUMBNAIL - 1) / 2, (THUMBNAIL - 1) / 2, THUMBNAIL / 2 / MARGIN)
 _ACROSS = (np.arange(THUMBNAIL) - THUMBNAIL_CIRCLE[0]) / THUMBNAIL_CIRCLE[2]
@@ -42,9 +44,8 @@ class ToneField(nn.Module):
     @nn.compact
     def __call__(self, thumbnail: jax.Array) -> jax.Array:
         zeros = nn.initializers.zeros
-        h = nn.Dense(self.width, dtype=self.dtype)(
-            space_to_depth(thumbnail, THUMBNAIL // GRID // 2)
-        )
+        seen = without_rim(thumbnail)
+        h = nn.Dense(self.width, dtype=self.dtype)(space_to_depth(seen, THUMBNAIL // GRID // 2))
         h = Stage(1, self.dtype, name="near")(h)
         h = nn.Dense(2 * self.width, dtype=self.dtype)(space_to_depth(h, 2))
         h = Stage(2, self.dtype, name="far")(h)
@@ -59,6 +60,19 @@ class ToneField(nn.Module):
         flat = nn.Dense(COEFFICIENTS, dtype=self.dtype, kernel_init=zeros, name="whole_head")
         field = head(h) + flat(whole)[:, None, None]
         return field.astype(jnp.float32)
+
+
+def without_rim(thumbnail: jax.Array) -> jax.Array:
+    """Blackens the pixels of thumbnails within `RIM` of black: [B, S, S, 3] -> the same shape.
+
+    At the edge of the field of view a pixel is the mean of the photograph and of black. Degraded as
+    a thumbnail it differs from the thumbnail of a degraded photograph, and would give away in
+    training how a thumbnail was degraded.
+    """
+    lit = thumbnail.max(axis=-1, keepdims=True) > -1
+    window = (1, 2 * RIM + 1, 2 * RIM + 1, 1)
+    deep = jax.lax.reduce_window(lit, True, jax.lax.bitwise_and, window, (1,) * 4, "SAME")
+    return jnp.where(deep, thumbnail, -1)
 
 
 def apply_tone(x: jax.Array, coefficients: jax.Array, circle: jax.Array) -> jax.Array:
