@@ -1,5 +1,5 @@
 # fundus-vae with JAX for the CPU, or for an NVIDIA GPU: docker build --build-arg JAX=jax[cuda13] .
-# This file has not been built: no base image could be had where it was written.
+# This file has not been built yet.
 FROM python:3.11-slim
 ARG JAX=jax
 WORKDIR /app
