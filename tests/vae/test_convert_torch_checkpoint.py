@@ -484,7 +484,7 @@ def test_help_needs_no_pytorch_and_a_missing_pytorch_is_named():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == [2, False]
-    assert done.stderr.strip().endswith("pip install 'fundus-vae[convert]'")
+    assert done.stderr.strip().endswith("`pip install 'fundus-vae[convert]'`")
     command = [sys.executable, "-m", "vae.convert_torch_checkpoint", "--help"]
     assert (
         "--to_torch" in subprocess.run(command, capture_output=True, text=True, check=True).stdout

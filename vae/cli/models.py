@@ -46,7 +46,7 @@ def _add_evaluate(commands) -> None:
     add("--data", required=True, metavar="DIR", help="the dataset, as `fundus-vae build` wrote it")
     add("--split", default="test", help="split: train, val or test (test)")
     add("--limit", type=int, default=0, metavar="N",
-        help="use a random sample of N tiles (all); of an enhancer N photographs (16)")  # fmt: skip
+        help="use a random sample of N tiles (all); of an enhancer N photographs (12)")  # fmt: skip
     add("--out", metavar="DIR", help="folder for results.json, tiles.csv and a figure")
     add("--report", metavar="DIR", help="folder for index.html, a page that opens offline")
     add("--beside", nargs="+", default=(), metavar="M", help="more models for the page's curves")

@@ -14,7 +14,7 @@ from vae.models.degradations import BLOCK, GAMMA, FovGeometry, jpeg_at_quality, 
 from vae.models.filters import along_axes
 
 # Largest factor of all channels together and of each channel, in linear light.
-GAIN, BALANCE = 1.5, 1.3
+GAIN, BALANCE = 2.0, 1.4
 # Largest change of the saturation, and largest exponent of the contrast curve.
 SATURATION, CURVE = 0.25, 1.25
 # Largest severity of `degradations.noise`: 2.5 grey levels at medium brightness.

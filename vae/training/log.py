@@ -130,7 +130,7 @@ def _drop_from(path: epath.Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in path.read_bytes().decode(errors="replace").splitlines():
         try:
             if json.loads(line)["step"] < step:
                 kept.append(line + "\n")

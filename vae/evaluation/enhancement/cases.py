@@ -19,7 +19,7 @@ from vae.models.degradations import DEGRADATIONS, GAMMA, FovGeometry, degrade
 from vae.models.pairs import draw_severities
 
 # Photographs are reduced to this longer side, pixels.
-SIDE = 1024
+SIDE = 768
 # Severity of a degradation alone: clearly bad, not the worst of the training.
 SEVERITY = 2 / 3
 # Distance from the edge of the field of view at which metrics begin, pixels.

@@ -42,7 +42,7 @@ from vae.inference.compare import compare
 from vae.inference.enhance import EnhancementModel
 
 RESULTS, TABLE, FIGURE = "enhancement.json", "enhancement.csv", "enhancement.png"
-PHOTOGRAPH_COUNT = 16
+PHOTOGRAPH_COUNT = 12
 EXAMPLES = 6
 # Longer side of the pictures of the report, pixels.
 PICTURE_SIDE = 512
@@ -122,7 +122,7 @@ def evaluate_enhancer(
       saved: The model.
       dataset: A dataset, or its folder.
       split: Name of the split.
-      limit: Largest number of photographs, spread over the labels; 0 for 16.
+      limit: Largest number of photographs, spread over the labels; 0 for 12.
       out: Folder for `enhancement.json`, `enhancement.csv` and `enhancement.png`; None for none.
       report: Folder for `index.html` and `enhancement.json`; None for none.
       cases: Names of `cases.CASES`.
