@@ -9,6 +9,8 @@ photograph agree. They are the same for R, G and B, so the hue does not change. 
 initialization, which is the identity.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -94,7 +96,9 @@ def apply_tone(x: jax.Array, coefficients: jax.Array, circle: jax.Array) -> jax.
     values = (x.astype(jnp.float32) + 1) / 2
     toned = jnp.exp(gain) * (values - offset)
     # One factor for the three channels keeps the hue.
-    brightest = toned.max(axis=-1, keepdims=True)
+    # The gradient of `max` over an axis divides by the number of equal maxima, which is 0 if a
+    # compiler computes the values twice with different rounding.
+    brightest = functools.reduce(jnp.maximum, jnp.split(toned, 3, axis=-1))
     knee = jnp.maximum(SHOULDER, values.max(axis=-1, keepdims=True))
     room = jnp.maximum(1 - knee, 1e-6)
     over = jnp.maximum(brightest - knee, 0)
