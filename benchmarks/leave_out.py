@@ -20,15 +20,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from recipe import _pca_codec as pca_codec
-from recipe import score
+from recipe import pca_codec, score
 
 from vae.checkpoints.modules import initial_variables, make_model
 from vae.configs.fundus256 import LATENT_CHANNELS, get_config
 from vae.data.in_memory import whole_split
 from vae.data.order import BalancedOrder, Order
 from vae.data.pipeline import eval_batches, open_dataset
-from vae.models.cameras import simulate_cameras
 from vae.sharding import make_mesh, put_batch, tree_sharding
 from vae.tasks import task_of
 from vae.tasks.linear_initialization import fit_linear
@@ -108,29 +106,11 @@ class Data:
 
 
 @functools.lru_cache(maxsize=64)
-def linear_fit(
-    data: Data,
-    camera: str,
-    channels: int,
-    scales: tuple,
-    beta: float,
-    balance: float,
-    simulate: tuple,
-):
-    """Returns the linear codec of the training tiles without a camera.
-
-    `simulate` holds the items of `config.cameras` for the tiles of the fit; () for none.
-    """
+def linear_fit(data: Data, camera: str, channels: int, scales: tuple, beta: float, balance: float):
+    """Returns the linear codec of the training tiles without a camera."""
     config = get_config()
     config.model.latent_channels, config.loss.beta, config.data.scales = channels, beta, scales
     tiles = data.images[data.order(camera, SEED, balance)(range(config.data.fit_tiles))]
-    if simulate:
-        apply = jax.jit(
-            lambda part, key: simulate_cameras(part, key, np.arange(64), dict(simulate))
-        )
-        parts = np.split(tiles, len(tiles) // 64)
-        keys = jax.random.split(jax.random.key(SEED), len(parts))
-        tiles = np.concatenate([apply(part, key) for part, key in zip(parts, keys, strict=True)])
     return fit_linear(config, lambda: np.split(tiles, len(tiles) // 64))
 
 
@@ -172,8 +152,7 @@ def measure(options, data: Data, name: str, camera: str, guess: int) -> dict:
     config.data.dir, config.seed = options.data_dir, options.seed
     validate(config, jax.device_count())
     keys = config.model.latent_channels, config.data.scales, config.loss.beta, config.data.balance
-    simulate = () if options.minutes else tuple(config.cameras.items())
-    fit = linear_fit(data, camera, *keys, simulate if any(config.cameras.values()) else ())
+    fit = linear_fit(data, camera, *keys)
     variables, steps = train(config, data, camera, fit, options.minutes, guess)
     model = make_model(config)
 

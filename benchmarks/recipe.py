@@ -154,7 +154,7 @@ def append(options: argparse.Namespace) -> None:
         return model.apply(variables, posterior.mean, method="decode"), posterior.kl()
 
     tiles = val_tiles(dataset, size, seed)
-    found, floor = score(ours, variables, tiles), score(_pca_codec, fit[0], tiles)
+    found, floor = score(ours, variables, tiles), score(pca_codec, fit[0], tiles)
     row = {
         "name": options.name or " ".join(options.overrides) or "as it is",
         "preset": options.preset,
@@ -202,7 +202,7 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def _pca_codec(pca, x):
+def pca_codec(pca, x):
     posterior = pca.encode(x)
     return pca.decode(posterior.mean), posterior.kl()
 
