@@ -45,13 +45,12 @@ def test_an_interrupt_while_a_command_starts(monkeypatch, capsys):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("command", ["sample", "decode", "stablehlo", "train"])
+@pytest.mark.parametrize("command", ["decode", "stablehlo", "train"])
 def test_interrupted_commands(finished, tiny_data, tmp_path, command):
     """Ctrl-C at several moments after the command has claimed its output."""
     store = tmp_path / "l.zarr"
     model = str(finished[1])
     arguments = {
-        "sample": ["sample", "--n", "5000", "--out", "OUT"],
         "decode": ["decode", str(store), "--model", model, "--out", "OUT"],
         "stablehlo": ["export", "f8c32", "--stablehlo", "OUT"],
         "train": ["train", "--config=fundus256:smoke", "--workdir=OUT"],

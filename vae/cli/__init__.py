@@ -73,6 +73,7 @@ def _suggestion(word: str, known: Iterable[str]) -> str:
 def entry() -> NoReturn:
     """Runs the command of this process and ends the process."""
     code = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The command has ended; so does the process.
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
