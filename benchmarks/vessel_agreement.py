@@ -17,6 +17,7 @@ import vae
 from vae.data.failures import Failure
 from vae.data.inputs import open_inputs
 from vae.evaluation.vessels import dice, load_segmentation
+from vae.inference.pictures import reduced
 
 SIDE = 1024
 PRESETS = ("f8c4", "f8c8", "f8c16", "f8c32", "f8c48")
@@ -44,10 +45,8 @@ def main() -> None:
     for item in open_inputs(options.photographs).read():
         if isinstance(item, Failure):
             raise SystemExit(f"error: {item.reason}")
-        factor = min(SIDE / max(item.image.shape[:2]), 1)
-        size = tuple(round(factor * side) for side in item.image.shape[1::-1])
-        image = cv2.resize(item.inside(), size, interpolation=cv2.INTER_AREA)
-        fov = item.fov.scaled(factor)
+        image = reduced(item.inside(), SIDE)
+        fov = item.fov.scaled(min(SIDE / max(item.image.shape[:2]), 1))
         clean = vessels(image, fov)
         for name, method in methods.items():
             found[name].append(dice(clean, vessels(method(image), fov)))

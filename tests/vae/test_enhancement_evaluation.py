@@ -15,6 +15,7 @@ from tests.vae.test_enhance import saved_model
 from vae.checkpoints.modules import initial_variables
 from vae.configs import enhance256
 from vae.data.errors import DataError
+from vae.data.images import write_image
 from vae.data.pipeline import open_dataset
 from vae.evaluation.enhancement import CASES, degraded, evaluate_enhancer, read_photograph
 from vae.evaluation.enhancement.classical import METHODS
@@ -163,13 +164,29 @@ def test_the_table(dataset, tmp_path, capsys):
 
 
 def test_photographs_that_cannot_be_read_are_named(dataset, monkeypatch, capsys):
-    rows = [row for row in dataset.photographs() if row.split == "train"]
-    gone = [dataclasses.replace(rows[0], path="/gone.png"), *rows[1:]]
-    monkeypatch.setattr(type(dataset), "photographs", lambda self: gone)
-    assert len(read_photographs(dataset, "train", 99, 128)) == len(rows) - 1
+    rows = list(dataset.photographs())
+    splits = [row.split for row in rows]
+    first, only = splits.index("train"), splits.index("test")
+    assert splits.count("test") == 1
+    for number in (first, only):
+        rows[number] = dataclasses.replace(rows[number], path="/gone.png")
+    monkeypatch.setattr(type(dataset), "photographs", lambda self: rows)
+    found = read_photographs(dataset, "train", 99, 128)
+    assert len(found) == splits.count("train") - 1
     assert "/gone.png" in capsys.readouterr().out
-    monkeypatch.setattr(type(dataset), "photographs", lambda self: gone[:1])
     with pytest.raises(DataError, match="/gone.png"):
-        read_photographs(dataset, "train", 4)
+        read_photographs(dataset, "test", 4)
     with pytest.raises(DataError, match="no photograph of split 'none'"):
         read_photographs(dataset, "none", 4)
+
+
+def test_a_table_cannot_name_another_photograph(dataset, monkeypatch, tmp_path):
+    """Else the report of a foreign dataset would show any picture of this machine."""
+    rows = list(dataset.photographs())
+    number = next(n for n, row in enumerate(rows) if row.split == "test")
+    other = tmp_path / "other.png"
+    write_image(other, np.full((rows[number].height, rows[number].width, 3), 90, np.uint8))
+    rows[number] = dataclasses.replace(rows[number], path=str(other), scale=1.0)
+    monkeypatch.setattr(type(dataset), "photographs", lambda self: rows)
+    with pytest.raises(DataError, match="is another photograph than the one that was cut"):
+        read_photographs(dataset, "test", 4, 128)

@@ -129,6 +129,17 @@ def test_a_pair_is_a_function_of_key_and_row(config):
     assert np.abs(other.clean - whole.clean).max() > 0.1
 
 
+def test_what_the_frame_cuts_off_is_not_degraded():
+    """A photograph has no haze there; with it, these parts would give haze away."""
+    picture = np.full((THUMBNAIL, THUMBNAIL, 3), 120, np.uint8)
+    picture[:14] = picture[-14:] = 0
+    circle, key = jnp.float32([31.5, 31.5, 29.0]), jax.random.key(0)
+    for made in degrade_tile(picture, picture, circle, {"haze": 1.0}, key, jnp.zeros(2, int)):
+        made = np.asarray(made) * 255
+        assert not made[:14].any() and not made[-14:].any()
+        assert np.abs(made[30, 30] - 120).max() > 5
+
+
 def test_tile_and_thumbnail_are_of_the_same_camera(config):
     """With equal colours everywhere, a simulated camera changes tile and thumbnail equally."""
     config = config.copy_and_resolve_references()

@@ -8,7 +8,17 @@ import pytest
 
 from vae.data.thumbnails import THUMBNAIL
 from vae.models.degradations import GAMMA, FovGeometry, degrade
-from vae.models.tone import COEFFICIENTS, GRID, SHOULDER, apply_tone, change_size, evidence
+from vae.models.tone import (
+    COEFFICIENTS,
+    GRID,
+    RIM,
+    SHOULDER,
+    WITHIN,
+    ToneField,
+    apply_tone,
+    change_size,
+    evidence,
+)
 
 PLACE = np.array([[31.5, 31.5, 40.0]], np.float32)
 
@@ -68,6 +78,29 @@ def test_bright_pixels_keep_their_order_below_white():
     ramp = np.repeat(np.linspace(-0.5, 0.99, 64, dtype=np.float32)[None, None, :, None], 3, axis=-1)
     made = np.asarray(apply_tone(np.repeat(ramp, 64, axis=1), even(0.8), PLACE))[0, 0, :, 0]
     assert (np.diff(made) > 0).all() and made.max() < 1
+
+
+def test_the_network_does_not_see_the_edge_of_the_field_of_view():
+    """A thumbnail's pixels there are means with black, and look different once degraded."""
+    rng = np.random.default_rng(1)
+    lit = WITHIN.copy()
+    lit[:14] = lit[-14:] = False  # the frame cuts the disc
+    thumbnail = np.where(lit, rng.uniform(-0.9, 0.9, (THUMBNAIL, THUMBNAIL, 3)), -1)
+    thumbnail = thumbnail.astype(np.float32)[None]
+    deep = cv2.erode(lit[..., 0].astype(np.uint8), np.ones((2 * RIM + 1,) * 2)) > 0
+    edge = lit[..., 0] & ~deep
+    changed = np.where(edge[..., None], np.float32(0.95), thumbnail)
+    network = ToneField(8, jnp.float32)
+    variables = network.init(jax.random.key(0), thumbnail)
+    head = jax.random.normal(jax.random.key(1), variables["params"]["head"]["kernel"].shape)
+    variables["params"]["head"]["kernel"] = head
+    seen, same, other = (
+        np.asarray(network.apply(variables, picture))
+        for picture in (thumbnail, changed, np.where(deep[..., None], changed + 0.05, changed))
+    )
+    assert edge.sum() > 100
+    np.testing.assert_array_equal(seen, same)
+    assert np.abs(seen - other).max() > 1e-3
 
 
 def test_small_changes_are_not_applied():

@@ -22,6 +22,7 @@ from vae.evaluation.evaluate import Evaluation
 from vae.inference.blending import reconstruct_blended
 from vae.inference.codec import compiled
 from vae.inference.compare import compare
+from vae.inference.pictures import reduced
 from vae.inference.windows import Half, decode_windows, encode_windows
 from vae.multihost import sum_over_processes
 
@@ -97,9 +98,7 @@ def whole_photographs(
         try:
             if photograph.masked:
                 raise DataError(f"{photograph.path}: its field-of-view mask is not stored")
-            image, problem = read_as_tiled(photograph), None
-            if thumbnails is not None:
-                _check_content(photograph, image, thumbnails.get(photograph.photograph))
+            image, problem = read_as_tiled(photograph, thumbnails), None
         except DataError as error:
             image, problem = None, str(error)
         # Processes compute together, so all of them skip a file that one cannot read.
@@ -127,14 +126,20 @@ def whole_photographs(
     return PhotographEvaluation(rows, _notes(problems, len(measurable)), kept)
 
 
-def read_as_tiled(photograph: PhotographRow) -> np.ndarray:
+def read_as_tiled(
+    photograph: PhotographRow, thumbnails: Mapping[str, np.ndarray] | None = None
+) -> np.ndarray:
     """Reads a photograph and resizes it to the size at which its tiles were cut.
+
+    Args:
+      photograph: Its row in the dataset.
+      thumbnails: See `whole_photographs`.
 
     Returns:
       uint8 [height, width, 3].
 
     Raises:
-      DataError: The file is missing or damaged, or its size has changed.
+      DataError: The file is missing or damaged, or its size or its thumbnail has changed.
     """
     image = read_image(photograph.path)
     if photograph.scale != 1:
@@ -147,6 +152,8 @@ def read_as_tiled(photograph: PhotographRow) -> np.ndarray:
             f"{photograph.path} is {image.shape[0]} x {image.shape[1]} and was "
             f"{photograph.height} x {photograph.width} when its tiles were cut"
         )
+    if thumbnails is not None:
+        _check_content(photograph, image, thumbnails.get(photograph.photograph))
     return image
 
 
@@ -193,10 +200,8 @@ def _tile_means(evaluation: Evaluation) -> dict[str, dict[str, float | int]]:
 
 def _reduced(image: np.ndarray, output: np.ndarray) -> list[np.ndarray]:
     """Returns original, reconstruction and difference for `PhotographEvaluation.pictures`."""
-    factor = min(PICTURE_SIDE / max(image.shape[:2]), 1.0)
-    size = tuple(max(round(side * factor), 1) for side in image.shape[1::-1])
     layers = (image, output, np.abs(image.astype(np.float32) - output))
-    return [cv2.resize(layer, size, interpolation=cv2.INTER_AREA) for layer in layers]
+    return [reduced(layer, PICTURE_SIDE) for layer in layers]
 
 
 def _notes(problems: list[str], count: int) -> list[str]:

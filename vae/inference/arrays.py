@@ -7,7 +7,7 @@ from PIL import Image
 
 from vae.data.images import convert_image, read_image
 
-# What the functions of models take as images.
+# The methods of models accept images in these forms.
 Images = np.ndarray | str | os.PathLike | Image.Image
 
 SHAPES = {3: "[H, W, 3]", 4: "[N, H, W, 3]"}

@@ -131,8 +131,9 @@ class EnhancementModel:
             factor=self._module.downsample,
             halo=self._module.detail_halo,
         )
-        image = _mixed(photograph, made, inside, strength)
-        judgement = judge(photograph, np.asarray(coefficients)[0], toned, sharp, made, inside)
+        full = _mixed(photograph, made, inside, 1.0)
+        judgement = judge(photograph, np.asarray(coefficients)[0], toned, sharp, made, full, inside)
+        image = full if strength == 1 else _mixed(photograph, made, inside, strength)
         return Enhanced(image, judgement)
 
     def _toned(

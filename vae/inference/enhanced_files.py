@@ -155,7 +155,7 @@ def write_enhancements(
         picture = pictures.difference_map(change, levels)
         write_picture(out / CHANGES / name, picture, {**origin, "scale": scale})
         for which, shown in (("before", image), ("after", output)):
-            small = enhanced_page.preview(shown)
+            small = pictures.reduced(shown, enhanced_page.SIDE)
             path = out / enhanced_page.PREVIEWS / enhanced_page.preview_name(item.item_id, which)
             write_picture(path, small, origin)
         inside = change[mask] if mask.any() else np.zeros(1, np.float32)

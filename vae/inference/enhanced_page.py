@@ -1,15 +1,10 @@
 """The page of a run of `enhance`: each photograph before and after, with a slider between them."""
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import cv2
-import jinja2
-import numpy as np
-
 from vae.data.files import write_beside
+from vae.inference.templates import environment, policy_hash
 
 PAGE, PREVIEWS = "index.html", "previews"
 # Longer side of the pictures of the page, pixels.
@@ -43,15 +38,6 @@ def write_page(
     Returns:
       Path of the page.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(__package__, ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    # The page's policy allows only this script and only files beside it.
-    digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     named = [
         {
             **row,
@@ -62,13 +48,18 @@ def write_page(
         }
         for row in rows
     ]
-    page = environment.get_template("enhanced.html.j2").render(
-        rows=named,
-        folders={**folders, "previews": PREVIEWS},
-        side=SIDE,
-        origin=origin,
-        script=_SCRIPT,
-        digest=digest,
+    # The page's policy allows only this script and only files beside it.
+    page = (
+        environment(__package__)
+        .get_template("enhanced.html.j2")
+        .render(
+            rows=named,
+            folders={**folders, "previews": PREVIEWS},
+            side=SIDE,
+            origin=origin,
+            script=_SCRIPT,
+            digest=policy_hash(_SCRIPT),
+        )
     )
     # File names may contain lone surrogates, which UTF-8 cannot encode.
     write_beside(out / PAGE, page.encode("utf-8", "replace"))
@@ -78,10 +69,3 @@ def write_page(
 def preview_name(item_id: str, which: str) -> str:
     """Returns the path of a preview below the folder of previews."""
     return f"{item_id}_{which}.jpg"
-
-
-def preview(image: np.ndarray) -> np.ndarray:
-    """Reduces a picture to the longer side `SIDE`: uint8 [h, w, 3]."""
-    factor = min(SIDE / max(image.shape[:2]), 1)
-    size = tuple(max(round(factor * side), 1) for side in image.shape[1::-1])
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)

@@ -17,6 +17,13 @@ _BAR = 14  # Height of the colour scale.
 _MARK = (80, 255, 120)  # Colour of the frame around the region of the detail.
 
 
+def reduced(image: np.ndarray, side: int) -> np.ndarray:
+    """Reduces a picture [H, W, ...] by area means so that its longer side has at most `side`."""
+    factor = min(side / max(image.shape[:2]), 1)
+    size = tuple(max(round(factor * length), 1) for length in image.shape[1::-1])
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
 def difference(image: np.ndarray, output: np.ndarray) -> np.ndarray:
     """Returns the absolute difference in grey levels, averaged over R, G, B.
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import cv2
 import jax
@@ -34,6 +34,7 @@ class Photograph:
     Attributes:
       image: uint8 [H, W, 3].
       fov: Its field of view.
+      inside: bool [H, W], the field of view; all pixels if it is unknown.
       measured: bool [H, W], the field of view without `RIM`.
       name: Id of the photograph.
       patient: Name of the patient.
@@ -42,6 +43,7 @@ class Photograph:
 
     image: np.ndarray
     fov: FieldOfView
+    inside: np.ndarray
     measured: np.ndarray
     name: str
     patient: str
@@ -65,13 +67,15 @@ class Shown:
     clean: np.ndarray
 
 
-def read_photograph(row: PhotographRow, side: int = SIDE) -> Photograph:
-    """Reads and reduces a photograph.
+def read_photograph(
+    row: PhotographRow, side: int = SIDE, thumbnails: Mapping[str, np.ndarray] | None = None
+) -> Photograph:
+    """Reads and reduces a photograph; `thumbnails` as for `vae.evaluation.photographs`.
 
     Raises:
-      DataError: The file is missing, damaged or changed, or its field of view is not stored.
+      DataError: The file is missing, damaged or changed.
     """
-    image, fov = read_as_tiled(row), row.fov
+    image, fov = read_as_tiled(row, thumbnails), row.fov
     factor = side / max(image.shape[:2])
     if factor < 1:
         size = tuple(round(factor * n) for n in image.shape[1::-1])
@@ -81,7 +85,7 @@ def read_photograph(row: PhotographRow, side: int = SIDE) -> Photograph:
     kernel = np.ones((2 * RIM + 1,) * 2, np.uint8)
     measured = cv2.erode(np.pad(inside, 1).astype(np.uint8), kernel)[1:-1, 1:-1] > 0
     image = np.where(inside[..., None], image, np.uint8(0))
-    return Photograph(image, fov, measured, row.photograph, row.patient, row.label)
+    return Photograph(image, fov, inside, measured, row.photograph, row.patient, row.label)
 
 
 # ---- Degradations of the training ---------------------------------------------------------------
@@ -102,10 +106,9 @@ def degrade_trained(photograph: Photograph, name: str) -> np.ndarray:
     # Few shapes for all photographs, so that the function is seldom compiled.
     side = 128 * -(-max(shape) // 128)
     padding = [(0, side - n) for n in shape]
-    inside = photograph.fov.mask(*shape) if photograph.fov.known else np.ones(shape, bool)
     made = _degrade(
         np.pad(photograph.image, [*padding, (0, 0)]),
-        np.pad(inside, padding),
+        np.pad(photograph.inside, padding),
         np.float32(centre_of(photograph.fov, *shape)),
         severities,
         name == SEVERAL,
@@ -198,9 +201,7 @@ def degraded(photograph: Photograph, case: str) -> np.ndarray:
         return degrade_trained(photograph, case)
     rng = np.random.default_rng(_number(f"{photograph.name}:{case}"))
     made = np.clip(np.rint(OTHERS[case](photograph.image, rng)), 0, 255).astype(np.uint8)
-    shape = made.shape[:2]
-    inside = photograph.fov.mask(*shape) if photograph.fov.known else np.ones(shape, bool)
-    return np.where(inside[..., None], made, photograph.image)
+    return np.where(photograph.inside[..., None], made, photograph.image)
 
 
 def _number(text: str) -> int:

@@ -21,6 +21,7 @@ from vae.evaluation.enhancement.cases import (
     CASES,
     CLEAN,
     SEVERAL,
+    SIDE,
     Photograph,
     Shown,
     degraded,
@@ -40,6 +41,7 @@ from vae.evaluation.table import write_results
 from vae.evaluation.vessels import Segmentation, dice
 from vae.inference.compare import compare
 from vae.inference.enhance import EnhancementModel
+from vae.inference.pictures import reduced
 
 RESULTS, TABLE, FIGURE = "enhancement.json", "enhancement.csv", "enhancement.png"
 PHOTOGRAPH_COUNT = 12
@@ -182,18 +184,22 @@ def evaluate_enhancer(
     return rows
 
 
-def read_photographs(dataset: Dataset, split: str, count: int, side: int = 0) -> list[Photograph]:
-    """Reads up to `count` photographs of a split, spread over its rows; `side` reduces them.
+def read_photographs(
+    dataset: Dataset, split: str, count: int, side: int = SIDE
+) -> list[Photograph]:
+    """Reads up to `count` photographs of a split, spread over its rows, reduced to `side`.
 
     Raises:
       DataError: None can be read.
     """
     rows = [row for row in dataset.photographs() if row.split == split]
     rows = rows[:: -(-len(rows) // count)] if rows else []
+    images, numbers = dataset.thumbnails()
+    thumbnails = {name: images[number] for name, number in numbers.items()}
     found, problem = [], f"{dataset.path}: photographs.csv lists no photograph of split {split!r}"
     for row in rows:
         try:
-            found.append(read_photograph(row, side) if side else read_photograph(row))
+            found.append(read_photograph(row, side, thumbnails))
         except DataError as error:
             problem = f"{error}; an enhancer is measured on whole photographs"
             print(problem)
@@ -257,7 +263,9 @@ def examples_of(model: EnhancementModel, photographs: Sequence[Photograph]) -> l
             f"SSIM {s0:.4f} to {s1:.4f}, {p0:.1f} to {p1:.1f} dB, judged {made.judgement}\n"
             f"{one.name}"
         )
-        shown.append(Shown(caption, *(_reduced(x) for x in (seen, made.image, one.image))))
+        shown.append(
+            Shown(caption, *(reduced(x, PICTURE_SIDE) for x in (seen, made.image, one.image)))
+        )
     return shown
 
 
@@ -293,9 +301,3 @@ def _scores(photograph: Photograph, image: np.ndarray, known) -> dict[str, float
         kept |= {name: found[name] for name in METRICS if name in found}
     hue = hue_shift(photograph.image, image, photograph.measured)
     return kept | {"psnr": float(psnr), "ssim": float(ssim), "hue": hue}
-
-
-def _reduced(image: np.ndarray) -> np.ndarray:
-    factor = min(PICTURE_SIDE / max(image.shape[:2]), 1)
-    size = tuple(round(factor * side) for side in image.shape[1::-1])
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)

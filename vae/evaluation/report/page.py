@@ -1,7 +1,5 @@
 """Rendering of a template to one HTML file that makes no requests."""
 
-import base64
-import hashlib
 import os
 from importlib import resources
 from pathlib import Path
@@ -14,6 +12,7 @@ from vae.data.files import write_beside
 from vae.evaluation.aggregate import CONFIDENCE
 from vae.evaluation.report.pictures import MAX_SIDE, SMALL_SIDE, data_uri
 from vae.evaluation.table import strict
+from vae.inference.templates import environment, policy_hash
 
 PAGE = "index.html"
 
@@ -35,13 +34,12 @@ def write_page(
     files = resources.files(__package__)
     style, script = ((files / name).read_text("utf-8") for name in ("style.css", "viewer.js"))
     # The page's policy allows only this script and no requests, whatever the files are named.
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = _templates().get_template(template).render(
         content=content,
         plain=strict(content),
         style=style,
         script=script,
-        digest=digest,
+        digest=policy_hash(script),
         **parts,
     )  # fmt: skip
     # File names may contain lone surrogates, which UTF-8 cannot encode.
@@ -50,21 +48,15 @@ def write_page(
 
 
 def _templates() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(__package__, ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    made = environment(__package__)
+    made.filters |= {
         "number": number, "signed": signed, "count": count, "interval": interval,
         "data_uri": data_uri,
     }  # fmt: skip
-    environment.globals |= {
+    made.globals |= {
         "CONFIDENCE": f"{CONFIDENCE:.0%}", "MAX_SIDE": MAX_SIDE, "SMALL_SIDE": SMALL_SIDE,
     }  # fmt: skip
-    return environment
+    return made
 
 
 def number(value: float | None, form: str, unit: str = "") -> str:
